@@ -36,7 +36,7 @@ def naive_recurrent_bdlru(
 
     Returns:
         (torch.Tensor, torch.Tensor | None):
-            Outputs `[B, T, H, M]` in the dtype of `v` and the final state in the precision of the computation.
+            Outputs `[B, T, H, M]` in the dtype of `v` and the final state, `[B, H, M]` in float32 or wider.
 
     Source: arXiv 2602.12021, block-diagonal LRU.
 
@@ -47,10 +47,7 @@ def naive_recurrent_bdlru(
         >>> o, state = naive_recurrent_bdlru(v, g, output_final_state=True)
         >>> assert o.shape == (2, 5, 3, 4) and torch.equal(o[:, -1], state)
     """
-    M = v.shape[-1]
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    p = normalize_gates(g.to(dtype), gate_norm)
-    A, b = p[..., :M], p[..., M] * v.to(dtype)
+    A, b = bdlru_transitions(v, g, gate_norm)
 
     def scan(A, b, h):
         o = []
@@ -60,13 +57,107 @@ def naive_recurrent_bdlru(
         return torch.stack(o, 1) if o else b, h
 
     if cu_seqlens is None:
-        h0 = b.new_zeros(b.shape[0], *b.shape[2:]) if initial_state is None else initial_state.to(dtype)
-        o, ht = scan(A, b, h0)
+        o, ht = scan(A, b, initial_states(b, b.shape[0], initial_state))
     else:
-        bounds = cu_seqlens.tolist()
-        h0 = b.new_zeros(len(bounds) - 1, *b.shape[2:]) if initial_state is None else initial_state.to(dtype)
-        docs = [
-            scan(A[:, s:e], b[:, s:e], h0[i : i + 1]) for i, (s, e) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-        ]
-        o, ht = torch.cat([d[0] for d in docs], 1), torch.cat([d[1] for d in docs])
+        h0 = initial_states(b, len(cu_seqlens) - 1, initial_state)
+        spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
+        docs = [scan(A[:, bos:eos], b[:, bos:eos], h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
+        o, ht = torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
     return o.to(v.dtype), ht if output_final_state else None
+
+
+def naive_chunk_bdlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    gate_norm: str = "softmax",
+    cu_seqlens: torch.LongTensor | None = None,
+    chunk_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    r"""BD-LRU in chunks of `chunk_size` steps, the three passes of the kernels in plain PyTorch.
+
+    About `2 chunk_size + T / chunk_size` dependent steps instead of T. Arguments and results are those of
+    `naive_recurrent_bdlru`.
+
+    Source: arXiv 2602.12021, block-diagonal LRU; composition of affine maps as in any parallel scan.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops.bdlru import naive_chunk_bdlru, naive_recurrent_bdlru
+        >>> v, g = torch.randn(2, 13, 3, 4), torch.randn(2, 13, 3, 4, 5)
+        >>> o, _ = naive_chunk_bdlru(v, g, chunk_size=4)
+        >>> assert torch.allclose(o, naive_recurrent_bdlru(v, g)[0], atol=1e-6)
+    """
+    A, b = bdlru_transitions(v, g, gate_norm)
+    o, ht = chunk_scan(A, b, initial_state, cu_seqlens, chunk_size)
+    return o.to(v.dtype), ht if output_final_state else None
+
+
+def bdlru_transitions(v: torch.Tensor, g: torch.Tensor, gate_norm: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`A_t` [B, T, H, M, M] and `b_t` [B, T, H, M] of `h_t = A_t h_{t-1} + b_t`, in float32 or wider."""
+    M = v.shape[-1]
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    p = normalize_gates(g.to(dtype), gate_norm)
+    return p[..., :M], p[..., M] * v.to(dtype)
+
+
+def initial_states(b: torch.Tensor, num_seqs: int, initial_state: torch.Tensor | None) -> torch.Tensor:
+    """The initial state, or zeros of shape `[num_seqs, *b.shape[2:]]`."""
+    return b.new_zeros(num_seqs, *b.shape[2:]) if initial_state is None else initial_state.to(b.dtype)
+
+
+def chunk_scan(
+    A: torch.Tensor,
+    b: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.LongTensor | None,
+    chunk_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All states of `h_t = A_t h_{t-1} + b_t` and the last one of each sequence; A [B, T, ..., M, M], b [B, T, ..., M]."""
+    B, T = b.shape[:2]
+    h0 = initial_states(b, B if cu_seqlens is None else len(cu_seqlens) - 1, initial_state)
+    if T == 0:
+        return b, h0
+    if cu_seqlens is not None:
+        # 1. a document starts afresh: its first step forgets what came before and takes the document's own state
+        h_in = b.new_zeros(B, *b.shape[2:])
+        A, b = start_documents(A, b, h0, cu_seqlens)
+    else:
+        h_in = h0
+    # 2. chunks: pad time to [B, NC, C] with steps that change nothing (A = 1, b = 0)
+    C, NC = chunk_size, -(-T // chunk_size)
+    M = b.shape[-1]
+    eye = torch.eye(M, dtype=b.dtype, device=b.device).expand(B, NC * C - T, *A.shape[2:])
+    A = torch.cat([A, eye], 1).unflatten(1, (NC, C))
+    b = torch.cat([b, b.new_zeros(B, NC * C - T, *b.shape[2:])], 1).unflatten(1, (NC, C))
+    # 3. pass 1, all chunks at once: the chunk's transition P = A_last ... A_first and its end state from h = 0
+    P, end = A[:, :, 0], b[:, :, 0]
+    for t in range(1, C):
+        P = A[:, :, t] @ P
+        end = (A[:, :, t] @ end.unsqueeze(-1)).squeeze(-1) + b[:, :, t]
+    # 4. pass 2, serial over chunks: the state that enters each
+    h = [h_in]
+    for c in range(NC):
+        h.append((P[:, c] @ h[-1].unsqueeze(-1)).squeeze(-1) + end[:, c])
+    # 5. pass 3, all chunks at once: the recurrence again, from the right state
+    o, x = [], torch.stack(h[:-1], 1)
+    for t in range(C):
+        x = (A[:, :, t] @ x.unsqueeze(-1)).squeeze(-1) + b[:, :, t]
+        o.append(x)
+    o = torch.stack(o, 2).flatten(1, 2)[:, :T]
+    if cu_seqlens is None:
+        return o, h[-1]
+    # 6. last states of the documents; an empty one keeps its initial state
+    empty = (cu_seqlens.diff() == 0).view(-1, *[1] * (h0.ndim - 1))
+    return o, torch.where(empty, h0, o[0, (cu_seqlens[1:] - 1).clamp_min(0)])
+
+
+def start_documents(
+    A: torch.Tensor, b: torch.Tensor, h0: torch.Tensor, cu_seqlens: torch.LongTensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Folds the documents' initial states into their first steps: there b becomes `A h0 + b`, and A zero."""
+    filled = cu_seqlens.diff() > 0
+    bos, h0 = cu_seqlens[:-1][filled], h0[filled]
+    b = b.index_add(1, bos, (A[0, bos] @ h0.unsqueeze(-1)).squeeze(-1).unsqueeze(0))
+    return A.index_fill(1, bos, 0.0), b

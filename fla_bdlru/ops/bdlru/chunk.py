@@ -1,0 +1,62 @@
+"""Chunkwise BD-LRU: parallel over chunks of time."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_bdlru.ops.bdlru.custom_op import bdlru
+
+
+def chunk_bdlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    gate_norm: str = "softmax",
+    cu_seqlens: torch.LongTensor | None = None,
+    cp_context: object | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    r"""Block-diagonal linear recurrent unit, parallel over chunks of time.
+
+    With p = norm(g) along the last axis, `h_t[i] = sum_j p_t[i, j] h_{t-1}[j] + p_t[i, M] v_t[i]`, and `o_t = h_t`. Gates
+    are normalised inside, in float32, and never stored; the state is float32 whatever the inputs. On a CPU a native
+    multi-threaded path runs (extra `cpu`); `FLA_BDLRU_BACKEND` forces a path.
+
+    Args:
+        v (torch.Tensor):
+            Inputs of shape `[B, T, H, M]`: H blocks of M channels. float32, bfloat16 or float16 (float64: PyTorch path).
+        g (torch.Tensor):
+            Gate logits of shape `[B, T, H, M, M+1]`; `g[..., i, j]` weighs channel j for row i, `g[..., i, M]` the input.
+        initial_state (torch.Tensor, Optional):
+            State of shape `[B, H, M]` (`[num_seqs, H, M]` with `cu_seqlens`). Default: zeros.
+        output_final_state (bool):
+            Whether to return the last state. Default: `False`.
+        gate_norm (str):
+            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
+        cu_seqlens (torch.LongTensor, Optional):
+            Document boundaries of shape `[num_seqs+1]`, from 0 to T; needs B = 1. Default: `None`.
+        cp_context (object, Optional):
+            Reserved for context parallelism; must be `None`. Default: `None`.
+
+    Returns:
+        (torch.Tensor, torch.Tensor | None):
+            Outputs `[B, T, H, M]` in the dtype of `v`, and the final state `[B, H, M]` in float32, or `None`.
+
+    Raises:
+        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, B > 1 with `cu_seqlens`.
+
+    Note:
+        Memory is gate-major: `v.transpose(2, 3)` and `g.permute(0, 1, 3, 4, 2)` contiguous (H has stride 1) cost no copy,
+        any other layout one copy each. Outputs and states come as views of that layout.
+
+    Source: arXiv 2602.12021, block-diagonal LRU.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops import chunk_bdlru
+        >>> v = torch.randn(2, 16, 4, 8).transpose(2, 3)                    # H = 8 blocks of M = 4 channels
+        >>> g = torch.randn(2, 16, 4, 5, 8).permute(0, 1, 4, 2, 3)
+        >>> o, state = chunk_bdlru(v, g, output_final_state=True)
+        >>> assert o.shape == v.shape and torch.equal(o[:, -1], state)
+    """
+    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context)

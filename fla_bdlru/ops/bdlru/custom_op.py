@@ -1,0 +1,47 @@
+"""The custom op behind `chunk_bdlru` and `fused_recurrent_bdlru`: checks, gate-major layout, dispatch."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_bdlru.ops.bdlru.naive import naive_chunk_bdlru
+from fla_bdlru.ops.dispatch import resolve_backend
+from fla_bdlru.ops.gate_norm import check_gate_norm
+from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence
+
+
+def _native():
+    from fla_bdlru.ops.bdlru.cpu import cpu_bdlru_bwd, cpu_bdlru_fwd
+
+    return cpu_bdlru_fwd, cpu_bdlru_bwd
+
+
+_bdlru = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))
+
+
+def bdlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    output_final_state: bool,
+    gate_norm: str,
+    cu_seqlens: torch.LongTensor | None,
+    cp_context: object,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
+    check_gate_norm(gate_norm)
+    if v.ndim != 4:
+        raise ValueError(f"v must have shape [B, T, H, M]; got {list(v.shape)}.")
+    H, M = v.shape[2:]
+    check_arguments(v, g, (*v.shape, M + 1), (H, M), initial_state, cu_seqlens, cp_context)
+    if resolve_backend(v.device, v.dtype) == "torch":
+        check_cu_seqlens(cu_seqlens, v.shape[1])
+        return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
+    o, ht, _ = _bdlru(
+        v.transpose(2, 3).contiguous(),
+        g.permute(0, 1, 3, 4, 2).contiguous(),
+        as_state(initial_state),
+        None if cu_seqlens is None else cu_seqlens.long(),
+        gate_norm,
+    )
+    return o.transpose(2, 3), ht.transpose(1, 2) if output_final_state else None

@@ -1,0 +1,34 @@
+"""H-LRU in one pass, serial over time: short inputs and decoding."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_bdlru.ops.hlru.custom_op import hlru
+
+
+def fused_recurrent_hlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    gate_norm: str = "softmax",
+    cu_seqlens: torch.LongTensor | None = None,
+    cp_context: object | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    r"""Higher-order linear recurrent unit in one pass over time, for short inputs and decoding.
+
+    The same function as `chunk_hlru`, arguments, results and errors included; on a CPU it
+    is the same code.
+
+    Source: arXiv 2602.12021, higher-order LRU.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops import chunk_hlru, fused_recurrent_hlru
+        >>> v, g = torch.randn(2, 7, 8), torch.randn(2, 7, 8, 4)
+        >>> _, state = chunk_hlru(v[:, :6], g[:, :6], output_final_state=True)
+        >>> step, _ = fused_recurrent_hlru(v[:, 6:], g[:, 6:], initial_state=state)
+        >>> assert torch.allclose(step, chunk_hlru(v, g)[0][:, 6:], atol=1e-6)
+    """
+    return hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context)

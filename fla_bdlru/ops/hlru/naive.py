@@ -1,0 +1,106 @@
+"""H-LRU in plain PyTorch: the recurrence as it is written, and the chunkwise form that the kernels follow."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_bdlru.ops.bdlru.naive import chunk_scan
+from fla_bdlru.ops.gate_norm import normalize_gates
+
+
+def naive_recurrent_hlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    gate_norm: str = "softmax",
+    cu_seqlens: torch.LongTensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    r"""H-LRU as a loop over time; the reference of every test.
+
+    With p = norm(g) along the last axis, `h_t = sum_{i=1..M} p_t[i-1] h_{t-i} + p_t[M] v_t` per channel, and `o_t = h_t`.
+    Half types are computed in float32, float32 and float64 in their own precision. Gradients are autograd's.
+
+    Args:
+        v (torch.Tensor):
+            Inputs of shape `[B, T, N]`: N channels.
+        g (torch.Tensor):
+            Gate logits of shape `[B, T, N, M+1]` for order M; `g[..., i]` weighs `h_{t-1-i}`, `g[..., M]` the input.
+        initial_state (torch.Tensor, Optional):
+            The last M values, newest first, of shape `[B, N, M]` (`[num_seqs, N, M]` with `cu_seqlens`). Default: zeros.
+        output_final_state (bool):
+            Whether to return the last state. Default: `False`.
+        gate_norm (str):
+            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
+        cu_seqlens (torch.LongTensor, Optional):
+            Document boundaries of shape `[num_seqs+1]`; needs B = 1. Default: `None`.
+
+    Returns:
+        (torch.Tensor, torch.Tensor | None):
+            Outputs `[B, T, N]` in the dtype of `v` and the final state, `[B, N, M]` in float32 or wider, newest first.
+
+    Source: arXiv 2602.12021, higher-order LRU.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops.hlru import naive_recurrent_hlru
+        >>> v, g = torch.randn(2, 5, 3), torch.randn(2, 5, 3, 5)
+        >>> o, state = naive_recurrent_hlru(v, g, output_final_state=True)
+        >>> assert state.shape == (2, 3, 4) and torch.equal(o[:, -1], state[..., 0]) and torch.equal(o[:, -2], state[..., 1])
+    """
+    M = g.shape[-1] - 1
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    p, x = normalize_gates(g.to(dtype), gate_norm), v.to(dtype)
+
+    def scan(p, x, state):
+        o, window = [], list(state.unbind(-1))
+        for p_t, x_t in zip(p.unbind(1), x.unbind(1)):
+            h = p_t[..., M] * x_t
+            for i in range(M):
+                h = h + p_t[..., i] * window[i]
+            window = [h, *window[:-1]]
+            o.append(h)
+        return torch.stack(o, 1) if o else x, torch.stack(window, -1)
+
+    num_seqs = v.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    h0 = x.new_zeros(num_seqs, v.shape[-1], M) if initial_state is None else initial_state.to(dtype)
+    if cu_seqlens is None:
+        o, ht = scan(p, x, h0)
+    else:
+        spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
+        docs = [scan(p[:, bos:eos], x[:, bos:eos], h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
+        o, ht = torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
+    return o.to(v.dtype), ht if output_final_state else None
+
+
+def naive_chunk_hlru(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    gate_norm: str = "softmax",
+    cu_seqlens: torch.LongTensor | None = None,
+    chunk_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    r"""H-LRU in chunks of `chunk_size` steps: the chunkwise BD-LRU on companion matrices.
+
+    The window `[h_t, .., h_{t-M+1}]` is a block whose first row holds the gates and whose other rows shift. Arguments and
+    results are those of `naive_recurrent_hlru`.
+
+    Source: arXiv 2602.12021, higher-order LRU, companion form.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops.hlru import naive_chunk_hlru, naive_recurrent_hlru
+        >>> v, g = torch.randn(2, 13, 3), torch.randn(2, 13, 3, 5)
+        >>> o, _ = naive_chunk_hlru(v, g, chunk_size=4)
+        >>> assert torch.allclose(o, naive_recurrent_hlru(v, g)[0], atol=1e-6)
+    """
+    M = g.shape[-1] - 1
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    p = normalize_gates(g.to(dtype), gate_norm)
+    shift = torch.eye(M, dtype=dtype, device=v.device)[:-1].expand(*v.shape, M - 1, M)
+    A = torch.cat([p[..., None, :M], shift], -2)
+    b = torch.cat([(p[..., M] * v.to(dtype)).unsqueeze(-1), p.new_zeros(*v.shape, M - 1)], -1)
+    window, ht = chunk_scan(A, b, initial_state, cu_seqlens, chunk_size)
+    return window[..., 0].to(v.dtype), ht if output_final_state else None

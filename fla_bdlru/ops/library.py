@@ -1,0 +1,127 @@
+"""Makes a recurrence a `torch.library` custom op: fake kernels for `torch.compile`, and a registered backward.
+
+Inside, everything is gate-major (the block or channel axis last, stride 1); the public ops permute views.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Callable:
+    """Registers `fla_bdlru::{name}` and its backward.
+
+    Args:
+        name (str):
+            Name of the op.
+        native (Callable):
+            Returns the pair of native CPU functions, forward and backward; called when first needed.
+        state_shape (Callable):
+            `(v, g) -> tuple`, the shape of one sequence's state.
+
+    Returns:
+        Callable:
+            `op(v, g, h0, cu_seqlens, gate_norm) -> (o, ht, h)`. `h` is for the backward: the float32 states where the
+            inputs are of a half type, else empty (then `o` has them).
+    """
+
+    def empty_state(v, g, cu_seqlens):
+        num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        return v.new_empty((num_seqs, *state_shape(v, g)), dtype=torch.float32)
+
+    @torch.library.custom_op(f"fla_bdlru::{name}", mutates_args=(), device_types="cpu")
+    def op(
+        v: torch.Tensor,
+        g: torch.Tensor,
+        h0: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        gate_norm: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        check_cu_seqlens(cu_seqlens, v.shape[1])
+        return native()[0](v, g, h0, cu_seqlens, gate_norm)
+
+    @op.register_fake
+    def _(v, g, h0, cu_seqlens, gate_norm):
+        h = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+        return torch.empty_like(v), empty_state(v, g, cu_seqlens), h
+
+    @torch.library.custom_op(f"fla_bdlru::{name}_bwd", mutates_args=(), device_types="cpu")
+    def op_bwd(
+        v: torch.Tensor,
+        g: torch.Tensor,
+        h: torch.Tensor,
+        h0: torch.Tensor | None,
+        do: torch.Tensor | None,
+        dht: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        gate_norm: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return native()[1](v, g, h, h0, do, dht, cu_seqlens, gate_norm)
+
+    @op_bwd.register_fake
+    def _(v, g, h, h0, do, dht, cu_seqlens, gate_norm):
+        return torch.empty_like(v), torch.empty_like(g), empty_state(v, g, cu_seqlens)
+
+    def setup_context(ctx, inputs, output):
+        v, g, h0, cu_seqlens, ctx.gate_norm = inputs
+        o, _, h = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(v, g, o if v.dtype == torch.float32 else h, h0, cu_seqlens)
+
+    def backward(ctx, do, dht, _):
+        if do is None and dht is None:
+            return None, None, None, None, None
+        v, g, h, h0, cu_seqlens = ctx.saved_tensors
+        do, dht = (None if x is None else x.contiguous() for x in (do, dht))
+        dv, dg, dh0 = op_bwd(v, g, h, h0, do, dht, cu_seqlens, ctx.gate_norm)
+        return dv, dg, None if h0 is None else dh0, None, None
+
+    op.register_autograd(backward, setup_context=setup_context)
+    return op
+
+
+def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
+    """Raises `ValueError` unless CPU `cu_seqlens` run from 0 to T without falling; on a GPU a look would be a sync."""
+    if cu_seqlens is None or cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (cu_seqlens.diff() < 0).any():
+        raise ValueError(f"cu_seqlens must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
+
+
+def check_arguments(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    g_shape: tuple[int, ...],
+    state_shape: tuple[int, ...],
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    cp_context: object,
+) -> None:
+    """Raises `ValueError`, naming the argument and both shapes, for whatever the two public ops have in common."""
+    if tuple(g.shape) != g_shape:
+        raise ValueError(f"g must have shape {list(g_shape)} for v of shape {list(v.shape)}; got {list(g.shape)}.")
+    for name, x in (("v", v), ("g", g)):
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be of a floating-point dtype; got {x.dtype}.")
+    if g.device != v.device:
+        raise ValueError(f"g must be on the device of v, {str(v.device)!r}; got {str(g.device)!r}.")
+    num_seqs = v.shape[0]
+    if cu_seqlens is not None:
+        if cu_seqlens.device != v.device:
+            raise ValueError(f"cu_seqlens must be on the device of v, {str(v.device)!r}; got {str(cu_seqlens.device)!r}.")
+        if v.shape[0] != 1:
+            raise ValueError(f"cu_seqlens needs a batch of 1 (pack the sequences); got B={v.shape[0]}.")
+        if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or cu_seqlens.shape[0] < 2:
+            raise ValueError(
+                f"cu_seqlens must be integers of shape [num_seqs+1]; got {cu_seqlens.dtype} {list(cu_seqlens.shape)}."
+            )
+        num_seqs = cu_seqlens.shape[0] - 1
+    if initial_state is not None and tuple(initial_state.shape) != (num_seqs, *state_shape):
+        raise ValueError(f"initial_state must have shape {[num_seqs, *state_shape]}; got {list(initial_state.shape)}.")
+    if cp_context is not None:
+        raise ValueError(f"cp_context={cp_context!r}: context parallelism is not supported yet; pass None.")
+
+
+def as_state(initial_state: torch.Tensor | None) -> torch.Tensor | None:
+    """`[S, H, M]` as the op stores it: float32, `[S, M, H]`, contiguous."""
+    return None if initial_state is None else initial_state.float().transpose(1, 2).contiguous()
