@@ -1,0 +1,67 @@
+"""BD-LRU and H-LRU (arXiv 2602.12021) as mixers for flash-linear-attention and mamba_ssm.
+
+Importing this package is all the set-up: from then on every FLA config takes `mixer=` and `mixer_config=`, and FLA's modules
+run on a CPU. Where FLA's layers cannot be imported (no Triton), the ops and the plain layers still work.
+"""
+
+import importlib
+
+from fla_bdlru import layers, ops
+from fla_bdlru.layers import BDLRU, HLRU
+
+__version__ = "0.1.0"
+
+_NEED_FLA = ("backends", "mixers", "models")
+_NAMES = {
+    "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
+    "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
+    "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
+}  # fmt: skip
+
+__all__ = [
+    "BDLRU",
+    "HLRU",
+    "BDLRUConfig",
+    "BDLRUForCausalLM",
+    "BDLRUModel",
+    "HLRUConfig",
+    "HLRUForCausalLM",
+    "HLRUModel",
+    "available_mixers",
+    "backends",
+    "build_mixer",
+    "layers",
+    "mixers",
+    "models",
+    "ops",
+    "register_mixer",
+]
+
+
+def _set_up() -> str | None:
+    """Installs the hook and the CPU backend; returns the name of the missing module where FLA's layers need one."""
+    try:
+        importlib.import_module("fla.layers")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] in ("fla", "fla_bdlru"):
+            raise
+        return error.name
+    for name in _NEED_FLA:
+        globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
+    globals()["mixers"].install_hook()
+    globals()["backends"].register()
+    return None
+
+
+_missing = _set_up()
+
+
+def __getattr__(name: str):
+    if name in _NAMES and _missing is None:
+        return getattr(globals()[_NAMES[name]], name)
+    if name in _NAMES or name in _NEED_FLA:
+        raise ModuleNotFoundError(
+            f"fla_bdlru.{name} needs the layers of flash-linear-attention, which need {_missing!r}: `pip install {_missing}`.",
+            name=_missing,
+        )
+    raise AttributeError(f"module 'fla_bdlru' has no attribute {name!r}")

@@ -120,6 +120,7 @@ def chunk_scan(
     if T == 0:
         return b, h0
     if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.long()
         # 1. a document starts afresh: its first step forgets what came before and takes the document's own state
         h_in = b.new_zeros(B, *b.shape[2:])
         A, b = start_documents(A, b, h0, cu_seqlens)

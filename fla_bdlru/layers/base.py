@@ -1,0 +1,135 @@
+"""FLA's layer signature, cache and padding, once for every layer of this package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from fla.models.utils import Cache
+
+
+def fla_part(module: str, name: str):
+    """A part of flash-linear-attention, whose modules need Triton; a layer that uses none of them runs without it."""
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} comes from flash-linear-attention, which needs {error.name!r}: `pip install {error.name}`.",
+            name=error.name,
+        ) from error
+
+
+class Mixer(nn.Module):
+    """Base of the layers: takes padding away, brings states from and to the cache, and leaves the rest to `mix`."""
+
+    layer_idx: int | None
+
+    def mix(
+        self,
+        hidden_states: torch.Tensor,
+        last_state: dict | None,
+        use_cache: bool,
+        cu_seqlens: torch.LongTensor | None,
+        cp_context: object | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Mixes unpadded inputs; returns outputs, the recurrent state, and the convolution's state (or `None`)."""
+        raise NotImplementedError
+
+    def state_size(self) -> int:
+        """Number of values that one sequence carries from step to step (a short convolution's cache included)."""
+        raise NotImplementedError
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one step of the forward pass, a multiply-add counted as two."""
+        raise NotImplementedError
+
+    def num_parameters(self) -> int:
+        """Number of parameters of the layer."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, None, Cache | None]:
+        """Mixes a batch of sequences along time.
+
+        Args:
+            hidden_states (torch.Tensor):
+                Inputs of shape `[B, T, hidden_size]`.
+            attention_mask (torch.Tensor, Optional):
+                Padding mask of shape `[B, S]`, S >= T, 0 where padded: such a step leaves the state as it is. Default: `None`.
+            past_key_values (fla.models.utils.Cache, Optional):
+                The cache that holds the state of earlier steps; needs `layer_idx`. Default: `None`.
+            use_cache (bool, Optional):
+                Whether to put the new state into the cache. Default: `False`.
+            output_attentions (bool, Optional):
+                Accepted for FLA's signature; there are none. Default: `False`.
+            **kwargs:
+                `cu_seqlens` (torch.LongTensor): document boundaries of a packed batch, B = 1; wins over `attention_mask`.
+                `cp_context`: passed to the op. Anything else is ignored, as in FLA's layers.
+
+        Returns:
+            (torch.Tensor, None, fla.models.utils.Cache | None):
+                Outputs of shape `[B, T, hidden_size]`, no attentions, and the cache.
+
+        Raises:
+            ValueError: if `attention_mask` is not two-dimensional, or as the op does.
+        """
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                "attention_mask must have shape [batch_size, seq_len], 0 where padded (a mask of token pairs has no meaning "
+                f"for a recurrence); got {list(attention_mask.shape)}."
+            )
+        batch_size, q_len = hidden_states.shape[:2]
+        cu_seqlens, indices = kwargs.get("cu_seqlens"), None
+        if attention_mask is not None and cu_seqlens is None:
+            hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
+                hidden_states=hidden_states, cu_seqlens=None, attention_mask=attention_mask, q_len=q_len
+            )
+        last_state = None
+        if past_key_values is not None:
+            last_state = fla_part("fla.layers.utils", "get_layer_cache")(module=self, past_key_values=past_key_values)
+        o, recurrent_state, conv_state = self.mix(
+            hidden_states, last_state, bool(use_cache), cu_seqlens, kwargs.get("cp_context")
+        )
+        if past_key_values is not None and use_cache:
+            fla_part("fla.layers.utils", "update_layer_cache")(
+                module=self,
+                past_key_values=past_key_values,
+                recurrent_state=recurrent_state,
+                conv_state=conv_state,
+                offset=q_len,
+            )
+        if indices is not None:
+            o = fla_part("fla.layers.utils", "repad_hidden_states")(
+                hidden_states=o, indices=indices, batch_size=batch_size, q_len=q_len
+            )
+        return o, None, past_key_values
+
+
+def channels_from(field: str, count: int | None, unit: int, hidden_size: int, expand: float) -> int:
+    """The number of blocks or channels: given, or `expand * hidden_size` values in units of `unit`.
+
+    Raises:
+        ValueError: if the number is not positive or the widths do not divide.
+    """
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"{field} must be positive; got {count}.")
+        return count
+    width = expand * hidden_size
+    if width < unit or width != int(width) or int(width) % unit:
+        raise ValueError(
+            f"expand={expand} times hidden_size={hidden_size} gives a state of {width:g} values, which must be a positive "
+            f"multiple of {unit}; change expand or hidden_size, or set {field}."
+        )
+    return int(width) // unit

@@ -1,0 +1,68 @@
+"""Gate biases that start a layer with long memory, for every gate norm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fla_bdlru.ops.gate_norm import RELU_EPS, check_gate_norm
+
+GATE_BIASES = ("uniform", "memory")
+
+
+def time_constants(num: int, bounds: tuple[float, float]) -> torch.Tensor:
+    """`num` time constants in steps, spread log-uniformly over `bounds`."""
+    low, high = bounds
+    if not 1 <= low <= high:
+        raise ValueError(f"memory_range must be two time constants in steps, 1 <= low <= high; got {bounds!r}.")
+    return torch.logspace(math.log10(low), math.log10(high), num, dtype=torch.float64)
+
+
+def memory_gates_bdlru(block_size: int, tau: torch.Tensor) -> torch.Tensor:
+    """Gates `[M, M+1, H]` of blocks near the identity whose leading eigenvalue is `exp(-1/tau)`, tau `[H]`."""
+    M, decay = block_size, torch.exp(-1 / tau)
+    mixing = (1 - decay) / (2 * (M - 1)) if M > 1 else torch.zeros_like(decay)
+    gates = mixing.expand(M, M + 1, -1).clone()
+    gates.diagonal(dim1=0, dim2=1).copy_((decay - (M - 1) * mixing)[:, None].expand(-1, M))
+    gates[:, M] = 1 - decay  # rows of the transition sum to the decay, so it is the leading eigenvalue
+    return gates
+
+
+def memory_gates_hlru(order: int, tau: torch.Tensor) -> torch.Tensor:
+    """Gates `[M+1, N]` of channels near a first-order memory whose leading eigenvalue is `exp(-1/tau)`, tau `[N]`."""
+    M, decay = order, torch.exp(-1 / tau)
+    lag = torch.arange(1, M, dtype=tau.dtype)[:, None]
+    # sum_i p_i decay^-i = 1 makes the decay a root of the characteristic polynomial, the largest where all p_i > 0
+    share = (1 - decay) / (2 * max(M - 1, 1))
+    later = share * decay**lag
+    first = decay - share * (M - 1)
+    gates = torch.cat([first[None], later])
+    return torch.cat([gates, 1 - gates.sum(0, keepdim=True)])
+
+
+def gate_logits(gates: torch.Tensor, gate_norm: str) -> torch.Tensor:
+    """Logits that a gate norm turns into `gates`, which are positive and sum to one along the second to last axis."""
+    check_gate_norm(gate_norm)
+    top = gates.amax(-2, keepdim=True)
+    if gate_norm == "softmax":
+        return gates.log()
+    if gate_norm == "sigmoid":
+        return torch.logit(gates / top / 2)
+    if gate_norm == "tanh":
+        return torch.atanh(gates / top / 2)
+    if gate_norm == "silu":
+        return inverse_silu(gates / top)
+    if gate_norm == "relu":
+        # large enough that the published RELU_EPS in the denominator forgets far less than the gates do
+        return gates * (gates.shape[-2] * RELU_EPS * 1e4)
+    return gates  # linear, none
+
+
+def inverse_silu(y: torch.Tensor) -> torch.Tensor:
+    """x > 0 with silu(x) = y, by Newton's iteration (silu is convex and rising there)."""
+    x = y + 1
+    for _ in range(30):
+        s = torch.sigmoid(x)
+        x = x - (x * s - y) / (s * (1 + x * (1 - s)))
+    return x

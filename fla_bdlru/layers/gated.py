@@ -1,0 +1,158 @@
+"""What BD-LRU and H-LRU layers share: projections, gates, short convolution, output gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fla_bdlru.layers.base import Mixer, fla_part
+from fla_bdlru.layers.gate_bias import GATE_BIASES, gate_logits
+from fla_bdlru.ops.gate_norm import check_gate_norm
+
+MODES = ("chunk", "fused_recurrent")
+
+
+class GatedRecurrence(Mixer):
+    """Base of the layers: `o_proj(readout(recurrence(v_proj(x), a_proj(x))))`.
+
+    A subclass sets `gate_shape`, `width` (channels of v) and `readout_width` before `build`, and gives `recur`,
+    `initial_gates` and `state_size`.
+    """
+
+    gate_shape: tuple[int, ...]
+    width: int
+    readout_width: int
+
+    def build(
+        self,
+        hidden_size: int,
+        gate_norm: str,
+        selective: bool,
+        gate_bias: str,
+        memory_range: tuple[float, float],
+        use_short_conv: bool,
+        conv_size: int,
+        conv_bias: bool,
+        use_output_gate: bool,
+        output_gate_activation: str,
+        norm_eps: float,
+        mode: str,
+        layer_idx: int | None,
+    ) -> None:
+        """Checks the options that the layers share and makes the parameters."""
+        check_gate_norm(gate_norm)
+        if gate_bias not in GATE_BIASES:
+            raise ValueError(f"gate_bias={gate_bias!r} is not known; expected one of {', '.join(map(repr, GATE_BIASES))}.")
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} is not known; expected one of {', '.join(map(repr, MODES))}.")
+        if output_gate_activation not in ("swish", "silu", "sigmoid"):
+            raise ValueError(
+                f"output_gate_activation={output_gate_activation!r} is not known; expected 'swish', 'silu' or 'sigmoid'."
+            )
+        self.hidden_size = hidden_size
+        self.gate_norm = gate_norm
+        self.selective = selective
+        self.gate_bias = gate_bias
+        self.memory_range = tuple(memory_range)
+        self.use_short_conv = use_short_conv
+        self.use_output_gate = use_output_gate
+        self.conv_size = conv_size
+        self.mode = mode
+        self.layer_idx = layer_idx
+
+        num_gates = torch.Size(self.gate_shape).numel()
+        self.v_proj = nn.Linear(hidden_size, self.width, bias=False)
+        if selective:
+            self.a_proj = nn.Linear(hidden_size, num_gates, bias=True)
+        else:
+            self.gate_logits = nn.Parameter(torch.empty(self.gate_shape))
+        if use_short_conv:
+            self.v_conv1d = fla_part("fla.modules", "ShortConvolution")(
+                hidden_size=self.width, kernel_size=conv_size, bias=conv_bias, activation="silu"
+            )
+        if use_output_gate:
+            self.g_proj = nn.Linear(hidden_size, self.readout_width, bias=False)
+            self.o_norm = fla_part("fla.modules", "FusedRMSNormGated")(
+                hidden_size=self.readout_width, eps=norm_eps, activation=output_gate_activation
+            )
+        self.o_proj = nn.Linear(self.readout_width, hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """(Re)initialises the gates: FLA and transformers call this after they have drawn the projections.
+
+        Values that transformers has loaded from a checkpoint stay, and no model's `_init_weights` zeroes a memory bias.
+        """
+        gates = self.a_proj.bias if self.selective else self.gate_logits
+        gates._no_weight_decay = True
+        loaded = getattr(gates, "_is_hf_initialized", False) and not getattr(gates, "_is_memory_bias", False)
+        if gates.is_meta or loaded:
+            return
+        if self.gate_bias == "memory":
+            logits = gate_logits(self.initial_gates(), self.gate_norm)
+            with torch.no_grad():
+                gates.copy_(logits.reshape(gates.shape))
+            # to transformers, and to mamba_ssm, "leave this tensor alone"
+            gates._is_hf_initialized = gates._no_reinit = gates._is_memory_bias = True
+        elif self.selective:
+            nn.init.zeros_(gates)
+        else:
+            nn.init.normal_(gates)  # nothing else tells the rows apart
+
+    def initial_gates(self) -> torch.Tensor:
+        """Gates of shape `gate_shape` with time constants spread over `memory_range`."""
+        raise NotImplementedError
+
+    def recur(self, v: torch.Tensor, g: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """From v `[B, T, width]` and logits `[B, T, *gate_shape]` to the readout `[B, T, readout_width]` and the last state.
+
+        `options` are the arguments of the op.
+        """
+        raise NotImplementedError
+
+    def conv_state_size(self) -> int:
+        """Number of values in the short convolution's cache."""
+        return self.width * self.conv_size if self.use_short_conv else 0
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one step of the forward pass, a multiply-add counted as two.
+
+        Projections and the recurrence are counted in full, the gates' norm as three operations per logit.
+        """
+        num_gates = torch.Size(self.gate_shape).numel()
+        linear = sum(m.weight.numel() for m in self.children() if isinstance(m, nn.Linear))
+        conv = self.conv_state_size()
+        return 2 * (linear + conv + num_gates) + 3 * num_gates
+
+    def mix(
+        self,
+        hidden_states: torch.Tensor,
+        last_state: dict | None,
+        use_cache: bool,
+        cu_seqlens: torch.LongTensor | None,
+        cp_context: object | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        v, conv_state = self.v_proj(hidden_states), None
+        if self.use_short_conv:
+            # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
+            conv_state = None if last_state is None else last_state["conv_state"].clone()
+            v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
+        if self.selective:
+            g = self.a_proj(hidden_states).unflatten(-1, self.gate_shape)
+        else:
+            g = self.gate_logits.to(v.dtype).expand(*v.shape[:2], *self.gate_shape)
+        readout, state = self.recur(
+            v,
+            g,
+            initial_state=None if last_state is None else last_state["recurrent_state"],
+            output_final_state=use_cache,
+            gate_norm=self.gate_norm,
+            cu_seqlens=cu_seqlens,
+            cp_context=cp_context,
+        )
+        if self.use_output_gate:
+            readout = self.o_norm(readout, self.g_proj(hidden_states))
+        return self.o_proj(readout), state, conv_state
+
+    def extra_repr(self) -> str:
+        return f"gate_norm={self.gate_norm}, selective={self.selective}, gate_bias={self.gate_bias}"

@@ -1,0 +1,126 @@
+"""The H-LRU layer."""
+
+from __future__ import annotations
+
+import torch
+
+from fla_bdlru.layers.base import channels_from
+from fla_bdlru.layers.gate_bias import memory_gates_hlru, time_constants
+from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.ops.hlru import chunk_hlru, fused_recurrent_hlru, hlru_window
+
+READOUTS = ("window", "state")
+
+
+class HLRU(GatedRecurrence):
+    r"""Higher-order linear recurrent unit: every channel mixes its last M values, every step.
+
+    `o_proj(readout(hlru(v_proj(x), a_proj(x))))`, with N channels of order M. The defaults are the paper's plain layer: no
+    convolution, no output gate, softmax gates, the whole window read out.
+
+    Features of the projections are gate-major: row `i*N + n` of `a_proj` belongs to the gate that weighs `h_{t-1-i}` in
+    channel n (i = M: the input), column `i*N + n` of `o_proj.weight` to `h_{t-i}` of channel n.
+
+    Args:
+        hidden_size (int):
+            Width of the inputs and outputs.
+        order (int, Optional):
+            How many past values a channel mixes, M. 1 is the diagonal LRU. Default: 4.
+        num_channels (int, Optional):
+            Number of channels, N. Default: `expand * hidden_size`.
+        expand (float, Optional):
+            Number of channels over `hidden_size`, unless `num_channels` is given. Default: 1.0.
+        readout (str, Optional):
+            What `o_proj` reads: `"window"`, all of `[h_t, .., h_{t-M+1}]`, or `"state"`, h_t only. Default: `"window"`.
+        gate_norm (str, Optional):
+            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
+        selective (bool, Optional):
+            Whether gates depend on the input (`a_proj`); if not they are learned constants (`gate_logits`). Default: `True`.
+        gate_bias (str, Optional):
+            How the bias of the gates starts: `"uniform"` (zero, as in the paper) or `"memory"` (near the identity, time
+            constants spread log-uniformly over `memory_range`). Default: `"uniform"`.
+        memory_range (tuple[float, float], Optional):
+            Shortest and longest time constant of `gate_bias="memory"`, in steps. Default: `(2.0, 1024.0)`.
+        use_short_conv (bool, Optional):
+            Whether a short causal convolution with SiLU follows `v_proj`. Default: `False`.
+        conv_size (int, Optional):
+            Kernel size of the short convolution. Default: 4.
+        conv_bias (bool, Optional):
+            Whether the short convolution has a bias. Default: `False`.
+        use_output_gate (bool, Optional):
+            Whether a normalised output gate (`g_proj`, `o_norm`) precedes `o_proj`. Default: `False`.
+        output_gate_activation (str, Optional):
+            Activation of the output gate: `"swish"`, `"silu"` or `"sigmoid"`. Default: `"swish"`.
+        norm_eps (float, Optional):
+            Epsilon of the output gate's norm. Default: 1e-5.
+        mode (str, Optional):
+            Op to use: `"chunk"` or `"fused_recurrent"`; a single step without gradients always takes the latter.
+            Default: `"chunk"`.
+        layer_idx (int, Optional):
+            Index of the layer in its model, which a cache needs. Default: `None`.
+
+    Raises:
+        ValueError: if an option is not known, or the widths do not divide.
+
+    Source: arXiv 2602.12021, higher-order LRU.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.layers import HLRU
+        >>> layer = HLRU(hidden_size=64, order=3)
+        >>> o, _, _ = layer(torch.randn(2, 10, 64))
+        >>> assert o.shape == (2, 10, 64) and layer.num_channels == 64 and layer.state_size() == 192
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        order: int = 4,
+        num_channels: int | None = None,
+        expand: float = 1.0,
+        readout: str = "window",
+        gate_norm: str = "softmax",
+        selective: bool = True,
+        gate_bias: str = "uniform",
+        memory_range: tuple[float, float] = (2.0, 1024.0),
+        use_short_conv: bool = False,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        use_output_gate: bool = False,
+        output_gate_activation: str = "swish",
+        norm_eps: float = 1e-5,
+        mode: str = "chunk",
+        layer_idx: int | None = None,
+    ) -> None:
+        super().__init__()
+        if order < 1:
+            raise ValueError(f"order must be positive; got {order}.")
+        if readout not in READOUTS:
+            raise ValueError(f"readout={readout!r} is not known; expected one of {', '.join(map(repr, READOUTS))}.")
+        self.order = order
+        self.readout = readout
+        self.num_channels = self.width = channels_from("num_channels", num_channels, 1, hidden_size, expand)
+        self.gate_shape = (order + 1, self.num_channels)
+        self.readout_width = self.num_channels * (order if readout == "window" else 1)
+        self.build(
+            hidden_size, gate_norm, selective, gate_bias, memory_range, use_short_conv, conv_size, conv_bias,
+            use_output_gate, output_gate_activation, norm_eps, mode, layer_idx,
+        )  # fmt: skip
+
+    def initial_gates(self) -> torch.Tensor:
+        return memory_gates_hlru(self.order, time_constants(self.num_channels, self.memory_range))
+
+    def recur(self, v: torch.Tensor, g: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
+        step = v.shape[1] == 1 and not torch.is_grad_enabled()
+        op = fused_recurrent_hlru if step or self.mode == "fused_recurrent" else chunk_hlru
+        # view: [B, T, M+1, N] -> [B, T, N, M+1]
+        o, state = op(v, g.transpose(2, 3), **options)
+        if self.readout == "window":
+            o = hlru_window(o, self.order, options["initial_state"], options["cu_seqlens"]).flatten(2)
+        return o, state
+
+    def state_size(self) -> int:
+        return self.num_channels * self.order + self.conv_state_size()
+
+    def extra_repr(self) -> str:
+        return f"order={self.order}, num_channels={self.num_channels}, readout={self.readout}, {super().extra_repr()}"

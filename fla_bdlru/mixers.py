@@ -1,0 +1,294 @@
+"""The registry behind `mixer="..."`, and the hook that swaps the mixers of any FLA model."""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import fla.layers
+import torch
+from fla.layers.simple_gla import SimpleGatedLinearAttention
+from fla.models.configuration_utils import get_attention_spec
+from fla.models.modeling_utils import FLAPreTrainedModel
+from torch import nn
+
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+NATIVE = "native"
+
+_MIXERS: dict[str, type[nn.Module]] = {
+    "bdlru": BDLRU,
+    "hlru": HLRU,
+    "lstm": LSTM,
+    # FLA's own layers, under the names of its models where there is one
+    "abc": fla.layers.ABCAttention,
+    "attn": fla.layers.Attention,
+    "comba": fla.layers.Comba,
+    "delta_net": fla.layers.DeltaNet,
+    "forgetting_attn": fla.layers.ForgettingAttention,
+    "gated_deltanet": fla.layers.GatedDeltaNet,
+    "gated_deltaproduct": fla.layers.GatedDeltaProduct,
+    "gdn2": fla.layers.GatedDeltaNet2,
+    "gla": fla.layers.GatedLinearAttention,
+    "gsa": fla.layers.GatedSlotAttention,
+    "hgrn": fla.layers.HGRNAttention,
+    "hgrn2": fla.layers.HGRN2Attention,
+    "kda": fla.layers.KimiDeltaAttention,
+    "lightnet": fla.layers.LightNetAttention,
+    "linear_attn": fla.layers.LinearAttention,
+    "log_linear_mamba2": fla.layers.LogLinearMamba2,
+    "mamba": fla.layers.Mamba,
+    "mamba2": fla.layers.Mamba2,
+    "mamba3": fla.layers.Mamba3,
+    "mesa_net": fla.layers.MesaNet,
+    "momentum_deltanet": fla.layers.MomentumDeltaNet,
+    "path_attn": fla.layers.PaTHAttention,
+    "retnet": fla.layers.MultiScaleRetention,
+    "rwkv6": fla.layers.RWKV6Attention,
+    "simple_gla": SimpleGatedLinearAttention,
+}
+
+# Models whose blocks ask more of a mixer than FLA's layer signature, and so keep their own.
+_REFUSED = {
+    "CATModel": "its attention works on chunk summaries through a FlexAttention mask, not on a sequence",
+    "MomModel": "its loss reads router logits, which only its own mixer has",
+}
+
+
+def register_mixer(name: str, cls: type[nn.Module]) -> None:
+    r"""Adds a layer class to what `mixer="..."` accepts.
+
+    Args:
+        name (str):
+            The name; must be new.
+        cls (type[nn.Module]):
+            A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
+            `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
+            `(o, None, past_key_values)`.
+
+    Raises:
+        ValueError: if the name is taken, or the constructor lacks one of the two arguments.
+
+    Example:
+        >>> from fla_bdlru.layers import BDLRU
+        >>> from fla_bdlru.mixers import available_mixers, register_mixer
+        >>> class MyMixer(BDLRU):
+        ...     pass
+        >>> register_mixer("my_mixer", MyMixer)
+        >>> assert "my_mixer" in available_mixers()
+    """
+    if name == NATIVE or name in _MIXERS:
+        raise ValueError(
+            f"mixer name {name!r} is taken; registered are {', '.join(map(repr, [NATIVE, *available_mixers()]))}."
+        )
+    missing = {"hidden_size", "layer_idx"} - set(mixer_arguments(cls))
+    if missing:
+        raise ValueError(
+            f"{cls.__name__}.__init__ must take hidden_size and layer_idx; it lacks {', '.join(sorted(missing))}."
+        )
+    _MIXERS[name] = cls
+
+
+def available_mixers() -> list[str]:
+    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside.
+
+    Example:
+        >>> from fla_bdlru.mixers import available_mixers
+        >>> assert {"bdlru", "hlru", "lstm", "gated_deltanet", "mamba2"} <= set(available_mixers())
+    """
+    return sorted(_MIXERS)
+
+
+def mixer_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Named constructor arguments of a layer class (FLA's layers swallow unknown ones in `**kwargs`)."""
+    parameters = inspect.signature(cls.__init__).parameters.items()
+    return {name: p for name, p in parameters if name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mixer_config: Any) -> nn.Module:
+    r"""Builds a registered layer.
+
+    Args:
+        name (str):
+            One of `available_mixers()`.
+        hidden_size (int):
+            Width of inputs and outputs.
+        layer_idx (int, Optional):
+            Index of the layer in its model, which a cache needs. Default: `None`.
+        **mixer_config:
+            Arguments of the layer's constructor.
+
+    Returns:
+        torch.nn.Module:
+            The layer.
+
+    Raises:
+        ValueError: if the name or an argument is not known, or the layer refuses a value.
+
+    Example:
+        >>> from fla_bdlru.mixers import build_mixer
+        >>> layer = build_mixer("bdlru", hidden_size=32, block_size=2)
+        >>> assert layer.num_blocks == 16
+    """
+    if name not in _MIXERS:
+        near = get_close_matches(str(name), _MIXERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
+    accepted = [argument for argument in mixer_arguments(_MIXERS[name]) if argument not in ("hidden_size", "layer_idx")]
+    for argument, value in mixer_config.items():
+        if argument not in accepted:
+            raise ValueError(
+                f"mixer_config: {argument}={value!r} is not an argument of {name!r}; it takes {', '.join(accepted)}."
+            )
+    try:
+        return _MIXERS[name](hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
+    except AssertionError as error:
+        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
+
+
+def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str, dict[str, Any]]]:
+    """A (name, arguments) pair per layer, from a config's `mixer` and `mixer_config`.
+
+    `mixer` is a name or a list of `num_layers` names. `mixer_config` is a dictionary of arguments; where a list names more
+    than one mixer, a dictionary of such dictionaries by name, or a list of them by layer.
+
+    Raises:
+        ValueError: if either field is of the wrong type or length, or does not say whose arguments it holds.
+    """
+    mixer, arguments = config.mixer, getattr(config, "mixer_config", None) or {}
+    if isinstance(mixer, str):
+        names = [mixer] * num_layers
+    elif isinstance(mixer, (list, tuple)):
+        names = list(mixer)
+    else:
+        raise ValueError(f"mixer must be a name or a list of names, one a layer; got {mixer!r}.")
+    if len(names) != num_layers:
+        raise ValueError(f"mixer must have one entry for each of the {num_layers} layers; got {len(names)}: {names!r}.")
+    for name in names:
+        if name != NATIVE and name not in _MIXERS:
+            build_mixer(name, config.hidden_size)
+    if isinstance(arguments, (list, tuple)):
+        if len(arguments) != num_layers:
+            raise ValueError(f"mixer_config must have one entry for each of the {num_layers} layers; got {len(arguments)}.")
+        per_layer = [entry or {} for entry in arguments]
+    elif not isinstance(arguments, dict):
+        raise ValueError(f"mixer_config must be a dictionary, or a list of them, one a layer; got {arguments!r}.")
+    else:
+        used = {name for name in names if name != NATIVE}
+        by_name = bool(arguments) and set(arguments) <= used and all(isinstance(v, dict) for v in arguments.values())
+        if arguments and not by_name and len(used) > 1:
+            raise ValueError(
+                f"mixer_config={arguments!r} does not say which of {', '.join(map(repr, sorted(used)))} it is for; "
+                "give a dictionary of dictionaries by name, or a list with one entry a layer."
+            )
+        per_layer = [arguments.get(name, {}) if by_name else arguments for name in names]
+    return list(zip(names, per_layer))
+
+
+def swap_mixers(model: FLAPreTrainedModel) -> None:
+    """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; the hook calls it.
+
+    Layers that `config.attn` gives to attention stay attention, and so do the cross-decoder layers of YOCO.
+
+    Raises:
+        ValueError: for wrong fields, or a model whose blocks cannot take another mixer.
+    """
+    config = model.config
+    if getattr(config, "mixer", None) is None:
+        return
+    blocks = next((b for b in (getattr(model, n, None) for n in ("layers", "self_layers")) if b is not None), None)
+    if blocks is None:
+        if any(isinstance(child, FLAPreTrainedModel) for child in model.children()):
+            return  # a head on top of a model that has been through here
+        raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} has no blocks that this package knows how to swap.")
+    reason = _REFUSED.get(type(model).__name__)
+    if reason is None and getattr(config, "block_type", None) == "rodimus_plus":
+        reason = "its shared-key attention reads the keys of its own mixer (block_type='rodimus' works)"
+    if reason is not None:
+        raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} keeps its own mixer, as {reason}.")
+    for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
+        if name == NATIVE or get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
+            continue
+        slot = next((slot for slot in ("mixer", "attn") if isinstance(getattr(block, slot, None), nn.Module)), None)
+        if slot is None:
+            raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
+        layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
+        if type(block).__name__ == "RWKV7Block":
+            layer.register_forward_hook(_pass_v_first, with_kwargs=True)
+        setattr(block, slot, layer)
+
+
+def _pass_v_first(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> tuple:
+    """RWKV-7's blocks hand the first layer's values on through the mixer."""
+    return *output, kwargs["v_first"]
+
+
+def install_hook() -> None:
+    """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
+    if getattr(FLAPreTrainedModel.post_init, "_swaps_mixers", False):
+        return
+    original = FLAPreTrainedModel.post_init
+
+    @wraps(original)
+    def post_init(self):
+        swap_mixers(self)
+        original(self)
+
+    post_init._swaps_mixers = True
+    FLAPreTrainedModel.post_init = post_init
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    r"""Number of values that a layer carries from one step to the next, per sequence.
+
+    A layer's own `state_size()` if it has one; else what it puts into the cache after one step (so for softmax attention,
+    whose state grows, that of one token).
+
+    Args:
+        layer (nn.Module):
+            A layer with FLA's signature, on the device it can run on.
+        dtype (torch.dtype, Optional):
+            Dtype of the step's input. Default: `torch.float32`.
+
+    Example:
+        >>> from fla_bdlru.mixers import build_mixer, measure_state_size
+        >>> assert measure_state_size(build_mixer("bdlru", hidden_size=32, block_size=4, expand=2)) == 64
+    """
+    if callable(getattr(layer, "state_size", None)):
+        return layer.state_size()
+    from fla.models.utils import Cache
+
+    parameter = next(layer.parameters())
+    training, layer_idx = layer.training, layer.layer_idx
+    layer.eval()
+    layer.layer_idx = 0
+    try:
+        cache = Cache()
+        with torch.no_grad():
+            layer(
+                torch.zeros(1, 1, layer.hidden_size, device=parameter.device, dtype=dtype),
+                past_key_values=cache,
+                use_cache=True,
+            )
+    finally:
+        layer.train(training)
+        layer.layer_idx = layer_idx
+    return _numel(cache[0])
+
+
+def _numel(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, dict):
+        return sum(map(_numel, value.values()))
+    return sum(map(_numel, value)) if isinstance(value, (tuple, list)) else 0

@@ -1,0 +1,56 @@
+"""The last M outputs at every step, as the layer of the paper reads them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def hlru_window(
+    o: torch.Tensor,
+    order: int,
+    initial_state: torch.Tensor | None = None,
+    cu_seqlens: torch.LongTensor | None = None,
+) -> torch.Tensor:
+    r"""Collects the window `[h_t, .., h_{t-M+1}]` at every step from the outputs of an H-LRU op.
+
+    Args:
+        o (torch.Tensor):
+            Outputs of the op, `[B, T, N]`.
+        order (int):
+            The order M: how many outputs each window holds.
+        initial_state (torch.Tensor, Optional):
+            The state that the op started from, newest first, `[B, N, M]` (`[num_seqs, N, M]` with `cu_seqlens`): what lies
+            before the first step. Default: zeros.
+        cu_seqlens (torch.LongTensor, Optional):
+            Document boundaries of shape `[num_seqs+1]`; no window reaches over one. Default: `None`.
+
+    Returns:
+        torch.Tensor:
+            Windows of shape `[B, T, M, N]`, newest first.
+
+    Source: arXiv 2602.12021, higher-order LRU.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.ops import hlru_window
+        >>> o = torch.arange(4.0).view(1, 4, 1)
+        >>> assert hlru_window(o, order=2).squeeze().tolist() == [[0, 0], [1, 0], [2, 1], [3, 2]]
+    """
+    B, T, N = o.shape
+    if cu_seqlens is None:
+        # [B, M-1, N] oldest first, then the outputs
+        past = o.new_zeros(B, order - 1, N)
+        if initial_state is not None:
+            past = initial_state[..., : order - 1].transpose(1, 2).flip(1).to(o.dtype)
+        x = torch.cat([past, o], 1)
+        return torch.stack([x[:, order - 1 - i : order - 1 - i + T] for i in range(order)], 2)
+    num_seqs = cu_seqlens.shape[0] - 1
+    t, lag = torch.arange(T, device=o.device), torch.arange(order, device=o.device)
+    seq = torch.searchsorted(cu_seqlens[1:].contiguous(), t, right=True)
+    since = (t - cu_seqlens[seq])[:, None] - lag  # [T, M], negative where the lag reaches before the document
+    if initial_state is None:
+        before, past = torch.full_like(since, T), o.new_zeros(1, N)
+    else:
+        before, past = T + seq[:, None] * order - since - 1, initial_state.transpose(1, 2).reshape(num_seqs * order, N)
+    rows = torch.where(since >= 0, t[:, None] - lag, before)
+    return torch.cat([o[0], past.to(o.dtype)])[rows].unsqueeze(0)
