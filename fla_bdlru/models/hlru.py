@@ -21,8 +21,8 @@ class HLRUConfig(RecurrentConfig):
         attn (dict or list[dict], Optional):
             Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
         **kwargs:
-            As in FLA's configs: `hidden_ratio` (4), `intermediate_size`, `hidden_act`, `norm_eps` (1e-6), `vocab_size` (32000),
-            `tie_word_embeddings`, `initializer_range` (0.02), `use_cache`, the `fuse_*` flags, `use_l2warp`, token ids.
+            As in FLA's configs: `hidden_ratio` (4), `intermediate_size`, `hidden_act`, `norm_eps` (1e-6), `vocab_size`
+            (32000), `tie_word_embeddings`, `initializer_range` (0.02), `use_cache`, the `fuse_*` flags, token ids.
 
     Source: arXiv 2602.12021.
 
@@ -34,6 +34,10 @@ class HLRUConfig(RecurrentConfig):
 
     model_type = "hlru"
     layer_class = HLRU
+
+    def __init__(self, **kwargs) -> None:
+        # transformers would write a dataclass constructor of its own for a class without one
+        super().__init__(**kwargs)
 
 
 class HLRUModel(RecurrentModel):

@@ -88,7 +88,8 @@ class RecurrentBlock(GradientCheckpointingLayer):
         self.attn_norm = norm(config.hidden_size, eps=config.norm_eps)
         self.attn = get_attention(config=config, layer_idx=layer_idx)
         if self.attn is None:
-            arguments = {field: getattr(config, field) for field in mixer_arguments(config.layer_class) if field != "layer_idx"}
+            fields = [field for field in mixer_arguments(config.layer_class) if field != "layer_idx"]
+            arguments = {field: getattr(config, field) for field in fields}
             self.attn = build_mixer(config.model_type, layer_idx=layer_idx, **arguments)
         self.mlp_norm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(
