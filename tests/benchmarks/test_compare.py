@@ -1,0 +1,194 @@
+"""The command line: wrong input, a whole small comparison, interruption and resumption."""
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.compare import app
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = {"seconds", "finished"}
+SMALL = ["--mixers", "bdlru-m4,lstm,gated_deltanet", "--seeds", "2", "--width", "16", "--steps", "24"]
+
+
+def command(out, *extra):
+    return [sys.executable, "-m", "benchmarks.compare", *SMALL, "--workers", "2", "--out", str(out), *extra]
+
+
+def start(out, *extra):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.Popen(
+        command(out, *extra),
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows(out):
+    with open(Path(out) / "compare.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    return sorted(({k: v for k, v in row.items() if k not in TIMES} for row in found), key=lambda row: row["key"])
+
+
+def wait_for_rows(out, number, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if len(rows(out)) >= number:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"no {number} rows; the run said: {process.communicate(timeout=60)}")
+
+
+def wait_for_empty_group(group):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    raise AssertionError("processes were left behind")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    process = start(out)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    return out, stdout, stderr
+
+
+def test_a_comparison_gives_rows_curves_a_table_and_a_picture(unbroken):
+    out, stdout, stderr = unbroken
+    found = rows(out)
+    assert len(found) == 6
+    assert {row["variant"] for row in found} == {"bdlru-m4", "lstm", "gated_deltanet"}
+    for row in found:
+        for name in ("token_accuracy", "sequence_accuracy"):
+            assert [bool(row[f"{name}_{k}x"]) for k in (1, 2, 4, 8)] == [True, True, True, False]
+            assert 0 <= float(row[f"{name}_1x"]) <= 1
+        assert float(row["token_accuracy_1x"]) >= float(row["sequence_accuracy_1x"])
+        assert row["eval_lengths"] == "32 64 128"
+        assert row["threads"] == "1"
+        assert "torch" in row["versions"]
+        assert row["device"]
+        curve = (out / "curves" / f"{row['key']}.csv").read_text().splitlines()
+        assert len(curve) == 25
+    assert next(row for row in found if row["variant"] == "bdlru-m4")["state_size"] == "16"
+    picture = (out / "compare-s3.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+    for text in ("6 runs", "[6/6]", "bdlru-m4", "token", "sequence", "compare.csv", "compare-s3.png"):
+        assert text in stdout, text
+    assert "Traceback" not in stderr
+    assert not list(out.glob(".*.new"))
+
+
+def test_a_second_call_does_nothing_again(unbroken):
+    out, _, _ = unbroken
+    before = (out / "compare.csv").read_bytes()
+    process = start(out)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "6 of them in" in stdout
+    assert "[1/" not in stdout
+    assert (out / "compare.csv").read_bytes() == before
+
+
+def test_kill_and_resume_gives_the_rows_of_an_unbroken_run(unbroken, tmp_path):
+    process = start(tmp_path)
+    wait_for_rows(tmp_path, 1, process)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers have to notice
+    process.communicate(timeout=60)
+    wait_for_empty_group(process.pid)
+    survived = rows(tmp_path)
+    assert 1 <= len(survived) < 6
+    path = tmp_path / "compare.csv"
+    path.write_bytes(path.read_bytes() + b"deadbeef,s3,bdl")  # and a line cut short
+
+    process = start(tmp_path)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert f"{len(survived)} of them in" in stdout
+    assert "is incomplete" in stdout
+    assert rows(tmp_path) == rows(unbroken[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_quiet_and_says_how_to_go_on(number, tmp_path):
+    process = start(tmp_path, "--steps", "4000")
+    deadline = time.monotonic() + 120
+    out = process.stdout
+    while time.monotonic() < deadline and "worker(s)" not in (line := out.readline()):
+        assert line, process.stderr.read()
+    time.sleep(4)  # workers are starting or training
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # what a terminal does
+    else:
+        process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. 0 of 6 runs are kept" in stdout
+    assert "The same command goes on from there." in stdout
+    assert "Traceback" not in stdout + stderr
+    assert stderr == ""
+    wait_for_empty_group(process.pid)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--task", "s9"], ["--task", "'s9'", "s2, s3, s4, s5, parity, recall"]),
+        (["--mixers", "bdlru-m4,nope"], ["--mixers", "'nope'", "gated_deltanet"]),
+        (["--mixers", ","], ["--mixers", "different names"]),
+        (["--mixers", "lstm,lstm"], ["--mixers", "different names"]),
+        (["--seeds", "x"], ["--seeds", "'x'", "a count"]),
+        (["--seeds", "0"], ["--seeds", "'0'", "a count"]),
+        (["--seeds", "1,-2"], ["--seeds", "a list of numbers from 0 on"]),
+        (["--match", "flops"], ["--match", "'flops'", "params, state"]),
+        (["--preset", "long"], ["--preset", "'long'", "quick, paper"]),
+        (["--steps", "0"], ["--steps", "0", "greater than 0"]),
+        (["--steps", "2"], ["--steps", "2", "one per length"]),
+        (["--steps", "many"], ["--steps", "many", "whole number"]),
+        (["--width", "20"], ["--width", "20", "multiple of 8"]),
+        (["--layers", "-1"], ["--layers", "-1", "greater than 0"]),
+        (["--lr", "fast"], ["--lr", "'fast'", "3e-3"]),
+        (["--lr", "nan"], ["--lr", "nan", "greater than 0"]),
+        (["--workers", "0"], ["--workers", "greater than 0"]),
+        (["--device", "tpu"], ["--device", "'tpu'", "auto, cpu, cuda"]),
+        (["--mixers", "mamba2", "--budget", "300"], ["mamba2", "300", "closest are"]),
+    ],
+)
+def test_wrong_input_is_named_and_answered_with_exit_code_2(arguments, words, tmp_path):
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.output.replace("│", " ").split())
+    for word in words:
+        assert word in text, text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    from benchmarks.results import ResultStore
+
+    with ResultStore(tmp_path):
+        result = CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "in use by another run" in " ".join(result.output.split())

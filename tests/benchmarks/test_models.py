@@ -1,0 +1,111 @@
+"""Matching: sizes as measured on the built layers, and refusals that say what is possible."""
+
+import pytest
+import torch
+
+from benchmarks.models import (
+    DEFAULT_VARIANTS,
+    MATCHES,
+    TOLERANCE,
+    VARIANTS,
+    build_layer,
+    build_model,
+    default_budget,
+    layer_params,
+    layer_state,
+    match_variant,
+    quiet,
+)
+from fla_bdlru.mixers import count_parameters
+
+RESIZED = [name for name, variant in VARIANTS.items() if not variant.fixed]
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    quiet()
+
+
+def test_the_budget_is_the_reference_mixer():
+    v, gates, o = 64 * 64, 16 * 4 * 5 * (64 + 1), 64 * 64
+    assert default_budget("params", 64) == v + gates + o
+    assert default_budget("state", 64) == 64
+    assert match_variant("bdlru-m4", "params", 64).args == {"block_size": 4, "num_blocks": 16}
+
+
+@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize("name", RESIZED)
+def test_parameters_are_matched(name, width):
+    variant, matched = VARIANTS[name], match_variant(name, "params", width)
+    layer = build_layer(variant.mixer, width, matched.args)
+    budget = default_budget("params", width)
+    assert abs(sum(p.numel() for p in layer.parameters()) - budget) <= TOLERANCE * budget
+    assert variant.args.items() <= matched.args.items()
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULT_VARIANTS if not VARIANTS[name].fixed])
+def test_states_are_matched(name):
+    matched = match_variant(name, "state", 64)
+    got = layer_state(VARIANTS[name].mixer, 64, matched.args)
+    assert abs(got - 64) <= TOLERANCE * 64
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_sizes_grow_with_the_knob(name):
+    variant = VARIANTS[name]
+    for size in variant.sizes:
+        counts = [layer_params(variant.mixer, 64, {**variant.args, **size(64, n)}) for n in (1, 2, 3, 8, 21)]
+        assert counts == sorted(set(counts))
+
+
+def test_attention_is_matched_through_its_mlp():
+    matched = match_variant("attn", "params", 64)
+    models = [
+        build_model("attn", matched.args, 6, 64, 2, 128 + matched.extra_mlp),
+        build_model("bdlru", match_variant("bdlru-m4", "params", 64).args, 6, 64, 2, 128),
+    ]
+    assert count_parameters(models[0]) == pytest.approx(count_parameters(models[1]), rel=0.01)
+    assert "MLP" in matched.note
+    assert "parameters instead" in match_variant("attn", "state", 64).note
+
+
+@pytest.mark.parametrize(
+    "name, budget, message",
+    [
+        ("nothing", 1000, "'nothing' is not known.*bdlru-m4"),
+        ("mamba2", 300, "cannot be matched to 300 parameters at width=64.*closest are.*--budget"),
+        ("attn", 1000, "cannot be matched to 1,000 parameters"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(name, budget, message):
+    with pytest.raises(ValueError, match=message):
+        match_variant(name, "params", 64, budget)
+
+
+def test_an_unknown_match_is_refused():
+    with pytest.raises(ValueError, match=f"match='flops'.*{', '.join(MATCHES)}"):
+        match_variant("bdlru-m4", "flops", 64)
+
+
+@pytest.mark.parametrize("name", DEFAULT_VARIANTS)
+def test_every_mixer_trains_in_the_host_model_and_is_causal(name):
+    torch.manual_seed(0)
+    args = match_variant(name, "params", 32).args
+    model = build_model(VARIANTS[name].mixer, args, 6, 32, 2, 64)
+    tokens = torch.randint(6, (2, 12))
+    logits = model(input_ids=tokens).logits
+    assert logits.shape == (2, 12, 6)
+    logits[:, :8].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        changed = torch.cat([tokens[:, :8], (tokens[:, 8:] + 1) % 6], 1)
+        torch.testing.assert_close(model.train(False)(input_ids=changed).logits[:, :8], logits[:, :8], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_mixer_differs_between_models():
+    def rest(name):
+        torch.manual_seed(0)
+        model = build_model(VARIANTS[name].mixer, match_variant(name, "params", 32).args, 6, 32, 1, 64)
+        return {n: p.shape for n, p in model.named_parameters() if ".attn." not in n}
+
+    assert rest("bdlru-m4") == rest("lstm") == rest("gated_deltanet")

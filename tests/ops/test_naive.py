@@ -1,0 +1,109 @@
+"""The references themselves: against the recurrences written out in scalars, and by gradcheck."""
+
+import math
+
+import pytest
+import torch
+
+from fla_bdlru.ops import (
+    GATE_NORMS,
+    naive_chunk_bdlru,
+    naive_chunk_hlru,
+    naive_recurrent_bdlru,
+    naive_recurrent_hlru,
+    normalize_gates,
+)
+
+CU_SEQLENS = (None, [0, 0, 3, 4, 9, 9])
+
+
+def scalar_gates(logits: list[float], gate_norm: str) -> list[float]:
+    """DESIGN's formulas, one row, in Python floats."""
+    if gate_norm == "none":
+        return logits
+    f = {
+        "softmax": math.exp,
+        "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+        "relu": lambda x: max(x, 0.0),
+        "tanh": math.tanh,
+        "silu": lambda x: x / (1 + math.exp(-x)),
+        "linear": lambda x: x,
+    }[gate_norm]
+    f = [f(x) for x in logits]
+    if gate_norm == "relu":
+        return [x / sum(y + 1e-3 for y in f) for x in f]
+    return [x / max(sum(abs(y) for y in f), 1e-6) for x in f]
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_normalize_gates_equals_scalars(gate_norm):
+    g = torch.randn(20, 4, dtype=torch.float64) * 3
+    expected = torch.tensor([scalar_gates(row, gate_norm) for row in g.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(normalize_gates(g, gate_norm), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_normalize_gates_below_the_floor():
+    """Where sum|f| < 1e-6 the denominator is the floor, a constant."""
+    g = torch.full((1, 3), 1e-8, dtype=torch.float64, requires_grad=True)
+    p = normalize_gates(g, "linear")
+    torch.testing.assert_close(p, torch.full_like(p, 1e-2))
+    assert torch.autograd.grad(p[0, 0], g)[0].tolist() == [[1e6, 0.0, 0.0]]
+    assert normalize_gates(torch.full((1, 3), -5.0), "relu").tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_naive_recurrent_bdlru_equals_scalars(gate_norm):
+    T, H, M = 5, 2, 3
+    v, g = torch.randn(1, T, H, M, dtype=torch.float64), torch.randn(1, T, H, M, M + 1, dtype=torch.float64)
+    h0 = torch.randn(1, H, M, dtype=torch.float64)
+    o, ht = naive_recurrent_bdlru(v, g, h0, True, gate_norm)
+    for k in range(H):
+        h = h0[0, k].tolist()
+        for t in range(T):
+            p = [scalar_gates(g[0, t, k, i].tolist(), gate_norm) for i in range(M)]
+            h = [sum(p[i][j] * h[j] for j in range(M)) + p[i][M] * v[0, t, k, i].item() for i in range(M)]
+            assert o[0, t, k].tolist() == pytest.approx(h, rel=1e-12)
+        assert ht[0, k].tolist() == pytest.approx(h, rel=1e-12)
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_naive_recurrent_hlru_equals_scalars(gate_norm):
+    """h_t = sum_i p[i-1] h_{t-i} + p[M] v_t: a transposed companion matrix would be another model."""
+    T, N, M = 6, 2, 3
+    v, g = torch.randn(1, T, N, dtype=torch.float64), torch.randn(1, T, N, M + 1, dtype=torch.float64)
+    h0 = torch.randn(1, N, M, dtype=torch.float64)
+    o, ht = naive_recurrent_hlru(v, g, h0, True, gate_norm)
+    for n in range(N):
+        past = h0[0, n].tolist()  # newest first
+        for t in range(T):
+            p = scalar_gates(g[0, t, n].tolist(), gate_norm)
+            h = sum(p[i - 1] * past[i - 1] for i in range(1, M + 1)) + p[M] * v[0, t, n].item()
+            past = [h, *past[:-1]]
+            assert o[0, t, n].item() == pytest.approx(h, rel=1e-12)
+        assert ht[0, n].tolist() == pytest.approx(past, rel=1e-12)
+
+
+@pytest.mark.parametrize("cu_seqlens", CU_SEQLENS, ids=["dense", "packed"])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+def test_naive_gradcheck(naive, gate_norm, cu_seqlens):
+    cu_seqlens = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    num_seqs = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    chunk = {"chunk_size": 4} if "chunk" in naive.__name__ else {}
+    shape, M = ((1, 9, 1, 2), 2) if "bdlru" in naive.__name__ else ((1, 9, 2), 3)
+    v = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(*shape, M + 1, dtype=torch.float64, requires_grad=True)
+    h0 = torch.randn(num_seqs, shape[2], M, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v, g, h: naive(v, g, h, True, gate_norm, cu_seqlens, **chunk), (v, g, h0))
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8, 9, 13])
+@pytest.mark.parametrize("chunk, recurrent, shape, M", [
+    (naive_chunk_bdlru, naive_recurrent_bdlru, (3, 2), 2),
+    (naive_chunk_hlru, naive_recurrent_hlru, (3,), 4),
+], ids=["bdlru", "hlru"])  # fmt: skip
+def test_naive_chunk_equals_recurrent(chunk, recurrent, shape, M, T):
+    v, g = torch.randn(2, T, *shape, dtype=torch.float64), torch.randn(2, T, *shape, M + 1, dtype=torch.float64)
+    h0 = torch.randn(2, 3, M, dtype=torch.float64)
+    for a, b in zip(chunk(v, g, h0, True, chunk_size=4), recurrent(v, g, h0, True)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,371 @@
+"""The public ops, on every backend that runs on a CPU: values, states, all gradients, packing, splits, bounds, errors."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fla_bdlru.ops import (
+    GATE_NORMS,
+    chunk_bdlru,
+    chunk_hlru,
+    fused_recurrent_bdlru,
+    fused_recurrent_hlru,
+    hlru_window,
+    naive_recurrent_bdlru,
+    naive_recurrent_hlru,
+    normalize_gates,
+)
+
+OPS = {
+    "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
+    "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),
+    "chunk_hlru": (chunk_hlru, naive_recurrent_hlru),
+    "fused_recurrent_hlru": (fused_recurrent_hlru, naive_recurrent_hlru),
+}
+BACKENDS = ("cpu", "torch")
+each_op = pytest.mark.parametrize("name", OPS)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", request.param)
+    return request.param
+
+
+def make_inputs(name, B=2, T=7, width=5, M=3, num_seqs=None, scale=1.0, dtype=torch.float32):
+    shape = (B, T, width, M) if "bdlru" in name else (B, T, width)
+    v, g = torch.randn(shape).to(dtype), (scale * torch.randn(*shape, M + 1)).to(dtype)
+    return v, g, torch.randn(B if num_seqs is None else num_seqs, width, M)
+
+
+def run(op, v, g, h0, do, dht, **kwargs):
+    """Outputs, last state, and the gradients of all three inputs through both."""
+    v, g, h0 = (x.detach().clone().requires_grad_() for x in (v, g, h0))
+    o, ht = op(v, g, h0, True, **kwargs)
+    ((o.double() * do).sum() + (ht.double() * dht).sum()).backward()
+    return {"o": o, "ht": ht, "dv": v.grad, "dg": g.grad, "dh0": h0.grad}
+
+
+def assert_same(got, expected, tolerance=2e-6, factor=1.0):
+    for key, x in expected.items():
+        x = x.detach().double()
+        error = (got[key].detach().double() - x).abs().max() if x.numel() else torch.zeros(())
+        assert error <= factor * tolerance * max(1.0, x.abs().max().item() if x.numel() else 0), (key, error.item())
+
+
+def compare(name, v, g, h0, tolerance=2e-6, **kwargs):
+    op, naive = OPS[name]
+    do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
+    got = run(op, v, g, h0, do, dht, **kwargs)
+    assert_same(got, run(naive, v.double(), g.double(), h0.double(), do, dht, **kwargs), tolerance)
+    return got
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_op_equals_naive(name, gate_norm, backend, poisoned_empty):
+    v, g, h0 = make_inputs(name)
+    if gate_norm == "none":
+        g = g / 4
+    # a row of signed gates may nearly cancel, so its gradients are as large as 1 / sum|f|
+    compare(name, v, g, h0, gate_norm=gate_norm)
+
+
+@each_op
+@pytest.mark.parametrize("M", [1, 2, 4, 5, 8, 16])
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 33])
+def test_op_sizes(name, T, M, backend):
+    compare(name, *make_inputs(name, B=1, T=T, width=17, M=M))
+
+
+@each_op
+def test_op_without_states(name, backend):
+    v, g, h0 = make_inputs(name)
+    op, _ = OPS[name]
+    o, state = op(v, g)
+    assert state is None
+    torch.testing.assert_close(o, op(v, g, torch.zeros_like(h0))[0])
+
+
+@each_op
+def test_op_gradient_of_final_state_alone(name, backend):
+    v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
+    op, naive = OPS[name]
+    grads = torch.autograd.grad(op(v, g, h0, True)[1].square().sum(), (v, g, h0))
+    expected = torch.autograd.grad(naive(v, g, h0, True)[1].square().sum(), (v, g, h0))
+    for a, b in zip(grads, expected):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_op_half_types(name, dtype, backend):
+    """At most twice the error of plain PyTorch on the same rounded inputs; the state is float32."""
+    op, naive = OPS[name]
+    v, g, h0 = make_inputs(name, T=33, dtype=dtype)
+    do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
+    exact = run(naive, v.double(), g.double(), h0.double(), do, dht)
+    got, plain = run(op, v, g, h0, do, dht), run(naive, v, g, h0, do, dht)
+    assert got["o"].dtype == got["dv"].dtype == got["dg"].dtype == dtype
+    assert got["ht"].dtype == got["dh0"].dtype == torch.float32
+    for key, x in exact.items():
+        error, allowed = ((y[key].double() - x).abs().max() for y in (got, plain))
+        assert error <= 2 * allowed + 1e-6, key
+
+
+@each_op
+def test_op_mixed_dtypes_and_autocast(name, backend):
+    v, g, h0 = make_inputs(name)
+    op, _ = OPS[name]
+    o, _ = op(v.bfloat16(), g, h0)
+    assert o.dtype == torch.bfloat16
+    torch.testing.assert_close(o.float(), op(v.bfloat16().float(), g, h0)[0], rtol=8e-3, atol=8e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert op(v, g, h0)[0].dtype == torch.float32
+
+
+@each_op
+def test_op_float64_gradcheck(name):
+    v, g, h0 = (x.double().requires_grad_() for x in make_inputs(name, B=1, T=4, width=1, M=2))
+    assert torch.autograd.gradcheck(lambda *x: OPS[name][0](*x, True), (v, g, h0))
+
+
+@each_op
+def test_packed_equals_documents(name, backend, poisoned_empty):
+    """Outputs, states and every gradient, documents of length 0 and 1 included."""
+    bounds = [0, 0, 1, 8, 8, 19, 20, 20]
+    v, g, h0 = make_inputs(name, B=1, T=20, num_seqs=7)
+    packed = compare(name, v, g, h0, cu_seqlens=torch.tensor(bounds))
+    op, _ = OPS[name]
+    for i, (bos, eos) in enumerate(itertools.pairwise(bounds)):
+        o, ht = op(v[:, bos:eos], g[:, bos:eos], h0[i : i + 1], True)
+        torch.testing.assert_close(packed["o"][:, bos:eos], o, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(packed["ht"][i], ht[0], rtol=1e-6, atol=1e-6)
+    # int32 offsets, as FLA's helpers make them
+    assert torch.equal(op(v, g, h0, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))[0], packed["o"])
+
+
+@pytest.mark.parametrize("name", ["chunk_bdlru", "chunk_hlru"])
+def test_more_documents_than_a_launch_grid(name):
+    bounds = torch.arange(70_001)
+    v, g, h0 = make_inputs(name, B=1, T=70_000, width=1, M=2, num_seqs=70_000)
+    o, ht = OPS[name][0](v, g, h0, True, cu_seqlens=bounds)
+    # every document is one step, so it is a batch of 70,000
+    expected, last = OPS[name][1](v.transpose(0, 1), g.transpose(0, 1), h0, True)
+    torch.testing.assert_close(o, expected.transpose(0, 1))
+    torch.testing.assert_close(ht, last)
+
+
+@each_op
+@pytest.mark.parametrize("split", [1, 2, 5, 6])
+def test_split_equals_full(name, split, backend):
+    v, g, h0 = make_inputs(name)
+    op, _ = OPS[name]
+    o, ht = op(v, g, h0, True)
+    first, state = op(v[:, :split], g[:, :split], h0, True)
+    second, last = op(v[:, split:], g[:, split:], state, True)
+    torch.testing.assert_close(torch.cat([first, second], 1), o, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last, ht, rtol=1e-5, atol=1e-6)
+
+
+@each_op
+def test_token_by_token_equals_full(name, backend):
+    v, g, h0 = make_inputs(name)
+    op, _ = OPS[name]
+    state, outputs, before = h0, [], h0.clone()
+    for t in range(v.shape[1]):
+        o, state = op(v[:, t : t + 1], g[:, t : t + 1], state, True)
+        outputs.append(o)
+    torch.testing.assert_close(torch.cat(outputs, 1), op(v, g, h0)[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(h0, before)  # states are never updated in place
+
+
+def test_bdlru_of_block_size_1_is_a_diagonal_lru(backend):
+    v, g, _ = make_inputs("bdlru", M=1)
+    p, h, outputs = torch.softmax(g, -1), torch.zeros(2, 5, 1), []
+    for t in range(v.shape[1]):
+        h = p[:, t, :, :, 0] * h + p[:, t, :, :, 1] * v[:, t]
+        outputs.append(h)
+    torch.testing.assert_close(chunk_bdlru(v, g)[0], torch.stack(outputs, 1))
+
+
+def test_hlru_of_order_1_is_bdlru_of_block_size_1(backend):
+    v, g, h0 = make_inputs("bdlru", M=1)
+    o, ht = chunk_hlru(v.squeeze(-1), g.squeeze(-2), h0, True)
+    expected, last = chunk_bdlru(v, g, h0, True)
+    torch.testing.assert_close(o, expected.squeeze(-1))
+    torch.testing.assert_close(ht, last)
+
+
+def test_hlru_is_bdlru_of_companion_blocks(backend):
+    """Order M as a block: the gates in the first row, the others shift; the other orientation is another model."""
+    M, T = 3, 6
+    v, g, h0 = make_inputs("hlru", T=T, M=M)
+    rows = torch.zeros(2, T, 5, M, M + 1)
+    rows[..., 0, :] = normalize_gates(g)
+    rows[..., 1:, :-1] = torch.eye(M)[:-1]
+    inputs = torch.zeros(2, T, 5, M)
+    inputs[..., 0] = v
+    o, ht = chunk_bdlru(inputs, rows, h0, True, gate_norm="none")
+    expected, last = chunk_hlru(v, g, h0, True)
+    torch.testing.assert_close(o[..., 0], expected)
+    torch.testing.assert_close(ht, last)
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS[:-1])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_states_never_outgrow_the_inputs(gate_norm, data):
+    """The L1 bound: max|h_t| <= max(max|h_0|, max|v_s|), for any logits."""
+    seed, scale = data.draw(st.integers(0, 1000)), data.draw(st.sampled_from([0.01, 1.0, 30.0]))
+    torch.manual_seed(seed)
+    for name in ("chunk_bdlru", "chunk_hlru"):
+        v, g, h0 = make_inputs(name, T=40, M=4, scale=scale)
+        o, ht = OPS[name][0](v, g, h0, True, gate_norm)
+        bound = max(v.abs().max(), h0.abs().max()) * (1 + 1e-5)
+        assert o.abs().max() <= bound
+        assert ht.abs().max() <= bound
+
+
+@each_op
+def test_no_decay(name, backend):
+    """Rows of signed gates with norm 1 and no input: nothing is forgotten over 200 steps, gradients neither grow nor fade."""
+    T, M, width = 200, 4, 3
+    v, g, h0 = make_inputs(name, B=1, T=T, width=width, M=M)
+    if "bdlru" in name:
+        g = torch.zeros_like(g)
+        perm = torch.stack([torch.randperm(M) for _ in range(T * width)]).view(T, width, M)
+        sign = torch.randint(0, 2, (T, width, M)) * 2.0 - 1
+        g[0].scatter_(-1, perm.unsqueeze(-1), sign.unsqueeze(-1))
+    else:
+        g = torch.zeros_like(g)
+        lag = torch.randint(0, M, (T, width))
+        g[0].scatter_(-1, lag.unsqueeze(-1), (torch.randint(0, 2, (T, width)) * 2.0 - 1).unsqueeze(-1))
+    got = compare(name, v, g, h0, gate_norm="linear")
+    if "bdlru" in name:
+        torch.testing.assert_close(got["ht"].abs().sort(-1)[0], h0.abs().sort(-1)[0])
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS[:-1])
+def test_large_logits(name, gate_norm, backend):
+    v, g, h0 = make_inputs(name, T=50, scale=30.0)
+    got = compare(name, v, g, h0, tolerance=1e-5, gate_norm=gate_norm)
+    assert all(torch.isfinite(x).all() for x in got.values())
+
+
+@pytest.mark.parametrize("name", ["chunk_bdlru", "chunk_hlru"])
+def test_long_memory_over_a_long_sequence(name):
+    """T = 65,537 with rows near the identity, where errors add up."""
+    v, g, h0 = make_inputs(name, B=1, T=65_537, width=1, M=2)
+    if "bdlru" in name:
+        g = 0.1 * g + torch.tensor([[9.0, 0.0, -3.0], [0.0, 9.0, -3.0]])
+    else:
+        g = 0.1 * g + torch.tensor([9.0, 0.0, -3.0])
+    o, ht = OPS[name][0](v, g, h0, True)
+    exact, last = OPS[name][1](v.double(), g.double(), h0.double(), True)
+    assert (o - exact).abs().max() < 2e-5
+    assert (ht - last).abs().max() < 2e-5
+
+
+@each_op
+def test_two_runs_are_bit_equal(name, backend):
+    inputs = make_inputs(name, T=40, width=33)
+    do, dht = torch.randn(inputs[0].shape).double(), torch.randn(inputs[2].shape).double()
+    first, second = (run(OPS[name][0], *inputs, do, dht) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@each_op
+def test_gate_major_inputs_are_not_copied(name, monkeypatch):
+    """Views of gate-major memory reach the native code as they are."""
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+    if "bdlru" in name:
+        v, g = torch.randn(2, 7, 3, 5), torch.randn(2, 7, 3, 4, 5)
+        views = v.transpose(2, 3), g.permute(0, 1, 4, 2, 3)
+        native = "fla_bdlru.ops.bdlru.cpu.cpu_bdlru_fwd"
+    else:
+        v, g = torch.randn(2, 7, 5), torch.randn(2, 7, 4, 5)
+        views = v, g.transpose(2, 3)
+        native = "fla_bdlru.ops.hlru.cpu.cpu_hlru_fwd"
+    import importlib
+
+    module, attribute = native.rsplit(".", 1)
+    original, seen = getattr(importlib.import_module(module), attribute), []
+
+    def spy(v, g, *rest):
+        seen.append((v.data_ptr(), g.data_ptr()))
+        return original(v, g, *rest)
+
+    monkeypatch.setattr(native, spy)
+    o, _ = OPS[name][0](*views)
+    assert seen == [(v.data_ptr(), g.data_ptr())]
+    assert o.shape == views[0].shape
+
+
+@each_op
+def test_compile_equals_eager(name, backend):
+    op = OPS[name][0]
+    compiled = torch.compile(lambda v, g, h0: op(v, g, h0, True), fullgraph=True)
+    for T in (5, 6):
+        v, g, h0 = make_inputs(name, T=T)
+        do, dht = torch.randn(v.shape).double(), torch.randn(h0.shape).double()
+        assert_same(run(lambda v, g, h0, _: compiled(v, g, h0), v, g, h0, do, dht), run(op, v, g, h0, do, dht), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_custom_ops_pass_opcheck(dtype):
+    v, g = torch.randn(1, 5, 3, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 3, 4, 4).to(dtype).requires_grad_()
+    cu_seqlens, h0 = torch.tensor([0, 2, 5]), torch.randn(2, 3, 4, requires_grad=True)
+    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, h0, cu_seqlens, "tanh"))
+    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, None, None, "softmax"))
+    v, g = torch.randn(1, 5, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 4, 4).to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.fla_bdlru.hlru, (v, g, torch.randn(2, 3, 4, requires_grad=True), cu_seqlens, "silu"))
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 2, 2, 9, 10, 17]], ids=["dense", "packed"])
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_hlru_window(order, with_state, cu_seqlens):
+    """Lag i at step t is the output of step t - i, or of the state before the document's first step."""
+    T, N = 17, 3
+    bounds = cu_seqlens or [0, T]
+    num_seqs = len(bounds) - 1
+    o, h0 = torch.randn(1, T, N), torch.randn(num_seqs, N, order) if with_state else None
+    window = hlru_window(o, order, h0, None if cu_seqlens is None else torch.tensor(cu_seqlens))
+    assert window.shape == (1, T, order, N)
+    for seq, (bos, eos) in enumerate(itertools.pairwise(bounds)):
+        for t in range(bos, eos):
+            for i in range(order):
+                before = torch.zeros(N) if h0 is None or t - i >= bos else h0[seq, :, i - (t - bos) - 1]
+                assert torch.equal(window[0, t, i], o[0, t - i] if t - i >= bos else before)
+
+
+BAD_CALLS = {
+    "v must have shape": lambda v, g, h0: ((v[0], g), {}),
+    "g must have shape": lambda v, g, h0: ((v, g[..., :-1]), {}),
+    "initial_state must have shape": lambda v, g, h0: ((v, g, h0[:1]), {}),
+    "gate_norm='l2' is not known": lambda v, g, h0: ((v, g), {"gate_norm": "l2"}),
+    "needs a batch of 1 .* got B=2": lambda v, g, h0: ((v, g), {"cu_seqlens": torch.tensor([0, 7])}),
+    r"must rise from 0 to T=7; got \[0, 5, 3, 7\]": lambda v, g, h0: (
+        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([0, 5, 3, 7])}),
+    r"must rise from 0 to T=7; got \[0, 6\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0, 6])}),
+    "cu_seqlens must be integers": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0.0, 7.0])}),
+    "floating-point dtype; got torch.int64": lambda v, g, h0: ((v.long(), g), {}),
+    "context parallelism is not supported": lambda v, g, h0: ((v, g), {"cp_context": object()}),
+    "g must be on the device of v": lambda v, g, h0: ((v, g.to("meta")), {}),
+}  # fmt: skip
+
+
+@each_op
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_errors(name, message, backend):
+    v, g, h0 = make_inputs(name)
+    if message == "g must have shape" and "hlru" in name:
+        g = g[:, 1:]
+    args, kwargs = BAD_CALLS[message](v, g, h0)
+    with pytest.raises(ValueError, match=message):
+        OPS[name][0](*args, **kwargs)
