@@ -1,0 +1,333 @@
+"""The layers against the published equations, and what FLA asks of a layer: cache, padding, packing, initialisation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from fla.models.utils import Cache
+from torch import nn
+
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.layers.gate_bias import gate_logits, memory_gates_bdlru, memory_gates_hlru, time_constants
+from fla_bdlru.ops import GATE_NORMS, normalize_gates
+
+D = 16
+LAYERS = {
+    "bdlru": lambda **kw: BDLRU(D, block_size=4, **kw),
+    "bdlru-wide": lambda **kw: BDLRU(D, block_size=3, num_blocks=7, gate_norm="tanh", mode="fused_recurrent", **kw),
+    "bdlru-constant": lambda **kw: BDLRU(D, block_size=4, selective=False, **kw),
+    "bdlru-conv-gate": lambda **kw: BDLRU(D, block_size=4, use_short_conv=True, use_output_gate=True, **kw),
+    "hlru": lambda **kw: HLRU(D, order=3, **kw),
+    "hlru-state": lambda **kw: HLRU(D, order=3, readout="state", num_channels=10, gate_norm="silu", **kw),
+    "hlru-constant": lambda **kw: HLRU(D, order=3, selective=False, gate_bias="memory", **kw),
+    "hlru-conv-gate": lambda **kw: HLRU(D, order=2, use_short_conv=True, conv_bias=True, use_output_gate=True, **kw),
+    "lstm": lambda **kw: LSTM(D, num_channels=12, **kw),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def build(name, **kwargs):
+    layer = LAYERS[name](**kwargs)
+    for module in layer.modules():  # livelier than the defaults, so that a mistake shows
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias)
+    return layer
+
+
+def published_gates(logits, gate_norm):
+    """The published normalisation, written independently of `normalize_gates`."""
+    if gate_norm == "softmax":
+        e = (logits - logits.max(-1, keepdim=True).values).exp()
+        return e / e.sum(-1, keepdim=True)
+    f = {
+        "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+        "relu": lambda x: x.clamp(min=0),
+        "tanh": torch.tanh,
+        "linear": lambda x: x,
+    }
+    f = f[gate_norm](logits)
+    if gate_norm == "relu":
+        return f / (f + 1e-3).sum(-1, keepdim=True)
+    return f / f.abs().sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("gate_norm", ["softmax", "sigmoid", "relu", "tanh", "linear"])
+def test_bdlru_layer_equals_the_published_equations(gate_norm):
+    """Block by block with explicit matrices, weights picked by the feature order that the docstring states."""
+    M, H, T = 3, 4, 9
+    layer = BDLRU(D, block_size=M, num_blocks=H, gate_norm=gate_norm)
+    nn.init.normal_(layer.a_proj.bias)
+    x = torch.randn(2, T, D)
+    W_v, W_a, b_a, W_o = layer.v_proj.weight, layer.a_proj.weight, layer.a_proj.bias, layer.o_proj.weight
+    expected = torch.zeros(2, T, D)
+    for k in range(H):
+        channels = [i * H + k for i in range(M)]
+        gates = [[(i * (M + 1) + j) * H + k for j in range(M + 1)] for i in range(M)]
+        h = torch.zeros(2, M)
+        for t in range(T):
+            p = published_gates(torch.stack([x[:, t] @ W_a[row].T + b_a[row] for row in gates], 1), gate_norm)
+            v = x[:, t] @ W_v[channels].T
+            h = torch.einsum("bij,bj->bi", p[:, :, :M], h) + p[:, :, M] * v
+            expected[:, t] += h @ W_o[:, channels].T
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", ["window", "state"])
+@pytest.mark.parametrize("gate_norm", ["softmax", "sigmoid", "relu", "tanh", "linear"])
+def test_hlru_layer_equals_the_published_equations(gate_norm, readout):
+    M, N, T = 3, 4, 9
+    layer = HLRU(D, order=M, num_channels=N, gate_norm=gate_norm, readout=readout)
+    nn.init.normal_(layer.a_proj.bias)
+    x = torch.randn(2, T, D)
+    W_v, W_a, b_a, W_o = layer.v_proj.weight, layer.a_proj.weight, layer.a_proj.bias, layer.o_proj.weight
+    expected = torch.zeros(2, T, D)
+    for n in range(N):
+        past = [torch.zeros(2)] * M  # h_{t-1}, h_{t-2}, ..
+        rows = [i * N + n for i in range(M + 1)]
+        for t in range(T):
+            p = published_gates(x[:, t] @ W_a[rows].T + b_a[rows], gate_norm)
+            h = sum(p[:, i] * past[i] for i in range(M)) + p[:, M] * (x[:, t] @ W_v[n])
+            past = [h, *past[:-1]]
+            for i in range(M if readout == "window" else 1):
+                expected[:, t] += past[i][:, None] * W_o[:, i * N + n]
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@each_layer
+def test_every_parameter_gets_a_gradient(name):
+    layer = build(name)
+    layer(torch.randn(2, 6, D))[0].square().sum().backward()
+    for key, p in layer.named_parameters():
+        assert p.grad is not None, key
+        assert torch.isfinite(p.grad).all(), key
+        assert p.grad.abs().max() > 0, key
+
+
+@each_layer
+def test_prefill_and_decode_equal_the_whole_forward(name):
+    layer, x = build(name, layer_idx=0).eval(), torch.randn(2, 9, D)
+    with torch.no_grad():
+        expected = layer(x)[0]
+        for prefill in (1, 2, 5):
+            cache, outputs = Cache(), []
+            for bos, eos in itertools.pairwise([0, *range(prefill, 10)]):
+                o, attentions, returned = layer(x[:, bos:eos], past_key_values=cache, use_cache=True)
+                outputs.append(o)
+                assert attentions is None
+                assert returned is cache
+            torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-5, atol=1e-5)
+            assert cache.get_seq_length() == 9
+
+
+@each_layer
+def test_state_updates_are_functional(name):
+    """A cache entry that someone kept does not change when decoding goes on."""
+    layer, x = build(name, layer_idx=0).eval(), torch.randn(1, 4, D)
+    cache = Cache()
+    with torch.no_grad():
+        layer(x[:, :2], past_key_values=cache, use_cache=True)
+        kept = [s for s in (cache[0]["recurrent_state"], cache[0]["conv_state"]) if s is not None]
+        copies = [s.clone() for s in kept]
+        layer(x[:, 2:3], past_key_values=cache, use_cache=True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies))
+
+
+@each_layer
+def test_a_cache_is_left_alone_without_use_cache(name):
+    layer, x, cache = build(name, layer_idx=0).eval(), torch.randn(1, 4, D), Cache()
+    with torch.no_grad():
+        layer(x, past_key_values=cache, use_cache=True)
+        before = cache[0]["recurrent_state"].clone()
+        layer(x, past_key_values=cache, use_cache=False)
+    assert torch.equal(cache[0]["recurrent_state"], before)
+    assert cache.get_seq_length() == 4
+
+
+@each_layer
+def test_state_size_is_what_the_cache_holds(name):
+    layer, cache = build(name, layer_idx=0).eval(), Cache()
+    with torch.no_grad():
+        layer(torch.randn(1, 5, D), past_key_values=cache, use_cache=True)
+    held = sum(s.numel() for s in (cache[0]["recurrent_state"], cache[0]["conv_state"]) if s is not None)
+    assert layer.state_size() == held
+    assert layer.num_parameters() == sum(p.numel() for p in layer.parameters())
+    assert layer.flops_per_token() > 2 * layer.o_proj.weight.numel()
+
+
+def test_flops_are_counted():
+    layer = BDLRU(8, block_size=2, num_blocks=3)
+    # v, a and o projections, six gates of two operations and six logits of three a block
+    assert layer.flops_per_token() == 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
+
+
+@each_layer
+@pytest.mark.parametrize("batch", [1, 3])
+def test_padding_is_no_step(name, batch):
+    """Left, right and interior padding: outputs, gradients and the state are those of the tokens alone."""
+    layer, T = build(name, layer_idx=0), 8
+    tokens = torch.randn(batch, T, D)
+    for kept in ([2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 2, 3, 7], [4]):
+        mask = torch.zeros(batch, T, dtype=torch.long)
+        mask[:, kept] = 1
+        padded, alone = (tokens.clone().requires_grad_() for _ in range(2))
+        padded_cache, alone_cache = Cache(), Cache()
+        o = layer(padded, attention_mask=mask, past_key_values=padded_cache, use_cache=True)[0]
+        expected = layer(alone[:, kept], past_key_values=alone_cache, use_cache=True)[0]
+        torch.testing.assert_close(o[:, kept], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(padded_cache[0]["recurrent_state"], alone_cache[0]["recurrent_state"], rtol=1e-5, atol=1e-5)
+        o[:, kept].sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(padded.grad, alone.grad, rtol=1e-4, atol=1e-4)
+
+
+@each_layer
+def test_left_padded_batch_decodes_like_single_sequences(name):
+    layer = build(name, layer_idx=0).eval()
+    lengths, T, steps = [6, 3, 1], 6, 3
+    sequences = [torch.randn(1, n + steps, D) for n in lengths]
+    padded = torch.stack([torch.cat([torch.randn(T - n, D), s[0, :n]]) for n, s in zip(lengths, sequences)])
+    mask = torch.stack([torch.arange(T) >= T - n for n in lengths]).long()
+    with torch.no_grad():
+        cache = Cache()
+        outputs = [layer(padded, attention_mask=mask, past_key_values=cache, use_cache=True)[0][:, -1:]]
+        for step in range(steps):
+            mask = torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], 1)
+            x = torch.cat([s[:, n + step : n + step + 1] for n, s in zip(lengths, sequences)])
+            outputs.append(layer(x, attention_mask=mask, past_key_values=cache, use_cache=True)[0])
+        outputs = torch.cat(outputs, 1)
+        for i, (n, s) in enumerate(zip(lengths, sequences)):
+            torch.testing.assert_close(outputs[i : i + 1], layer(s)[0][:, n - 1 :], rtol=1e-5, atol=1e-5)
+
+
+@each_layer
+def test_packed_equals_documents(name):
+    """cu_seqlens reaches the convolution, the recurrence and the readout: outputs and every gradient."""
+    layer, bounds = build(name), [0, 1, 1, 5, 12, 14]
+    x = torch.randn(1, 14, D)
+    packed, alone = (x.clone().requires_grad_() for _ in range(2))
+    o = layer(packed, cu_seqlens=torch.tensor(bounds))[0]
+    o.square().sum().backward()
+    grads = {key: p.grad.clone() for key, p in layer.named_parameters()}
+    layer.zero_grad()
+    docs = [layer(alone[:, bos:eos])[0] for bos, eos in itertools.pairwise(bounds) if eos > bos]
+    torch.testing.assert_close(o, torch.cat(docs, 1), rtol=1e-5, atol=1e-5)
+    torch.cat(docs, 1).square().sum().backward()
+    torch.testing.assert_close(packed.grad, alone.grad, rtol=1e-4, atol=1e-4)
+    for key, p in layer.named_parameters():
+        torch.testing.assert_close(grads[key], p.grad, rtol=1e-4, atol=1e-4, msg=key)
+
+
+@each_layer
+def test_explicit_cu_seqlens_win_over_the_mask(name):
+    layer, x = build(name), torch.randn(1, 6, D)
+    cu_seqlens, mask = torch.tensor([0, 2, 6]), torch.tensor([[0, 1, 1, 1, 1, 1]])
+    assert torch.equal(layer(x, attention_mask=mask, cu_seqlens=cu_seqlens)[0], layer(x, cu_seqlens=cu_seqlens)[0])
+
+
+@each_layer
+def test_autocast_and_bfloat16(name):
+    layer, x = build(name), torch.randn(2, 6, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o = layer(x)[0]
+    o.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+    torch.testing.assert_close(o.float(), layer(x)[0], rtol=0.1, atol=0.3)
+    assert layer.bfloat16()(x.bfloat16())[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bdlru", "bdlru-constant", "hlru", "hlru-state"])
+def test_compile_fullgraph_equals_eager(name):
+    layer, x = build(name), torch.randn(2, 6, D)
+    expected = layer(x)[0]
+    expected.square().sum().backward()
+    grads = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    o = torch.compile(layer, fullgraph=True)(x)[0]
+    torch.testing.assert_close(o, expected, rtol=1e-5, atol=1e-5)
+    o.square().sum().backward()
+    for p, g in zip(layer.parameters(), grads):
+        torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("M", [1, 2, 4, 8])
+def test_memory_bias_has_the_time_constants_it_names(M, gate_norm):
+    """The leading eigenvalue of every block's transition is exp(-1/tau), tau log-uniform over the range."""
+    tau = time_constants(6, (2.0, 1024.0))
+    torch.testing.assert_close(tau.log2(), torch.linspace(1, 10, 6, dtype=torch.float64))
+    # the published relu denominator forgets a little on its own
+    tolerance = 2e-4 if gate_norm == "relu" else 1e-9
+    gates = normalize_gates(gate_logits(memory_gates_bdlru(M, tau), gate_norm), gate_norm, dim=-2)
+    blocks = gates[:, :M].permute(2, 0, 1)
+    leading = torch.linalg.eigvals(blocks).abs().amax(-1)
+    torch.testing.assert_close(leading, torch.exp(-1 / tau), rtol=tolerance, atol=tolerance)
+    assert (blocks.diagonal(dim1=-2, dim2=-1) > 0.4).all()
+
+    gates = normalize_gates(gate_logits(memory_gates_hlru(M, tau), gate_norm), gate_norm, dim=-2)
+    companion = torch.zeros(6, M, M, dtype=torch.float64)
+    companion[:, 0], companion[:, 1:, :-1] = gates[:M].T, torch.eye(M - 1, dtype=torch.float64)
+    leading = torch.linalg.eigvals(companion).abs().amax(-1)
+    torch.testing.assert_close(leading, torch.exp(-1 / tau), rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU])
+def test_memory_bias_reaches_the_layer(cls):
+    layer = cls(D, gate_bias="memory", memory_range=(64.0, 256.0))
+    shape = layer.gate_shape
+    gates = normalize_gates(layer.a_proj.bias.double().view(shape), dim=-2)
+    torch.testing.assert_close(gates, layer.initial_gates(), rtol=1e-5, atol=1e-5)
+    assert cls(D).a_proj.bias.abs().max() == 0
+    # a signal put in at the first step outlasts the default's decay
+    x = torch.zeros(1, 200, D)
+    x[0, 0] = 1
+
+    def remembered(layer):
+        with torch.no_grad():
+            layer.a_proj.weight.zero_()
+            o = layer(x)[0].norm(dim=-1)[0]
+        return (o[-1] / o[0]).item()
+
+    assert remembered(layer) > 1e-2 > 1e-6 > remembered(cls(D))
+
+
+ERRORS = [
+    (lambda: BDLRU(D, block_size=0), "block_size must be positive; got 0"),
+    (
+        lambda: BDLRU(D, block_size=3),
+        "expand=1.0 times hidden_size=16 gives a state of 16 values, which must be .* multiple of 3",
+    ),
+    (lambda: BDLRU(D, expand=0.3), "multiple of 4; change expand or hidden_size, or set num_blocks"),
+    (lambda: BDLRU(D, num_blocks=-1), "num_blocks must be positive; got -1"),
+    (lambda: BDLRU(D, gate_norm="l1"), "gate_norm='l1' is not known; expected one of 'softmax'"),
+    (lambda: BDLRU(D, gate_bias="ones"), "gate_bias='ones' is not known; expected one of 'uniform', 'memory'"),
+    (lambda: BDLRU(D, mode="parallel"), "mode='parallel' is not known; expected one of 'chunk', 'fused_recurrent'"),
+    (lambda: BDLRU(D, gate_bias="memory", memory_range=(8, 2)), "memory_range must be two time constants"),
+    (lambda: BDLRU(D, use_output_gate=True, output_gate_activation="gelu"), "output_gate_activation='gelu' is not known"),
+    (lambda: HLRU(D, order=0), "order must be positive; got 0"),
+    (lambda: HLRU(D, readout="last"), "readout='last' is not known; expected one of 'window', 'state'"),
+    (lambda: HLRU(D, expand=0.01), "expand=0.01 times hidden_size=16 .* or set num_channels"),
+    (
+        lambda: BDLRU(D)(torch.zeros(1, 3, D), attention_mask=torch.ones(1, 3, 3)),
+        r"attention_mask must have .* got \[1, 3, 3\]",
+    ),
+    (
+        lambda: LSTM(D)(torch.zeros(1, 3, D), attention_mask=torch.ones(1, 3, 3)),
+        r"attention_mask must have .* got \[1, 3, 3\]",
+    ),
+    (lambda: LSTM(D)(torch.zeros(1, 3, D), cp_context=object()), "an LSTM cannot be split along time"),
+    (lambda: BDLRU(D)(torch.zeros(1, 3, D), past_key_values=Cache()), "BDLRU requires `layer_idx`"),
+]
+
+
+@pytest.mark.parametrize("call, message", ERRORS, ids=[m[:40] for _, m in ERRORS])
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_time_constants_spread():
+    assert time_constants(1, (2.0, 8.0)).tolist() == pytest.approx([2.0])
+    assert math.isclose(time_constants(3, (2.0, 8.0))[1].item(), 4.0)
