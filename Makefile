@@ -1,0 +1,39 @@
+# `make compare` trains BD-LRU and its baselines on a small task; `make test` lints and runs every test.
+# Both need only Python 3.10 or newer with venv; the first call fills .venv, later ones do not touch it.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# extra arguments, e.g. make compare ARGS="--task parity --seeds 3"; make test ARGS="tests/ops -k naive"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help compare test lint format clean
+
+help:
+	@echo "make compare  train BD-LRU and its baselines on S3 and show a table and a picture (ARGS='--help' for options)"
+	@echo "make test     lint, then run every test (ARGS='...' goes to pytest)"
+	@echo "make lint     ruff check and ruff format --check"
+	@echo "make format   let ruff mend what it can"
+	@echo "make clean    remove .venv and caches; results/ stays"
+
+compare:
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,benchmark
+	@$(PY) -m benchmarks.compare $(ARGS)
+
+test: lint
+	@$(PY) -m pytest $(ARGS)
+
+lint:
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format:
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,283 @@
+"""The models that are compared: named mixer variants, matched in size, on one FLA backbone."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from fla.models import TransformerConfig, TransformerForCausalLM
+from torch import nn
+
+from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  # importing it adds `mixer=` to FLA's configs
+
+TOLERANCE = 0.05
+CLOSE_ENOUGH = 0.03
+MATCHES = ("params", "state")
+
+
+@dataclass(frozen=True)
+class Variant:
+    r"""A mixer with the arguments that make it this variant, and the knob that sets its size.
+
+    Attributes:
+        mixer (str):
+            Name in `fla_bdlru.mixers`.
+        sizes (tuple[Callable[[int, int], dict], ...]):
+            Size knobs: each maps (width, n) to layer arguments, larger n to a larger layer. The first one that comes
+            close to the budget is used, so the layer's usual shape stands first.
+        args (dict):
+            The arguments that do not depend on the size.
+        fixed (str):
+            Empty, or why this mixer has no knob; the block's MLP is widened instead until the parameters match.
+    """
+
+    mixer: str
+    sizes: tuple[Callable[[int, int], dict], ...]
+    args: dict = field(default_factory=dict)
+    fixed: str = ""
+
+
+def _bdlru(m: int, **args) -> Variant:
+    return Variant("bdlru", (lambda width, n: {"num_blocks": n},), {"block_size": m, **args})
+
+
+def _hlru(m: int) -> Variant:
+    return Variant("hlru", (lambda width, n: {"num_channels": n},), {"order": m})
+
+
+def _ratio(n: int, width: int) -> float:
+    # FLA's layers take widths as ratios of the model's and truncate: make sure that n comes back
+    ratio = n / width
+    return ratio if int(ratio * width) == n else math.nextafter(ratio, math.inf)
+
+
+def _expanded(heads: int, k: int, v: int) -> Callable[[int, int], dict]:
+    # a head has k n key and v n value channels
+    return lambda width, n: {
+        "num_heads": heads,
+        "expand_k": _ratio(heads * k * n, width),
+        "expand_v": _ratio(heads * v * n, width),
+    }
+
+
+def _head_dim(heads: int, expand_v: int) -> Callable[[int, int], dict]:
+    return lambda width, n: {"num_heads": heads, "head_dim": n, "expand_v": expand_v}
+
+
+_DELTA = tuple(_expanded(heads, 1, 1) for heads in (4, 2, 1))
+_GATED_DELTA = tuple(_head_dim(heads, expand) for expand in (2, 1) for heads in (4, 2, 1))
+_GLA = (*(_expanded(heads, 1, 2) for heads in (4, 2, 1)), *(_expanded(heads, 1, 1) for heads in (4, 2, 1)))
+_MAMBA = tuple(lambda width, n, s=s: {"intermediate_size": n, "state_size": s} for s in (16, 8, 4))
+_MAMBA2 = tuple(
+    lambda width, n, s=s, h=h: {"num_heads": h, "head_dim": n, "expand": _ratio(h * n, width), "state_size": s}
+    for s, h in ((64, 4), (64, 2), (16, 2), (16, 1), (4, 1))
+)
+
+VARIANTS: dict[str, Variant] = {
+    **{f"bdlru-m{m}": _bdlru(m) for m in (1, 2, 3, 4, 5, 8)},
+    **{f"bdlru-m{m}-tanh": _bdlru(m, gate_norm="tanh") for m in (1, 2, 4)},
+    **{f"hlru-m{m}": _hlru(m) for m in (2, 4, 8)},
+    "lstm": Variant("lstm", (lambda width, n: {"num_channels": n},)),
+    "delta_net": Variant("delta_net", _DELTA),
+    "delta_net-neg": Variant("delta_net", _DELTA, {"allow_neg_eigval": True}),
+    "gated_deltanet": Variant("gated_deltanet", _GATED_DELTA),
+    "gated_deltanet-neg": Variant("gated_deltanet", _GATED_DELTA, {"allow_neg_eigval": True}),
+    "gated_deltaproduct-neg": Variant("gated_deltaproduct", _GATED_DELTA, {"allow_neg_eigval": True, "num_householder": 2}),
+    "gla": Variant("gla", _GLA),
+    "hgrn": Variant("hgrn", (lambda width, n: {"expand_ratio": _ratio(n, width)},)),
+    "mamba": Variant("mamba", _MAMBA),
+    "mamba2": Variant("mamba2", _MAMBA2),
+    "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
+}
+
+DEFAULT_VARIANTS = (
+    "bdlru-m4",
+    "bdlru-m2",
+    "bdlru-m1",
+    "hlru-m4",
+    "lstm",
+    "delta_net",
+    "gated_deltanet",
+    "gated_deltanet-neg",
+    "gated_deltaproduct-neg",
+    "gla",
+    "hgrn",
+    "mamba",
+    "mamba2",
+    "attn",
+)
+
+
+def get_variant(name: str) -> Variant:
+    """The variant called `name`; raises `ValueError` if there is none."""
+    if name not in VARIANTS:
+        raise ValueError(f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def quiet() -> None:
+    """Silences what FLA's layers log on each construction (which optional kernels are not installed)."""
+    logging.getLogger("fla").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def build_layer(mixer: str, width: int, args: dict) -> nn.Module:
+    """Builds one mixer layer through the registry."""
+    return build_mixer(mixer, width, layer_idx=0, **args)
+
+
+def layer_params(mixer: str, width: int, args: dict) -> int:
+    """Number of parameters of one layer, without allocating it."""
+    with torch.device("meta"):
+        return count_parameters(build_layer(mixer, width, args))
+
+
+def layer_state(mixer: str, width: int, args: dict, device: str = "cpu") -> int:
+    """Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution)."""
+    return measure_state_size(build_layer(mixer, width, args).to(device))
+
+
+def reference_args(width: int) -> tuple[str, dict]:
+    """The mixer that sets the budget: BD-LRU of block size 4 whose state is as wide as the model."""
+    return "bdlru", {"block_size": 4, "num_blocks": width // 4}
+
+
+def default_budget(match: str, width: int) -> int:
+    """The reference mixer's number of parameters or state elements."""
+    mixer, args = reference_args(width)
+    return layer_params(mixer, width, args) if match == "params" else layer_state(mixer, width, args)
+
+
+@dataclass(frozen=True)
+class Matched:
+    r"""A variant with its size settled.
+
+    Attributes:
+        args (dict):
+            All arguments of the layer.
+        extra_mlp (int):
+            Columns added to the block's MLP because the mixer itself has no size knob. Default: 0.
+        note (str):
+            What the reader has to know about the match; often empty.
+    """
+
+    args: dict
+    extra_mlp: int = 0
+    note: str = ""
+
+
+def match_variant(name: str, match: str, width: int, budget: int | None = None) -> Matched:
+    r"""Settles a variant's size so that its parameters or its state come within `TOLERANCE` of the budget.
+
+    Args:
+        name (str):
+            Name in `VARIANTS`.
+        match (str):
+            `"params"` or `"state"`.
+        width (int):
+            Width of the model.
+        budget (int, Optional):
+            Parameters or state elements of one mixer layer. Default: the reference mixer's.
+
+    Returns:
+        Matched:
+            The arguments, and what was done where the mixer cannot be resized.
+
+    Raises:
+        ValueError: if the name is unknown, or no size comes close enough; the message says what is possible.
+    """
+    variant = get_variant(name)
+    if match not in MATCHES:
+        raise ValueError(f"match={match!r} is not known; expected one of {', '.join(MATCHES)}.")
+    if variant.fixed:
+        return _match_by_mlp(name, variant, match, width, budget)
+
+    budget = default_budget(match, width) if budget is None else budget
+    measure = layer_params if match == "params" else layer_state
+    tried = []
+    for size in variant.sizes:
+        args, got = _nearest(lambda n, size=size: {**variant.args, **size(width, n)}, variant.mixer, measure, width, budget)
+        tried.append((abs(got - budget) / budget, got, args))
+        if tried[-1][0] <= CLOSE_ENOUGH:
+            break
+    error, got, args = min(tried, key=lambda t: t[0])
+    if error > TOLERANCE:
+        possible = ", ".join(f"{g:,} with {a}" for _, g, a in sorted(tried, key=lambda t: t[0])[:3])
+        unit = "parameters" if match == "params" else "state elements"
+        raise ValueError(
+            f"mixer {name!r} cannot be matched to {budget:,} {unit} at width={width} (within {TOLERANCE:.0%}); "
+            f"the closest are {possible}. Choose another --budget or --width, or leave this mixer out."
+        )
+    return Matched(args)
+
+
+def _nearest(make: Callable[[int], dict], mixer: str, measure: Callable, width: int, budget: int) -> tuple[dict, int]:
+    # sizes grow with n, so bisect; n channels always cost at least one element, so n need not pass the budget
+    def size(n: int) -> int:
+        return measure(mixer, width, make(n))
+
+    n = 1 + bisect_left(range(1, budget + 1), budget, key=size)
+    return min(((make(k), size(k)) for k in (n - 1, n) if k >= 1), key=lambda pair: abs(pair[1] - budget))
+
+
+def _match_by_mlp(name: str, variant: Variant, match: str, width: int, budget: int | None) -> Matched:
+    budget = budget if match == "params" and budget is not None else default_budget("params", width)
+    spare = budget - layer_params(variant.mixer, width, variant.args)
+    extra = round(spare / (3 * width))  # a SwiGLU column is three vectors of the model's width
+    if extra < 0:
+        raise ValueError(
+            f"mixer {name!r} cannot be matched to {budget:,} parameters at width={width}: {variant.fixed}, "
+            f"{budget - spare:,} parameters. Choose a larger --budget, or leave this mixer out."
+        )
+    note = f"{variant.fixed}; its MLP has {extra} more columns to match parameters"
+    if match == "state":
+        note += "; its state grows with the sequence, so it is matched by parameters instead"
+    return Matched(variant.args, extra, note)
+
+
+def build_model(mixer: str, args: dict, vocab_size: int, width: int, layers: int, mlp_width: int) -> nn.Module:
+    r"""The host model: FLA's Transformer with its attention replaced, `layers` blocks of mixer + SwiGLU MLP.
+
+    Nothing outside the mixer encodes position.
+
+    Args:
+        mixer (str):
+            Name in `fla_bdlru.mixers`.
+        args (dict):
+            Arguments of the layer.
+        vocab_size (int):
+            Number of tokens.
+        width (int):
+            Width of the model.
+        layers (int):
+            Number of blocks.
+        mlp_width (int):
+            Inner width of the MLP.
+
+    Returns:
+        nn.Module:
+            A `TransformerForCausalLM`, initialised from torch's global generator.
+    """
+    config = TransformerConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_heads=4,
+        intermediate_size=mlp_width,
+        vocab_size=vocab_size,
+        mixer=mixer,
+        mixer_config=args,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    model = TransformerForCausalLM(config)
+    import os
+    if os.environ.get("OWN_INIT"):
+        for block in model.model.layers:
+            block.attn.load_state_dict(build_layer(mixer, width, args).state_dict())
+    return model

@@ -1,0 +1,80 @@
+"""What a task is: tokens in, one target per position, at any length."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+
+IGNORE = -100
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Task(ABC):
+    r"""A generated sequence task. The harness chooses lengths; a task only knows how to draw sequences of a given one.
+
+    Attributes:
+        name (str):
+            The name used on the command line and in results.
+        vocab_size (int):
+            Number of tokens; inputs and targets are in `[0, vocab_size)`.
+        length_step (int):
+            Lengths must be a multiple of this. Default: 1.
+        chance (float):
+            Token accuracy of guessing.
+    """
+
+    name: str
+    vocab_size: int
+    chance: float
+    length_step: int = 1
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
+        r"""Draws sequences for evaluation.
+
+        Args:
+            generator (torch.Generator):
+                The only source of randomness, on the CPU.
+            batch_size (int):
+                Number of sequences B.
+            length (int):
+                Length T of the sequences.
+
+        Returns:
+            (torch.Tensor, torch.Tensor):
+                Inputs and targets, int64 of shape `[B, T]`; positions that are not scored hold `IGNORE`.
+        """
+
+    def sample_train(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
+        """Draws sequences for training; the same as `sample` unless a task trains on more positions than it scores."""
+        return self.sample(generator, batch_size, length)
+
+    def check_length(self, length: int) -> None:
+        """Raises `ValueError` unless sequences of `length` tokens exist."""
+        if length < self.length_step or length % self.length_step:
+            accepted = f"a positive multiple of {self.length_step}"
+            raise ValueError(f"length={length} does not fit task {self.name!r}; expected {accepted}.")
+
+
+def make_generator(*purpose: object) -> torch.Generator:
+    r"""A generator whose stream depends on `purpose` alone, so that every mixer sees the same data.
+
+    Args:
+        purpose (object):
+            What the numbers are for, e.g. `("s3", "train", seed)`; other words give an unrelated stream.
+
+    Returns:
+        torch.Generator:
+            A CPU generator.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.tasks import make_generator
+        >>> a, b = make_generator("s3", "train", 0), make_generator("s3", "test", 0)
+        >>> assert a.initial_seed() != b.initial_seed()
+    """
+    digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,253 @@
+"""One cell of a comparison: a model trained from scratch on one task and scored at several lengths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.models import build_model
+from benchmarks.tasks import IGNORE, Task, get_task, make_generator
+from fla_bdlru.mixers import count_parameters
+
+EVAL_BATCH = 256
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    r"""Everything that a result depends on. Two cells with the same `key` are the same experiment.
+
+    Attributes:
+        task (str):
+            Name in `benchmarks.tasks.TASKS`.
+        variant (str):
+            Name in `benchmarks.models.VARIANTS`; a label, the next two fields say what is built.
+        mixer (str):
+            Name in `fla_bdlru.mixers`.
+        mixer_args (dict):
+            Arguments of the layer.
+        width (int):
+            Width of the model.
+        layers (int):
+            Number of blocks.
+        mlp_width (int):
+            Inner width of the MLP.
+        lengths (tuple[int, ...]):
+            Training lengths, each used for an equal share of the steps, in this order.
+        eval_lengths (tuple[int, ...]):
+            Lengths that are scored after training.
+        batch_size (int):
+            Sequences per step.
+        steps (int):
+            Optimiser steps.
+        lr (float):
+            Peak learning rate.
+        weight_decay (float):
+            AdamW's decay, on matrices only.
+        seed (int):
+            Seeds the initial weights and the training data.
+        train_examples (int):
+            Size of the training set, visited again and again in fresh orders; 0 draws new sequences at every step.
+        eval_examples (int):
+            Sequences per evaluated length.
+    """
+
+    task: str
+    variant: str
+    mixer: str
+    mixer_args: dict
+    width: int
+    layers: int
+    mlp_width: int
+    lengths: tuple[int, ...]
+    eval_lengths: tuple[int, ...]
+    batch_size: int
+    steps: int
+    lr: float
+    weight_decay: float
+    seed: int
+    train_examples: int
+    eval_examples: int
+
+    @property
+    def key(self) -> str:
+        """A digest of all fields but the label."""
+        spec = asdict(self)
+        del spec["variant"]
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """A short name for people."""
+        return f"{self.variant} lr {self.lr:g} seed {self.seed}"
+
+    def describe(self) -> dict:
+        """The fields as they stand in a row of the results file."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
+        row["lengths"] = " ".join(map(str, self.lengths))
+        row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
+        return row
+
+
+def batches(task: Task, cell: Cell):
+    r"""Yields the training batches of a cell: one (inputs, targets) pair a step, the same for every mixer.
+
+    Args:
+        task (Task):
+            The task that draws the sequences.
+        cell (Cell):
+            Lengths, batch size, steps, seed, and whether the training set is finite.
+
+    Returns:
+        Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            int64 tensors of shape `[B, T]` on the CPU.
+    """
+    stages = [cell.steps * i // len(cell.lengths) for i in range(len(cell.lengths) + 1)]
+    for length, start, stop in zip(cell.lengths, stages, stages[1:]):
+        generator = make_generator(cell.task, "train", cell.seed, length)
+        if not cell.train_examples:
+            for _ in range(start, stop):
+                yield task.sample_train(generator, cell.batch_size, length)
+            continue
+        inputs, targets = task.sample_train(generator, cell.train_examples, length)
+        order = torch.empty(0, dtype=torch.long)
+        for _ in range(start, stop):
+            if len(order) < cell.batch_size:
+                order = torch.randperm(cell.train_examples, generator=generator)
+            index, order = order[: cell.batch_size], order[cell.batch_size :]
+            yield inputs[index], targets[index]
+
+
+def score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[int, int, int, float]:
+    r"""Counts what is right in a batch.
+
+    Args:
+        logits (torch.Tensor):
+            Shape `[B, T, V]`.
+        targets (torch.Tensor):
+            Shape `[B, T]`, `IGNORE` where nothing is asked.
+
+    Returns:
+        (int, int, int, float):
+            Right tokens, scored tokens, sequences whose every scored token is right, and the summed cross entropy.
+    """
+    asked = targets != IGNORE
+    right = (logits.argmax(-1) == targets) & asked
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return int(right.sum()), int(asked.sum()), int((right == asked).all(1).sum()), float(loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, task: Task, length: int, examples: int, device: str, split: str = "test"
+) -> dict[str, float]:
+    r"""Scores a model at one length, on a set that is the same for every mixer and seed.
+
+    Args:
+        model (torch.nn.Module):
+            A causal LM.
+        task (Task):
+            The task that draws the sequences.
+        length (int):
+            Length of the test sequences.
+        examples (int):
+            Number of test sequences.
+        device (str):
+            Where the model is.
+        split (str):
+            `"test"` or `"validation"`: two unrelated streams. Default: `"test"`.
+
+    Returns:
+        dict[str, float]:
+            `token_accuracy` over scored positions, `sequence_accuracy` over sequences with all of them right, `loss` in
+            nats per scored position.
+    """
+    model.eval()
+    inputs, targets = task.sample(make_generator(task.name, split, length), examples, length)
+    totals = [0, 0, 0, 0.0]
+    for x, y in zip(inputs.split(EVAL_BATCH), targets.split(EVAL_BATCH)):
+        counts = score(model(input_ids=x.to(device)).logits, y.to(device))
+        totals = [a + b for a, b in zip(totals, counts)]
+    right, asked, sequences, loss = totals
+    return {
+        "token_accuracy": right / asked,
+        "sequence_accuracy": sequences / examples,
+        "loss": loss / asked,
+    }
+
+
+def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    # biases, norms and what a layer marks as such are not decayed
+    def decays(p):
+        return p.ndim > 1 and not getattr(p, "_no_weight_decay", False)
+
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if decays(p)], "weight_decay": cell.weight_decay},
+        {"params": [p for p in params if not decays(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cell.lr)
+
+
+def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
+    r"""Trains and scores one cell.
+
+    Args:
+        cell (Cell):
+            The experiment.
+        device (str):
+            A torch device. Default: `"cpu"`.
+        report (Callable, Optional):
+            Called now and then with (step, training loss, token accuracy on the training batch).
+
+    Returns:
+        dict:
+            `params`, `scores` (one dict per evaluated length, in order), `validation` (token accuracy at the training
+            length, for choices between runs), `train_loss`, `seconds` of training, `diverged` (a loss that was not
+            finite), and `curve`, a list of (step, length, learning rate, loss, token accuracy).
+    """
+    task = get_task(cell.task)
+    torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
+    model = build_model(cell.mixer, cell.mixer_args, task.vocab_size, cell.width, cell.layers, cell.mlp_width).to(device)
+    optimizer = _optimizer(model, cell)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
+    every = max(1, cell.steps // CURVE_POINTS)
+    curve, diverged = [], False
+
+    start = time.perf_counter()
+    model.train()
+    for step, (inputs, targets) in enumerate(batches(task, cell), 1):
+        inputs, targets = inputs.to(device), targets.to(device)
+        logits = model(input_ids=inputs).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        if step % every == 0 or step == cell.steps:
+            right, asked, _, _ = score(logits.detach(), targets)
+            curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
+            diverged = diverged or not math.isfinite(curve[-1][3])
+            if report is not None:
+                report(step, curve[-1][3], curve[-1][4])
+    seconds = time.perf_counter() - start
+    validation = evaluate(model, task, max(cell.lengths), cell.eval_examples, device, "validation")
+    return {
+        "params": count_parameters(model),
+        "scores": [evaluate(model, task, length, cell.eval_examples, device) for length in cell.eval_lengths],
+        "validation": validation["token_accuracy"],
+        "train_loss": curve[-1][3],
+        "seconds": seconds,
+        "diverged": diverged,
+        "curve": curve,
+    }

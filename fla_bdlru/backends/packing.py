@@ -1,0 +1,72 @@
+"""Packed documents (`cu_seqlens`) as padded batches, so that an operation needs no notion of them."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def check_cu_seqlens(batch_size: int, cu_seqlens: torch.Tensor | None, initial_state: torch.Tensor | None) -> None:
+    """Raises `ValueError` unless packed inputs have batch size 1 and one initial state a document."""
+    if cu_seqlens is not None and batch_size != 1:
+        raise ValueError(f"The batch size is {batch_size}; with cu_seqlens it has to be 1 (flatten the documents).")
+    expected = batch_size if cu_seqlens is None else len(cu_seqlens) - 1
+    if initial_state is not None and initial_state.shape[0] != expected:
+        raise ValueError(f"initial_state holds {initial_state.shape[0]} states; expected {expected}, one for each sequence.")
+
+
+def token_positions(x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequence number and position within the sequence of each of the B*T tokens of `x` ([B, T, ...])."""
+    B, T = x.shape[:2]
+    if cu_seqlens is None:
+        return torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
+    starts = cu_seqlens.long()
+    sequence = torch.arange(len(starts) - 1).repeat_interleave(starts.diff())
+    return sequence, torch.arange(T) - starts[sequence]
+
+
+def _buckets(lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Documents grouped so that padding at most doubles a group: lengths in (2^(i-1), 2^i] go together."""
+    exponents = (lengths.double().log2().ceil()).where(lengths > 0, -1.0)
+    return [(exponents == e).nonzero().flatten() for e in exponents.unique()]
+
+
+def run_documents(
+    fn: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    tensors: tuple[torch.Tensor | None, ...],
+    initial_state: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs `fn` on every document of packed inputs, a bucket of similar lengths at a time.
+
+    Args:
+        fn (Callable):
+            `fn(*tensors, initial_state)` on [N, T, ...] inputs; returns the output [N, T, ...] and the final state.
+            A step whose inputs are all zero has to leave the state as it is.
+        tensors (tuple):
+            Packed inputs of shape [1, T, ...], or `None`.
+        initial_state (torch.Tensor):
+            One state a document.
+        cu_seqlens (torch.Tensor | None):
+            Document boundaries; `None` runs `fn` on the inputs as they are.
+    """
+    if cu_seqlens is None:
+        return fn(*tensors, initial_state)
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    outputs, states, order, documents = [], [], [], []
+    for members in _buckets(lengths):
+        steps = torch.arange(int(lengths[members].max()))
+        mask = steps < lengths[members, None]
+        tokens = (starts[members, None] + steps)[mask]
+        padded = [None if t is None else _pad(t[0, tokens], mask) for t in tensors]
+        output, state = fn(*padded, initial_state[members])
+        outputs.append(output[mask])
+        states.append(state)
+        order.append(tokens)
+        documents.append(members)
+    output = torch.cat(outputs)[torch.cat(order).argsort()]
+    return output[None], torch.cat(states)[torch.cat(documents).argsort()]
+
+
+def _pad(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[tokens, ...] to [documents, steps, ...] with zeros where `mask` is false."""
+    return tokens.new_zeros(*mask.shape, *tokens.shape[1:]).index_put((mask,), tokens)

@@ -1,0 +1,115 @@
+"""BD-LRU on a CPU: numba kernels over lanes of blocks, gates normalised on the fly in both directions."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from fla_bdlru.ops.cpu_gates import NORM_CODES, denominator, flush, gate_grad, gate_row, pull
+from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, put, splat, stack, store
+from fla_bdlru.ops.cpu_runtime import MAX_TILES, bounds_of, empty_like, flat, kernel, launch
+
+
+@cache
+def _forward_kernel(M: int, NORM: int):
+    K = M + 1
+
+    @kernel
+    def bdlru_forward(v, g, h0, h, o, ht, bounds, H, first, last, width, lanes, lo, hi):
+        f, df = stack(K), stack(K)
+        mask = lanes_below(lanes)
+        groups = (last - first + width - 1) // width
+        for task in range(lo, hi):
+            seq, x0 = task // groups, first + task % groups * width
+            x1 = min(x0 + width, last)
+            past, row0 = h0, seq * M
+            for t in range(bounds[seq], bounds[seq + 1]):
+                for i in range(M):
+                    row = t * M + i
+                    for x in range(x0, x1, LANES):
+                        total = gate_row(g, row * K * H + x, H, mask, K, NORM, f, df)
+                        y = get(f, M) * load(v, row * H + x, mask)
+                        for j in range(M):
+                            y = get(f, j) * load(past, (row0 + j) * H + x, mask) + y
+                        y = flush(y / denominator(total, K, NORM))
+                        store(h, row * H + x, y, mask)
+                        store(o, row * H + x, y, mask)
+                past, row0 = h, t * M
+            for i in range(M):
+                for x in range(x0, x1, LANES):
+                    store(ht, (seq * M + i) * H + x, load(past, (row0 + i) * H + x, mask), mask)
+
+    return bdlru_forward
+
+
+@cache
+def _backward_kernel(M: int, NORM: int):
+    K, HALF, BOTH = M + 1, MAX_TILES * M, 2 * MAX_TILES * M
+
+    @kernel
+    def bdlru_backward(v, g, h0, h, do, dht, dv, dg, dh0, bounds, H, first, last, width, lanes, lo, hi):
+        f, df = stack(K), stack(K)
+        carry = stack(BOTH)  # A^T s of the step after and, in the other half, of this one
+        mask = lanes_below(lanes)
+        groups = (last - first + width - 1) // width
+        for task in range(lo, hi):
+            seq, x0 = task // groups, first + task % groups * width
+            x1 = min(x0 + width, last)
+            begin, end = bounds[seq], bounds[seq + 1]
+            half = 0
+            for x in range(x0, x1, LANES):
+                for i in range(M):
+                    put(carry, (x - x0) // LANES * M + i, load(dht, (seq * M + i) * H + x, mask))
+            for t in range(end - 1, begin - 1, -1):
+                past, row0 = (h0, seq * M) if t == begin else (h, (t - 1) * M)
+                for i in range(M):
+                    row = t * M + i
+                    for x in range(x0, x1, LANES):
+                        c = (x - x0) // LANES * M
+                        gates = row * K * H + x
+                        total = gate_row(g, gates, H, mask, K, NORM, f, df)
+                        s = flush(load(do, row * H + x, mask) + get(carry, half + c + i))
+                        q = s / denominator(total, K, NORM)
+                        pulled = pull(total, load(h, row * H + x, mask), NORM)
+                        store(dv, row * H + x, q * get(f, M), mask)
+                        u = load(v, row * H + x, mask)
+                        store(dg, gates + M * H, q * gate_grad(get(df, M), get(f, M), u, pulled, NORM), mask)
+                        for j in range(M):
+                            u = load(past, (row0 + j) * H + x, mask)
+                            store(dg, gates + j * H, q * gate_grad(get(df, j), get(f, j), u, pulled, NORM), mask)
+                            other = HALF - half + c + j
+                            before = splat(0.0) if i == 0 else get(carry, other)
+                            put(carry, other, q * get(f, j) + before)
+                half = HALF - half
+            for x in range(x0, x1, LANES):
+                for i in range(M):
+                    y = get(carry, half + (x - x0) // LANES * M + i)
+                    store(dh0, (seq * M + i) * H + x, y, mask)
+
+    return bdlru_backward
+
+
+def cpu_bdlru_fwd(v, g, h0, cu_seqlens, gate_norm):
+    M, H = v.shape[-2:]
+    bounds = bounds_of(v, cu_seqlens)
+    if h0 is None:
+        h0 = torch.zeros(len(bounds) - 1, M, H)
+    ht = torch.empty(h0.shape, dtype=torch.float32)
+    h = empty_like(v, torch.float32)
+    o = h if v.dtype == torch.float32 else empty_like(v)
+    arrays = (flat(v), flat(g), flat(h0), flat(h), None if o is h else flat(o), flat(ht))
+    launch(_forward_kernel(M, NORM_CODES[gate_norm]), arrays, H, bounds, M * (M + 1))
+    return o, ht, torch.empty(0) if o is h else h
+
+
+def cpu_bdlru_bwd(v, g, h, h0, do, dht, cu_seqlens, gate_norm):
+    M, H = v.shape[-2:]
+    bounds = bounds_of(v, cu_seqlens)
+    num_seqs = len(bounds) - 1
+    h0, dht = (torch.zeros(num_seqs, M, H) if x is None else x for x in (h0, dht))
+    do = torch.zeros_like(v) if do is None else do
+    dv, dg, dh0 = empty_like(v), empty_like(g), torch.empty(num_seqs, M, H)
+    arrays = tuple(flat(x) for x in (v, g, h0, h, do, dht, dv, dg, dh0))
+    launch(_backward_kernel(M, NORM_CODES[gate_norm]), arrays, H, bounds, M * (M + 1))
+    return dv, dg, dh0

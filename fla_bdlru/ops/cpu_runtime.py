@@ -1,0 +1,166 @@
+"""What the CPU kernels share on the host: compiling with a disk cache, flat arrays, tasks and threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numba import njit
+
+from fla_bdlru.ops.cpu_lanes import LANES
+
+# numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
+_BUILD = zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("cpu_lanes.py", "cpu_gates.py")))
+
+INLINE_WORK = 1 << 15  # gates; below, waking a thread costs more than it saves
+HUGE_PAGE_BYTES = 1 << 22
+MAX_TILES = 8  # tiles of LANES lanes that one task steps through together, so that reads are long rows
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiles to run without the GIL, cached on disk where numba finds a place to write."""
+    options = {"nogil": True, "error_model": "numpy"}
+    function.__qualname__ += f"_{_BUILD:08x}"  # part of the cache's file name
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither beside the source nor in a user cache directory
+        return njit(**options)(function)
+
+
+# ------------------------------------------------------------------------------------------------------- tensors
+
+
+def flat(x: torch.Tensor) -> np.ndarray:
+    """A tensor's memory as a 1-D array, half types as integers (int16: bfloat16, uint16: float16)."""
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().reshape(-1)
+    if x.dtype == torch.float16:
+        return x.view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    return x.numpy().reshape(-1)
+
+
+_PAGE, _madvise = 4096, None
+if sys.platform == "linux":
+    _PAGE = os.sysconf("SC_PAGESIZE")
+    _madvise = ctypes.CDLL(None).madvise
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
+    x = torch.empty(x.shape, dtype=dtype or x.dtype)
+    size = x.numel() * x.element_size()
+    if size >= HUGE_PAGE_BYTES and _madvise is not None:
+        start = -(-x.data_ptr() // _PAGE) * _PAGE
+        _madvise(start, (x.data_ptr() + size - start) // _PAGE * _PAGE, 14)  # 14: MADV_HUGEPAGE, a hint that may fail
+    return x
+
+
+def bounds_of(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
+    """Where sequences start and end, in rows of the flattened [B * T]."""
+    if cu_seqlens is not None:
+        return cu_seqlens.numpy()
+    return np.arange(v.shape[0] + 1, dtype=np.int64) * v.shape[1]
+
+
+# ------------------------------------------------------------------------------------------------------- threads
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _forget_pool() -> None:
+    """In a forked child the pool has no threads, and the lock may be held by one that is gone."""
+    global _lock, _pool, _pool_size
+    _lock, _pool, _pool_size = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _submit(function: Callable[[], None], copies: int) -> list[Future]:
+    """Starts `copies` of a function; fewer (or none) where no thread can be had, as when the interpreter shuts down."""
+    global _pool, _pool_size
+    futures = []
+    with _lock:
+        if _pool_size < copies:
+            if _pool is not None:
+                _pool.shutdown(wait=False)  # what it has queued still runs
+            _pool, _pool_size = ThreadPoolExecutor(copies, thread_name_prefix="fla_bdlru"), copies
+        try:
+            for _ in range(copies):
+                futures.append(_pool.submit(function))
+        except RuntimeError:
+            pass
+    return futures
+
+
+def run_jobs(jobs: list[Callable[[], None]]) -> None:
+    """Runs jobs on up to `torch.get_num_threads()` threads, the caller's included, and returns when all are done.
+
+    Whoever is free takes the next job, and the caller works through them too: a pool that is busy with other callers
+    only costs speed. Helpers that have not begun when the jobs run out are cancelled.
+    """
+    helpers = min(torch.get_num_threads(), len(jobs)) - 1
+    queue = deque(jobs)
+
+    def work():
+        while queue:
+            try:
+                job = queue.popleft()
+            except IndexError:
+                return
+            job()
+
+    futures = _submit(work, helpers) if helpers > 0 else []
+    try:
+        work()
+    finally:
+        queue.clear()
+        for future in futures:
+            if not future.cancel():
+                future.result()
+
+
+def launch(kernel: Callable, arrays: tuple[np.ndarray | None, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
+    """Runs a kernel over all (sequence, lanes) tasks; `row` is the number of gates per step and lane.
+
+    A task is one sequence and up to MAX_TILES tiles; the last `num_lanes % LANES` lanes are a masked tile of their own.
+    Lanes never meet, so how tasks are cut and who runs them changes no bit of the result.
+    """
+    num_seqs = len(bounds) - 1
+    end = num_lanes // LANES * LANES
+    threads = torch.get_num_threads()
+    inline = int(bounds[-1] - bounds[0]) * num_lanes * row < INLINE_WORK
+    tiles = MAX_TILES if inline else max(1, min(MAX_TILES, end // LANES * num_seqs // (2 * threads)))
+    jobs = []
+
+    def add(first, last, width, lanes):
+        tasks = num_seqs * (-(-(last - first) // width))
+        pieces = 1 if inline else min(tasks, 4 * threads)
+        for i in range(pieces):
+            lo, hi = tasks * i // pieces, tasks * (i + 1) // pieces
+            jobs.append(partial(kernel, *arrays, bounds, num_lanes, first, last, width, lanes, lo, hi))
+
+    if end:
+        add(0, end, tiles * LANES, None)
+    if end < num_lanes:
+        add(end, num_lanes, LANES, num_lanes - end)
+    if inline:
+        for job in jobs:
+            job()
+    else:
+        run_jobs(jobs)
