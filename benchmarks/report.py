@@ -199,7 +199,16 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path) -> None:
             **styles[line.variant],
         )
     left.axhline(chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    left.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=OTHER)
+    left.annotate(
+        "chance",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -2),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=OTHER,
+    )
     left.set_xscale("log", base=2)
     left.set_xticks(lines[0].lengths)
     left.xaxis.set_major_formatter(ScalarFormatter())

@@ -15,6 +15,7 @@ from fla.models.modeling_utils import FLAPreTrainedModel
 from torch import nn
 
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.layers.gated import GatedRecurrence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -201,7 +202,7 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
     config = model.config
     if getattr(config, "mixer", None) is None:
         return
-    blocks = next((b for b in (getattr(model, n, None) for n in ("layers", "self_layers")) if b is not None), None)
+    blocks = next((b for b in (getattr(model, n, None) for n in ("self_layers", "layers")) if b is not None), None)
     if blocks is None:
         if any(isinstance(child, FLAPreTrainedModel) for child in model.children()):
             return  # a head on top of a model that has been through here
@@ -232,15 +233,25 @@ def install_hook() -> None:
     """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
     if getattr(FLAPreTrainedModel.post_init, "_swaps_mixers", False):
         return
-    original = FLAPreTrainedModel.post_init
+    original_post_init, original_initialize = FLAPreTrainedModel.post_init, FLAPreTrainedModel.initialize_weights
 
-    @wraps(original)
+    @wraps(original_post_init)
     def post_init(self):
         swap_mixers(self)
-        original(self)
+        original_post_init(self)
+
+    @wraps(original_initialize)
+    def initialize_weights(self):
+        # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
+        layers = [module for module in self.modules() if isinstance(module, GatedRecurrence)]
+        for layer in layers:
+            if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
+                layer.reset_parameters()
+        original_initialize(self)
 
     post_init._swaps_mixers = True
     FLAPreTrainedModel.post_init = post_init
+    FLAPreTrainedModel.initialize_weights = initialize_weights
 
 
 def count_parameters(module: nn.Module) -> int:

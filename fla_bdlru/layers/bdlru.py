@@ -32,7 +32,7 @@ class BDLRU(GatedRecurrence):
         gate_norm (str, Optional):
             One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
         selective (bool, Optional):
-            Whether gates depend on the input (`a_proj`); if not they are learned constants (`gate_logits`). Default: `True`.
+            Whether gates depend on the input (`a_proj`); if not they are learned constants (`a_proj.bias`). Default: `True`.
         gate_bias (str, Optional):
             How the bias of the gates starts: `"uniform"` (zero, as in the paper) or `"memory"` (near the identity, time
             constants spread log-uniformly over `memory_range`). Default: `"uniform"`.

@@ -12,6 +12,17 @@ from fla_bdlru.ops.gate_norm import check_gate_norm
 MODES = ("chunk", "fused_recurrent")
 
 
+class ConstantGates(nn.Module):
+    """Gate logits that do not depend on the input: a projection that is all bias."""
+
+    def __init__(self, num_gates: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(num_gates))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], -1)
+
+
 class GatedRecurrence(Mixer):
     """Base of the layers: `o_proj(readout(recurrence(v_proj(x), a_proj(x))))`.
 
@@ -62,10 +73,7 @@ class GatedRecurrence(Mixer):
 
         num_gates = torch.Size(self.gate_shape).numel()
         self.v_proj = nn.Linear(hidden_size, self.width, bias=False)
-        if selective:
-            self.a_proj = nn.Linear(hidden_size, num_gates, bias=True)
-        else:
-            self.gate_logits = nn.Parameter(torch.empty(self.gate_shape))
+        self.a_proj = nn.Linear(hidden_size, num_gates, bias=True) if selective else ConstantGates(num_gates)
         if use_short_conv:
             self.v_conv1d = fla_part("fla.modules", "ShortConvolution")(
                 hidden_size=self.width, kernel_size=conv_size, bias=conv_bias, activation="silu"
@@ -79,25 +87,23 @@ class GatedRecurrence(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """(Re)initialises the gates: FLA and transformers call this after they have drawn the projections.
+        """(Re)initialises the gates' bias, all that differs from what a model's own `_init_weights` draws.
 
-        Values that transformers has loaded from a checkpoint stay, and no model's `_init_weights` zeroes a memory bias.
+        A bias that transformers has loaded stays, and transformers leaves alone one that is set here.
         """
-        gates = self.a_proj.bias if self.selective else self.gate_logits
-        gates._no_weight_decay = True
-        loaded = getattr(gates, "_is_hf_initialized", False) and not getattr(gates, "_is_memory_bias", False)
-        if gates.is_meta or loaded:
+        bias = self.a_proj.bias
+        bias._no_weight_decay = True
+        loaded = getattr(bias, "_is_hf_initialized", False) and not getattr(bias, "_is_set_here", False)
+        if bias.is_meta or loaded:
             return
         if self.gate_bias == "memory":
-            logits = gate_logits(self.initial_gates(), self.gate_norm)
             with torch.no_grad():
-                gates.copy_(logits.reshape(gates.shape))
-            # to transformers, and to mamba_ssm, "leave this tensor alone"
-            gates._is_hf_initialized = gates._no_reinit = gates._is_memory_bias = True
+                bias.copy_(gate_logits(self.initial_gates(), self.gate_norm).flatten())
         elif self.selective:
-            nn.init.zeros_(gates)
+            nn.init.zeros_(bias)
         else:
-            nn.init.normal_(gates)  # nothing else tells the rows apart
+            nn.init.normal_(bias)  # nothing else tells the rows apart
+        bias._is_set_here = bias._is_hf_initialized = True
 
     def initial_gates(self) -> torch.Tensor:
         """Gates of shape `gate_shape` with time constants spread over `memory_range`."""
@@ -137,13 +143,9 @@ class GatedRecurrence(Mixer):
             # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
             conv_state = None if last_state is None else last_state["conv_state"].clone()
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
-        if self.selective:
-            g = self.a_proj(hidden_states).unflatten(-1, self.gate_shape)
-        else:
-            g = self.gate_logits.to(v.dtype).expand(*v.shape[:2], *self.gate_shape)
         readout, state = self.recur(
             v,
-            g,
+            self.a_proj(hidden_states).unflatten(-1, self.gate_shape),
             initial_state=None if last_state is None else last_state["recurrent_state"],
             output_final_state=use_cache,
             gate_norm=self.gate_norm,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from numba import njit, types
+from numba import njit
 from numba.extending import overload
 
-from fla_bdlru.ops.cpu_lanes import _power_of_two, absolute, get, load, put, splat, vec, where
+from fla_bdlru.ops.cpu_lanes import absolute, load, power_of_two, put, splat, where
 from fla_bdlru.ops.gate_norm import EPS, GATE_NORMS, RELU_EPS
 
 SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, NONE = range(len(GATE_NORMS))
@@ -32,7 +32,7 @@ def exp_parts(x):
     p = p * r + 4.16683942109e-2
     p = p * r + 1.66665201078e-1
     p = p * r + 4.99999934125e-1
-    return _power_of_two(shifted), p * (r * r) + r
+    return power_of_two(shifted), p * (r * r) + r
 
 
 @njit(forceinline=True)

@@ -5,8 +5,8 @@ run on vectors; with this type every load, store and operation is a vector instr
 to compile. LLVM lowers 16 lanes to what the machine has: one AVX-512 register, two AVX2 or four NEON ones. Of the
 fast-math flags only `contract` (fused multiply-add) is used, so NaN and Inf behave.
 
-Arrays are flat (1-D) and offsets count elements. numba has no half types on a CPU, so their arrays travel as integers of
-the same size: int16 holds bfloat16, uint16 holds float16.
+Arrays are flat (1-D) and offsets count elements. numba has no bfloat16, so its arrays travel as int16; float16 is left to
+PyTorch, as CPUs without conversion instructions would need a library call.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
-from fla_bdlru.ops.gate_norm import EPS, RELU_EPS
-
 LANES = 16
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-_F32S, _I32S, _I16S, _F16S, _I1S = (ir.VectorType(x, LANES) for x in (_F32, _I32, _I16, ir.HalfType(), ir.IntType(1)))
+_F32S, _I32S, _I16S, _I1S = (ir.VectorType(x, LANES) for x in (_F32, _I32, _I16, ir.IntType(1)))
 
 
 def _numba_type(name: str, llvm_type: ir.Type) -> types.Type:
@@ -125,7 +123,7 @@ def splat(typingctx, a):
 
 
 @intrinsic
-def _power_of_two(typingctx, a):
+def power_of_two(typingctx, a):
     """2^k for a = 1.5 * 2^23 + k, whose low bits are k; 0 for k = -127."""
 
     def codegen(context, builder, signature, args):
@@ -151,7 +149,7 @@ def lanes_below(typingctx, n):
     return lane_mask(types.int64), codegen
 
 
-_STORED_AS = {types.float32: _F32S, types.int16: _I16S, types.uint16: _F16S}
+_STORED_AS = {types.float32: _F32S, types.int16: _I16S}
 
 
 def _address(context, builder, array_type, array, offset):
@@ -161,15 +159,11 @@ def _address(context, builder, array_type, array, offset):
     return builder.bitcast(pointer, _STORED_AS[array_type.dtype].as_pointer()), array_type.dtype.bitwidth // 8
 
 
-def _masked(builder, name, returns, args):
-    """Calls `llvm.masked.load` or `.store` for the type of `args[0]` (store) or of what it returns (load)."""
-    value = returns if name == "load" else args[0].type
-    suffix = {_F32S: "f32", _I16S: "i16", _F16S: "f16"}[value]
+def _masked(builder, name, stored, returns, args):
+    """Calls `llvm.masked.load` or `llvm.masked.store` for 16 elements stored as `stored`."""
+    name = f"llvm.masked.{name}.v{LANES}{'f32' if stored == _F32S else 'i16'}.p0"
     function_type = ir.FunctionType(returns, [x.type for x in args])
-    function = cgutils.get_or_insert_function(
-        builder.module, function_type, f"llvm.masked.{name}.v{LANES}{suffix}.p0"
-    )
-    return builder.call(function, args)
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
 
 @intrinsic
@@ -182,10 +176,10 @@ def load(typingctx, array, offset, mask):
         if mask == types.none:
             x = builder.load(pointer, align=align)
         else:
-            x = _masked(builder, "load", stored, [pointer, _I32(align), args[2], ir.Constant(stored, None)])
+            x = _masked(builder, "load", stored, stored, [pointer, _I32(align), args[2], ir.Constant(stored, None)])
         if stored == _I16S:
             return builder.bitcast(builder.shl(builder.zext(x, _I32S), _all(_I32S, 16)), _F32S)
-        return x if stored == _F32S else builder.fpext(x, _F32S)
+        return x
 
     return vec(array, types.int64, mask), codegen
 
@@ -201,21 +195,17 @@ def _to_bfloat16(builder, x):
 
 @intrinsic
 def store(typingctx, array, offset, value, mask):
-    """Writes 16 floats to `array[offset]` in the array's type, only lanes inside the mask; nothing if array is `None`."""
-    if array == types.none:
-        return types.void(array, types.int64, vec, mask), lambda context, builder, signature, args: None
+    """Writes 16 floats to `array[offset]` in the array's type; lanes outside the mask are left alone."""
 
     def codegen(context, builder, signature, args):
         pointer, align = _address(context, builder, array, *args[:2])
         stored, x = _STORED_AS[array.dtype], args[2]
         if stored == _I16S:
             x = _to_bfloat16(builder, x)
-        elif stored == _F16S:
-            x = builder.fptrunc(x, stored)
         if mask == types.none:
             builder.store(x, pointer, align=align)
         else:
-            _masked(builder, "store", ir.VoidType(), [x, pointer, _I32(align), args[3]])
+            _masked(builder, "store", stored, ir.VoidType(), [x, pointer, _I32(align), args[3]])
 
     return types.void(array, types.int64, vec, mask), codegen
 

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from numba import njit
 
+from fla_bdlru.ops.cpu_gates import NORM_CODES
 from fla_bdlru.ops.cpu_lanes import LANES
 
 # numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
 _BUILD = zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("cpu_lanes.py", "cpu_gates.py")))
 
-INLINE_WORK = 1 << 15  # gates; below, waking a thread costs more than it saves
+INLINE_WORK = 1 << 17  # gates (about 50 us); below, waking a thread costs more than it saves
 HUGE_PAGE_BYTES = 1 << 22
-MAX_TILES = 8  # tiles of LANES lanes that one task steps through together, so that reads are long rows
+MAX_TILES = 16  # tiles of LANES lanes that one task steps through together, so that reads are long rows
 
 
 def kernel(function: Callable) -> Callable:
@@ -40,14 +41,15 @@ def kernel(function: Callable) -> Callable:
 # ------------------------------------------------------------------------------------------------------- tensors
 
 
-def flat(x: torch.Tensor) -> np.ndarray:
-    """A tensor's memory as a 1-D array, half types as integers (int16: bfloat16, uint16: float16)."""
+def _flat(x: torch.Tensor) -> np.ndarray:
+    """A tensor's memory as a 1-D array; bfloat16 as int16."""
     x = x.detach()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().reshape(-1)
-    if x.dtype == torch.float16:
-        return x.view(torch.int16).numpy().view(np.uint16).reshape(-1)
-    return x.numpy().reshape(-1)
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """float16 as float32; the types that kernels read as they are."""
+    return x.float() if x.dtype == torch.float16 else x
 
 
 _PAGE, _madvise = 4096, None
@@ -57,7 +59,7 @@ if sys.platform == "linux":
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def _empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
     x = torch.empty(x.shape, dtype=dtype or x.dtype)
     size = x.numel() * x.element_size()
@@ -67,7 +69,7 @@ def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tenso
     return x
 
 
-def bounds_of(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
+def _bounds(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
     """Where sequences start and end, in rows of the flattened [B * T]."""
     if cu_seqlens is not None:
         return cu_seqlens.numpy()
@@ -135,7 +137,7 @@ def run_jobs(jobs: list[Callable[[], None]]) -> None:
                 future.result()
 
 
-def launch(kernel: Callable, arrays: tuple[np.ndarray | None, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
+def launch(kernel: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
     """Runs a kernel over all (sequence, lanes) tasks; `row` is the number of gates per step and lane.
 
     A task is one sequence and up to MAX_TILES tiles; the last `num_lanes % LANES` lanes are a masked tile of their own.
@@ -164,3 +166,33 @@ def launch(kernel: Callable, arrays: tuple[np.ndarray | None, ...], num_lanes: i
             job()
     else:
         run_jobs(jobs)
+
+
+def run_forward(kernels, v, g, h0, cu_seqlens, gate_norm):
+    """The forward pass of either op: (o, ht, h), `h` empty where it would repeat `o`.
+
+    `kernels(M, norm)` gives the kernel for (v, g, h0, h, ht). In both ops the last axes of g are gates and lanes, those of
+    a state M and lanes.
+    """
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = _bounds(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0 = torch.zeros(state) if h0 is None else h0
+    ht, h = torch.empty(state), _empty_like(v, torch.float32)
+    arrays = tuple(_flat(_widened(x)) for x in (v, g, h0, h, ht))
+    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return (h, ht, torch.empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
+
+
+def run_backward(kernels, v, g, h, h0, do, dht, cu_seqlens, gate_norm):
+    """The backward pass of either op: (dv, dg, dh0), with a kernel for (v, g, h0, h, do, dht, dv, dg, dh0)."""
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = _bounds(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0, dht = (torch.zeros(state) if x is None else x for x in (h0, dht))
+    do = torch.zeros_like(v) if do is None else do
+    inputs = [_widened(x) for x in (v, g, h0, h, do, dht)]
+    dv, dg, dh0 = _empty_like(inputs[0]), _empty_like(inputs[1]), torch.empty(state)
+    arrays = tuple(_flat(x) for x in (*inputs, dv, dg, dh0))
+    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return dv.to(v.dtype), dg.to(g.dtype), dh0

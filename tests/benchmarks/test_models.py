@@ -109,3 +109,11 @@ def test_only_the_mixer_differs_between_models():
         return {n: p.shape for n, p in model.named_parameters() if ".attn." not in n}
 
     assert rest("bdlru-m4") == rest("lstm") == rest("gated_deltanet")
+
+
+def test_mamba_keeps_the_time_steps_that_its_constructor_draws():
+    layer = build_model("mamba", match_variant("mamba", "params", 32).args, 6, 32, 1, 64).model.layers[0].attn
+    steps = torch.nn.functional.softplus(layer.dt_proj.bias)
+    assert steps.min() > 0.0009  # dt_min
+    assert steps.max() < 0.11  # dt_max
+    assert layer.conv1d.weight.std() > 0.1

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from fla_bdlru.ops.cpu_gates import NORM_CODES, denominator, flush, gate_grad, gate_row, pull
+from fla_bdlru.ops.cpu_gates import denominator, flush, gate_grad, gate_row, pull
 from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, put, stack, store
-from fla_bdlru.ops.cpu_runtime import MAX_TILES, bounds_of, empty_like, flat, kernel, launch
+from fla_bdlru.ops.cpu_runtime import MAX_TILES, kernel, run_backward, run_forward
 
 
 @cache
@@ -16,7 +16,7 @@ def _forward_kernel(M: int, NORM: int):
     K = M + 1
 
     @kernel
-    def hlru_forward(v, g, h0, h, o, ht, bounds, N, first, last, width, lanes, lo, hi):
+    def hlru_forward(v, g, h0, h, ht, bounds, N, first, last, width, lanes, lo, hi):
         f, df = stack(K), stack(K)
         mask = lanes_below(lanes)
         groups = (last - first + width - 1) // width
@@ -33,7 +33,6 @@ def _forward_kernel(M: int, NORM: int):
                         y = get(f, i) * load(past, row * N + x, mask) + y
                     y = flush(y / denominator(total, K, NORM))
                     store(h, t * N + x, y, mask)
-                    store(o, t * N + x, y, mask)
             for i in range(M):
                 past, row = (h, end - 1 - i) if i < end - begin else (h0, seq * M + i - (end - begin))
                 for x in range(x0, x1, LANES):
@@ -85,26 +84,29 @@ def _backward_kernel(M: int, NORM: int):
     return hlru_backward
 
 
-def cpu_hlru_fwd(v, g, h0, cu_seqlens, gate_norm):
-    M, N = g.shape[-2] - 1, g.shape[-1]
-    bounds = bounds_of(v, cu_seqlens)
-    if h0 is None:
-        h0 = torch.zeros(len(bounds) - 1, M, N)
-    ht = torch.empty(h0.shape, dtype=torch.float32)
-    h = empty_like(v, torch.float32)
-    o = h if v.dtype == torch.float32 else empty_like(v)
-    arrays = (flat(v), flat(g), flat(h0), flat(h), None if o is h else flat(o), flat(ht))
-    launch(_forward_kernel(M, NORM_CODES[gate_norm]), arrays, N, bounds, M + 1)
-    return o, ht, torch.empty(0) if o is h else h
+def cpu_hlru_fwd(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    h0: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    gate_norm: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward pass on contiguous gate-major tensors: v [B, T, N], g [B, T, M+1, N], h0 [S, M, N].
+
+    Returns `o` (as v), `ht` (as h0, float32) and the float32 states `h` (as v); `h` is empty where `o` holds them exactly.
+    """
+    return run_forward(_forward_kernel, v, g, h0, cu_seqlens, gate_norm)
 
 
-def cpu_hlru_bwd(v, g, h, h0, do, dht, cu_seqlens, gate_norm):
-    M, N = g.shape[-2] - 1, g.shape[-1]
-    bounds = bounds_of(v, cu_seqlens)
-    num_seqs = len(bounds) - 1
-    h0, dht = (torch.zeros(num_seqs, M, N) if x is None else x for x in (h0, dht))
-    do = torch.zeros_like(v) if do is None else do
-    dv, dg, dh0 = empty_like(v), empty_like(g), torch.empty(num_seqs, M, N)
-    arrays = tuple(flat(x) for x in (v, g, h0, h, do, dht, dv, dg, dh0))
-    launch(_backward_kernel(M, NORM_CODES[gate_norm]), arrays, N, bounds, M + 1)
-    return dv, dg, dh0
+def cpu_hlru_bwd(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    h: torch.Tensor,
+    h0: torch.Tensor | None,
+    do: torch.Tensor | None,
+    dht: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    gate_norm: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Backward pass: `dv` (as v), `dg` (as g) and `dh0` (float32) from the float32 states `h` (as v)."""
+    return run_backward(_backward_kernel, v, g, h, h0, do, dht, cu_seqlens, gate_norm)

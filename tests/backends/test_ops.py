@@ -1,0 +1,416 @@
+"""The baseline ops on a CPU against their recurrences written as loops in float64: outputs, states, all gradients."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fla.layers import delta_net
+from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+from fla.ops.gated_delta_product import chunk_gated_delta_product
+from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+from fla.ops.gla import chunk_gla, fused_recurrent_gla
+from fla.ops.gla.naive import naive_recurrent_gla
+from fla.ops.hgrn import chunk_hgrn
+from fla.ops.hgrn.naive import naive_recurrent_hgrn
+from fla.ops.kda import chunk_kda, fused_recurrent_kda
+from fla.ops.kda.naive import naive_recurrent_kda
+from fla.ops.linear_attn import chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn
+from fla.ops.simple_gla import (
+    chunk_simple_gla,
+    fused_chunk_simple_gla,
+    fused_recurrent_simple_gla,
+)
+
+B, H, K, V = 2, 3, 5, 4
+
+
+def rand(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def log_decay(*shape):
+    return F.logsigmoid(rand(*shape))
+
+
+def unit(x):
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def recurrence(q, k, v, state, beta=None, g=None, gk=None, gv=None, scale=None, reverse=False, cu_seqlens=None):
+    """S <- decay * S; S += k (v - S^T k)^T beta, or k v^T; o = S^T q. One token, one document at a time."""
+    bounds = [(b, 0, q.shape[1]) for b in range(q.shape[0])]
+    if cu_seqlens is not None:
+        bounds = [(0, int(a), int(b)) for a, b in itertools.pairwise(cu_seqlens)]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    o, states = {}, []
+    for n, (b, start, stop) in enumerate(bounds):
+        S = state[n] if state is not None else v.new_zeros(v.shape[2], q.shape[-1], v.shape[-1])
+        for t in reversed(range(start, stop)) if reverse else range(start, stop):
+            if g is not None:
+                S = S * g[b, t, :, None, None].exp()
+            if gk is not None:
+                S = S * gk[b, t, :, :, None].exp()
+            if gv is not None:
+                S = S * gv[b, t, :, None, :].exp()
+            u = v[b, t]
+            if beta is not None:
+                strength = beta[b, t] if beta.dim() == 4 else beta[b, t, :, None]
+                u = strength * (u - torch.einsum("hkv,hk->hv", S, k[b, t]))
+            S = S + torch.einsum("hk,hv->hkv", k[b, t], u)
+            o[b, t] = torch.einsum("hkv,hk->hv", S, q[b, t]) * scale
+        states.append(S)
+    rows = [torch.stack([o[b, t] for t in range(q.shape[1])]) for b in range(q.shape[0])]
+    return torch.stack(rows), torch.stack(states)
+
+
+def final(fn):
+    """Asks an op for its final state."""
+    return lambda *args, **kwargs: fn(*args, output_final_state=True, **kwargs)
+
+
+# name: (op of (q, k, v, *extra, state), its recurrence, what the extra inputs are); `cu_seqlens` is passed on
+OPS = {
+    "chunk_delta_rule": (
+        lambda q, k, v, b, s, **c: final(chunk_delta_rule)(q, k, v, b, initial_state=s, **c),
+        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, **c),
+        "b",
+    ),
+    "fused_recurrent_delta_rule": (
+        lambda q, k, v, b, s, **c: final(fused_recurrent_delta_rule)(q, k, v, b, 0.7, s, **c),
+        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, scale=0.7, **c),
+        "b",
+    ),
+    "fused_recurrent_delta_rule with beta per value": (
+        lambda q, k, v, b, s, **c: final(fused_recurrent_delta_rule)(q, k, v, b, initial_state=s, **c),
+        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, **c),
+        "B",
+    ),
+    "fused_recurrent_delta_rule without beta": (
+        lambda q, k, v, s, **c: final(fused_recurrent_delta_rule)(q, k, v, initial_state=s, **c),
+        lambda q, k, v, s, **c: recurrence(q, k, v, s, beta=torch.ones_like(v[..., 0]), **c),
+        "",
+    ),
+    "chunk_gated_delta_rule": (
+        lambda q, k, v, g, b, s, **c: final(chunk_gated_delta_rule)(q, k, v, g, b, initial_state=s, **c),
+        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, **c),
+        "gb",
+    ),
+    "fused_recurrent_gated_delta_rule": (
+        lambda q, k, v, g, b, s, **c: final(fused_recurrent_gated_delta_rule)(q, k, v, g, beta=b, initial_state=s, **c),
+        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, **c),
+        "gb",
+    ),
+    "fused_recurrent_gated_delta_rule with every gate": (
+        lambda q, k, v, g, gk, gv, b, s, **c: final(fused_recurrent_gated_delta_rule)(
+            q, k, v, g, gk, gv, b, initial_state=s, **c
+        ),
+        lambda q, k, v, g, gk, gv, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, gk=gk, gv=gv, **c),
+        "gklb",
+    ),
+    "chunk_kda": (
+        lambda q, k, v, g, b, s, **c: final(chunk_kda)(q, k, v, g, b, initial_state=s, **c),
+        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, gk=g, **c),
+        "kb",
+    ),
+    "fused_recurrent_kda": (
+        lambda q, k, v, g, b, s, **c: final(fused_recurrent_kda)(q, k, v, g, b, scale=0.3, initial_state=s, **c),
+        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, gk=g, scale=0.3, **c),
+        "kb",
+    ),
+    "chunk_gla": (
+        lambda q, k, v, g, s, **c: final(chunk_gla)(q, k, v, g, initial_state=s, **c),
+        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, gk=g, **c),
+        "k",
+    ),
+    "fused_recurrent_gla": (
+        lambda q, k, v, gk, gv, s, **c: final(fused_recurrent_gla)(q, k, v, gk, gv, initial_state=s, **c),
+        lambda q, k, v, gk, gv, s, **c: recurrence(q, k, v, s, gk=gk, gv=gv, **c),
+        "kl",
+    ),
+    "fused_recurrent_gla backwards in time": (
+        lambda q, k, v, gk, s, **c: final(fused_recurrent_gla)(q, k, v, gk, initial_state=s, reverse=True, **c),
+        lambda q, k, v, gk, s, **c: recurrence(q, k, v, s, gk=gk, reverse=True, **c),
+        "k",
+    ),
+    "chunk_simple_gla": (
+        lambda q, k, v, g, s, **c: final(chunk_simple_gla)(q, k, v, g, scale=2.0, initial_state=s, **c),
+        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, scale=2.0, **c),
+        "g",
+    ),
+    "fused_chunk_simple_gla": (
+        lambda q, k, v, g, s, **c: final(fused_chunk_simple_gla)(q, k, v, g, initial_state=s, **c),
+        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, **c),
+        "g",
+    ),
+    "fused_recurrent_simple_gla": (
+        lambda q, k, v, g, s, **c: final(fused_recurrent_simple_gla)(q, k, v, g, initial_state=s, **c),
+        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, **c),
+        "g",
+    ),
+    "chunk_linear_attn": (
+        lambda q, k, v, s, **c: final(chunk_linear_attn)(q, k, v, initial_state=s, normalize=False, **c),
+        lambda q, k, v, s, **c: recurrence(q, k, v, s, **c),
+        "",
+    ),
+    "fused_chunk_linear_attn": (
+        lambda q, k, v, s, **c: final(fused_chunk_linear_attn)(q, k, v, initial_state=s, normalize=False, **c),
+        lambda q, k, v, s, **c: recurrence(q, k, v, s, **c),
+        "",
+    ),
+    "fused_recurrent_linear_attn": (
+        lambda q, k, v, s, **c: final(fused_recurrent_linear_attn)(q, k, v, initial_state=s, reverse=True, **c),
+        lambda q, k, v, s, **c: recurrence(q, k, v, s, reverse=True, **c),
+        "",
+    ),
+}
+each_op = pytest.mark.parametrize("name", OPS)
+
+
+def inputs_of(name, T, batch=B, num_seqs=None):
+    shapes = {"b": (), "B": (V,), "g": (), "k": (K,), "l": (V,)}
+    extra = []
+    for kind in OPS[name][2]:
+        shape = batch, T, H, *shapes[kind]
+        extra.append(log_decay(*shape) if kind in "gkl" else 2 * torch.sigmoid(rand(*shape)))
+    q, k, v = rand(batch, T, H, K), unit(rand(batch, T, H, K)), rand(batch, T, H, V)
+    return [q, k, v, *extra, rand(num_seqs or batch, H, K, V)]
+
+
+@each_op
+@pytest.mark.parametrize("T", [1, 2, 17])
+def test_ops(check, name, T):
+    fn, reference, _ = OPS[name]
+    check(fn, reference, inputs_of(name, T))
+
+
+@each_op
+def test_ops_in_half_precision(check, name):
+    fn, reference, _ = OPS[name]
+    *inputs, state = inputs_of(name, 9)
+    state = state.float()
+    check(fn, reference, [*inputs, state], torch.bfloat16, out_dtypes=[torch.bfloat16, torch.float32])
+
+
+@pytest.mark.parametrize("name", ["chunk_gated_delta_rule", "chunk_delta_rule", "chunk_simple_gla", "chunk_gla", "chunk_kda"])
+@pytest.mark.parametrize("T", [64, 65, 130])
+def test_ops_over_several_chunks(check, name, T):
+    fn, reference, _ = OPS[name]
+    check(fn, reference, inputs_of(name, T, batch=1))
+
+
+@each_op
+@pytest.mark.parametrize("cu_seqlens", [[0, 1, 3, 3, 20], [0, 0, 9, 20, 20], [0, 20]], ids=str)
+def test_packed_documents(check, name, cu_seqlens):
+    """Packed inputs agree with one document at a time, in outputs, final states and every gradient."""
+    fn, reference, _ = OPS[name]
+    cu_seqlens = torch.tensor(cu_seqlens)
+    inputs = inputs_of(name, 20, batch=1, num_seqs=len(cu_seqlens) - 1)
+    check(lambda *args: fn(*args, cu_seqlens=cu_seqlens), lambda *args: reference(*args, cu_seqlens=cu_seqlens), inputs)
+
+
+@each_op
+def test_no_state_in_and_none_out(name):
+    fn, reference, _ = OPS[name]
+    *inputs, _ = inputs_of(name, 6)
+    inputs = [x.float() for x in inputs]
+    o, state = fn(*inputs, None)
+    expected, expected_state = reference(*(x.double() for x in inputs), None)
+    assert torch.allclose(o.double(), expected, atol=1e-5)
+    assert torch.allclose(state.double(), expected_state, atol=1e-5)
+    assert chunk_simple_gla(*inputs[:3])[1] is None
+
+
+@each_op
+def test_split_at_any_step_is_the_whole(name):
+    fn, _, _ = OPS[name]
+    if "backwards" in name or name == "fused_recurrent_linear_attn":
+        pytest.skip("runs from the end")
+    *inputs, state = (x.float() for x in inputs_of(name, 11))
+    expected, expected_state = fn(*inputs, state)
+    for cut in (1, 5, 10):
+        first, carried = fn(*(x[:, :cut] for x in inputs), state)
+        second, last = fn(*(x[:, cut:] for x in inputs), carried)
+        assert torch.allclose(torch.cat([first, second], 1), expected, atol=2e-5)
+        assert torch.allclose(last, expected_state, atol=2e-5)
+
+
+@each_op
+def test_wrong_inputs_are_refused(name):
+    fn, _, _ = OPS[name]
+    *inputs, state = (x.float() for x in inputs_of(name, 4))
+    with pytest.raises(ValueError, match="batch size is"):
+        fn(*inputs, None, cu_seqlens=torch.tensor([0, 2, 4]))
+    with pytest.raises(ValueError, match=r"initial_state holds|number of initial states"):
+        fn(*(x[:1] for x in inputs), state[:1], cu_seqlens=torch.tensor([0, 2, 4]))
+
+
+def test_without_decay_long_memory_is_exact(check):
+    """Orthogonal keys, beta = 2: reflections of norm 1, whose errors nothing damps."""
+    T = 200
+    k = F.one_hot(torch.arange(T) % K, K).double().expand(1, H, T, K).transpose(1, 2)
+    inputs = [rand(1, T, H, K), k, 0 * rand(1, T, H, V), torch.full((1, T, H), 2.0).double(), rand(1, H, K, V)]
+    fn, reference, _ = OPS["chunk_delta_rule"]
+    check(fn, reference, inputs)
+    _, state = fn(*(x.float() for x in inputs))
+    assert torch.allclose(state.abs(), inputs[-1].float().abs(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chunk_gla", "chunk_simple_gla", "chunk_gated_delta_rule", "chunk_kda"])
+def test_strong_decay_stays_finite(check, name):
+    fn, reference, _ = OPS[name]
+    inputs = inputs_of(name, 40, batch=1)
+    inputs[3] = inputs[3] * 200
+    check(fn, reference, inputs)
+
+
+def test_gated_delta_rule_options(check):
+    """Grouped values, the kernel's own norm, gate and beta, states with the value axis first."""
+    HV, T = 2 * H, 13
+    inputs = [rand(B, T, H, K), rand(B, T, H, K), rand(B, T, HV, V), rand(B, T, HV), rand(B, T, HV)]
+    inputs += [rand(HV), rand(HV), rand(B, HV, V, K)]
+    options = {
+        "output_final_state": True,
+        "use_qk_l2norm_in_kernel": True,
+        "use_gate_in_kernel": True,
+        "use_beta_sigmoid_in_kernel": True,
+        "allow_neg_eigval": True,
+        "state_v_first": True,
+    }
+
+    def reference(q, k, v, g, b, A_log, dt_bias, state):
+        q, k = (unit(x).repeat_interleave(2, 2) for x in (q, k))
+        g = -A_log.exp() * F.softplus(g + dt_bias)
+        o, state = recurrence(q, k, v, state.transpose(-1, -2), beta=2 * torch.sigmoid(b), g=g)
+        return o, state.transpose(-1, -2)
+
+    def chunk(q, k, v, g, b, A_log, dt_bias, state):
+        return chunk_gated_delta_rule(q, k, v, g, b, initial_state=state, A_log=A_log, dt_bias=dt_bias, **options)
+
+    def recurrent(q, k, v, g, b, A_log, dt_bias, state):
+        return fused_recurrent_gated_delta_rule(
+            q, k, v, g, beta=b, initial_state=state, A_log=A_log, dt_bias=dt_bias, **options
+        )
+
+    check(chunk, reference, inputs)
+    check(recurrent, reference, inputs)
+
+
+def test_kda_options(check):
+    HV, T = 2 * H, 9
+    inputs = [rand(B, T, H, K), rand(B, T, H, K), rand(B, T, HV, V), rand(B, T, HV, K), rand(B, T, HV)]
+    inputs += [rand(HV), rand(HV * K), rand(B, HV, V, K)]
+    options = {
+        "output_final_state": True,
+        "use_qk_l2norm_in_kernel": True,
+        "use_gate_in_kernel": True,
+        "use_beta_sigmoid_in_kernel": True,
+        "state_v_first": True,
+    }
+    for bound in (None, -4.0):
+
+        def reference(q, k, v, g, b, A_log, dt_bias, state, bound=bound):
+            q, k = (unit(x).repeat_interleave(2, 2) for x in (q, k))
+            g, A = g + dt_bias.view(HV, K), A_log[:, None].exp()
+            g = -A * F.softplus(g) if bound is None else bound * torch.sigmoid(A * g)
+            o, state = recurrence(q, k, v, state.transpose(-1, -2), beta=torch.sigmoid(b), gk=g)
+            return o, state.transpose(-1, -2)
+
+        for op in (chunk_kda, fused_recurrent_kda):
+
+            def fn(q, k, v, g, b, A_log, dt_bias, state, op=op, bound=bound):
+                return op(q, k, v, g, b, initial_state=state, A_log=A_log, dt_bias=dt_bias, lower_bound=bound, **options)
+
+            check(fn, reference, inputs)
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 1, 4, 4, 7]], ids=str)
+@pytest.mark.parametrize("n, gated", [(1, True), (2, True), (3, False)])
+def test_gated_delta_product(check, cu_seqlens, n, gated):
+    T, batch = 7, B if cu_seqlens is None else 1
+    N = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    packing = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    inputs = [rand(batch, T, H, K), rand(batch, n * T, H, K), rand(batch, n * T, H, V)]
+    inputs += [log_decay(batch, T, H) if gated else None, 2 * torch.sigmoid(rand(batch, n * T, H)), rand(N, H, K, V)]
+
+    def fn(q, k, v, g, b, state):
+        return chunk_gated_delta_product(
+            q, k, v, g, b, n, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True, cu_seqlens=packing
+        )
+
+    def reference(q, k, v, g, b, state):
+        # only the first of n steps decays, only the last one is read
+        fine = None if g is None else torch.stack([g] + [0 * g] * (n - 1), 2).flatten(1, 2)
+        bounds = None if packing is None else packing * n
+        o, state = recurrence(unit(q).repeat_interleave(n, 1), unit(k), v, state, beta=b, g=fine, cu_seqlens=bounds)
+        return o[:, n - 1 :: n], state
+
+    check(fn, reference, inputs)
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 3, 12]], ids=str)
+@pytest.mark.parametrize("fn", [chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn])
+def test_normalised_linear_attention(check, cu_seqlens, fn):
+    batch = B if cu_seqlens is None else 1
+    N = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    packing = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    q, k, v = rand(batch, 12, H, K).exp(), rand(batch, 12, H, K).exp(), rand(batch, 12, H, V)
+    inputs = [q, k, v, rand(N, H, K, V), rand(N, 1, H, K).exp()]
+
+    def reference(q, k, v, state, z):
+        o, state = recurrence(q, k, v, state, cu_seqlens=packing)
+        norm, z = recurrence(q, k, torch.ones_like(v[..., :1]), z[:, 0, ..., None], cu_seqlens=packing)
+        return o / (norm + 1e-10), state, z[..., 0][:, None]
+
+    def op(q, k, v, state, z):
+        o, states = fn(q, k, v, None, (state, z), True, normalize=True, cu_seqlens=packing)
+        return o, *states
+
+    check(op, reference, inputs)
+
+
+def test_fla_naive_functions_agree():
+    """FLA's own references, in fp32 and with their own layouts, say the same as the loops above."""
+    q, k, v, g, gk, b, state = (
+        x.float()
+        for x in (
+            rand(B, 9, H, K),
+            unit(rand(B, 9, H, K)),
+            rand(B, 9, H, V),
+            log_decay(B, 9, H),
+            log_decay(B, 9, H, K),
+            torch.sigmoid(rand(B, 9, H)),
+            rand(B, H, K, V),
+        )
+    )
+    options = {"initial_state": state, "output_final_state": True}
+    pairs = [
+        (chunk_gated_delta_rule(q, k, v, g, b, **options), naive_recurrent_gated_delta_rule(q, k, v, b, g, **options)),
+        (chunk_gla(q, k, v, gk, **options), naive_recurrent_gla(q, k, v, gk, **options)),
+        (chunk_kda(q, k, v, gk, b, **options), naive_recurrent_kda(q, k, v, gk, b, **options)),
+        (chunk_hgrn(gk[:, :, 0], g[:, :, :1], state[:, 0, :, 0], True),
+         naive_recurrent_hgrn(gk[:, :, 0], g[:, :, :1], state[:, 0, :, 0], True)),
+    ]  # fmt: skip
+    for ours, naive in pairs:
+        for a, b in zip(ours, naive):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_layers_and_users_hold_the_same_replacement():
+    assert delta_net.chunk_delta_rule is chunk_delta_rule
+    assert chunk_delta_rule.__name__ == "chunk_delta_rule"
+
+
+def test_what_a_cpu_does_not_have_is_refused():
+    q, g = torch.randn(1, 4, 1, 8), torch.randn(1, 4, 1)
+    with pytest.raises(ValueError, match="context parallelism"):
+        chunk_gated_delta_rule(q, q, q, g, g, cp_context=object())
+    with pytest.raises(ValueError, match="head_first"):
+        chunk_gated_delta_rule(q, q, q, g, g, head_first=True)
+    with pytest.raises(ValueError, match="allow_neg_eigval=True needs"):
+        chunk_gated_delta_rule(q, q, q, g, g, allow_neg_eigval=True)
+    with pytest.raises(ValueError, match="return_intermediate_states"):
+        chunk_kda(q, q, q, q, g, return_intermediate_states=True)
+    with pytest.raises(ValueError, match="multiple of the others"):
+        chunk_simple_gla(torch.randn(1, 4, 2, 8), torch.randn(1, 4, 2, 8), torch.randn(1, 4, 3, 8))

@@ -1,0 +1,123 @@
+"""Every config class of FLA with `mixer=`: swapped, trained a step, saved, loaded with equal logits; or the reason why not."""
+
+import warnings
+
+import fla.models
+import pytest
+import torch
+
+from fla_bdlru.layers import BDLRU, HLRU
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+    "num_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "hidden_ratio": 2,
+    "expand_ratio": 8,
+}
+# what a tiny model of a class needs beside or instead of SIZES
+MORE = {
+    "LogLinearMamba2Config": {"num_heads": 8, "state_size": 16},
+    "Mamba2Config": {"num_heads": 8, "state_size": 16},
+    "Mamba3Config": {"num_heads": 8, "state_size": 16},
+    "MambaConfig": {"state_size": 4},
+    "NSAConfig": {"num_kv_heads": 2},
+    "RodimusConfig": {"block_type": "rodimus", "residual_in_fp32": False},
+    "SambaConfig": {"attn": None, "state_size": 4},
+    "YOCOConfig": {"num_self_decoder_layers": 1, "cross_decoder_attn": {"num_heads": 4}},
+}
+REFUSED = {
+    "CATConfig": "CATModel keeps its own mixer, as its attention works on chunk summaries",
+    "MomConfig": "MomModel keeps its own mixer, as its loss reads router logits",
+}
+# parameters outside the blocks that only the native mixer reads
+UNUSED = {"HGRNConfig": {"model.lower_bounds"}, "HGRN2Config": {"model.lower_bounds"}}
+# FLA's own model refuses a cache, whatever its mixer
+NO_CACHE = {"StickBreakingAttentionConfig"}
+CONFIGS = sorted(name for name in fla.models.__all__ if name.endswith("Config"))
+
+
+def build(name, **kwargs):
+    config = getattr(fla.models, name)(**{**SIZES, **MORE.get(name, {}), **kwargs})
+    return getattr(fla.models, name.replace("Config", "ForCausalLM"))(config)
+
+
+def test_every_model_has_its_config_here():
+    """A new version of FLA brings new models: they are walked too, and a name that is gone is noticed."""
+    models = {name.replace("ForCausalLM", "Config") for name in fla.models.__all__ if name.endswith("ForCausalLM")}
+    assert models == set(CONFIGS)
+    assert {*MORE, *REFUSED, *UNUSED, *NO_CACHE} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])
+@pytest.mark.parametrize("mixer, mixer_config, cls", [
+    ("bdlru", {"block_size": 4, "gate_bias": "memory"}, BDLRU),
+    ("hlru", {"order": 2}, HLRU),
+], ids=["bdlru", "hlru"])  # fmt: skip
+def test_swapped_trained_saved_loaded(name, mixer, mixer_config, cls, tmp_path):
+    model = build(name, mixer=mixer, mixer_config=mixer_config)
+    swapped = [module for module in model.modules() if isinstance(module, cls)]
+    assert len(swapped) == (1 if name == "YOCOConfig" else 2)  # YOCO's cross-decoder keeps its attention
+    assert [layer.layer_idx for layer in swapped] == list(range(len(swapped)))
+
+    x = torch.randint(3, 40, (2, 9))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss = model(x, labels=x).loss
+    loss.backward()
+    unused = {key for key, p in model.named_parameters() if p.grad is None}
+    assert unused == UNUSED.get(name, set())
+    optimizer.step()
+    assert model(x, labels=x).loss < loss
+
+    model.eval()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert loaded.config.mixer == mixer
+    assert loaded.config.mixer_config == mixer_config
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in {*REFUSED, *NO_CACHE}])
+def test_decoding_with_the_cache_equals_the_whole_forward(name):
+    model = build(name, mixer="bdlru", mixer_config={"block_size": 4}).eval()
+    x = torch.randint(3, 40, (2, 7))
+    with torch.no_grad():
+        expected = model(x).logits
+        out = model(x[:, :4], use_cache=True)
+        logits = [out.logits]
+        for t in range(4, 7):
+            out = model(x[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            logits.append(out.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name):
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        build(name, mixer="bdlru")
+    build(name)  # and left alone without the field
+
+
+@pytest.mark.parametrize("name", ["LogLinearMamba2Config", "Mamba2Config", "Mamba3Config", "MambaConfig"])
+def test_mamba_initialisation_takes_any_mixer(name):
+    """These models' `_init_weights` refuse modules that hold parameters beside an `o_proj`."""
+    model = build(name, mixer="bdlru", mixer_config={"selective": False}, rescale_prenorm_residual=True)
+    assert torch.isfinite(model(torch.randint(3, 40, (1, 5))).logits).all()
+
+
+def test_rodimus_plus_is_refused_by_name():
+    attn = {"num_heads": 4, "window_size": 8}
+    with pytest.raises(ValueError, match="RodimusModel keeps its own mixer, as its shared-key attention reads the keys"):
+        build("RodimusConfig", block_type="rodimus_plus", ska_attn=attn, mixer="bdlru")
+
+
+@pytest.mark.parametrize("name", ["TransformerConfig", "GatedDeltaNetConfig"])
+def test_without_the_field_nothing_changes(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = build(name)
+    assert not any(isinstance(module, (BDLRU, HLRU)) for module in model.modules())

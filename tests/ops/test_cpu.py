@@ -1,0 +1,397 @@
+"""The native CPU functions of both ops, called directly: gate-major tensors, no autograd."""
+
+import os
+import subprocess
+import sys
+import threading
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+from numba import njit
+
+from fla_bdlru.ops import GATE_NORMS, cpu_gates, cpu_runtime, naive_recurrent_bdlru, naive_recurrent_hlru
+from fla_bdlru.ops.bdlru import cpu as bdlru_cpu
+from fla_bdlru.ops.cpu_lanes import LANES, load, store
+from fla_bdlru.ops.hlru import cpu as hlru_cpu
+
+OPS = {
+    "bdlru": (bdlru_cpu.cpu_bdlru_fwd, bdlru_cpu.cpu_bdlru_bwd),
+    "hlru": (hlru_cpu.cpu_hlru_fwd, hlru_cpu.cpu_hlru_bwd),
+}
+KEYS = ("o", "ht", "dv", "dg", "dh0")
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+def make_inputs(op, B=2, T=9, M=3, width=7, num_seqs=None, scale=1.0):
+    """v, g, h0, do and dht in gate-major layout."""
+    rows = (M,) if op == "bdlru" else ()
+    v, g = torch.randn(B, T, *rows, width), scale * torch.randn(B, T, *rows, M + 1, width)
+    h0 = torch.randn(num_seqs or B, M, width)
+    return v, g, h0, torch.randn_like(v), torch.randn_like(h0)
+
+
+def native(op, v, g, h0, do, dht, cu_seqlens=None, gate_norm="softmax"):
+    forward, backward = OPS[op]
+    o, ht, h = forward(v, g, h0, cu_seqlens, gate_norm)
+    assert (h.numel() == 0) == (v.dtype == torch.float32)
+    assert o.dtype == v.dtype
+    assert h.dtype == ht.dtype == torch.float32
+    dv, dg, dh0 = backward(v, g, h if v.dtype != torch.float32 else o, h0, do, dht, cu_seqlens, gate_norm)
+    assert (dv.dtype, dg.dtype, dh0.dtype) == (v.dtype, g.dtype, torch.float32)
+    return dict(zip(KEYS, (o, ht, dv, dg, dh0)))
+
+
+def reference(op, v, g, h0, do, dht, cu_seqlens=None, gate_norm="softmax", dtype=torch.float64):
+    """The same from the naive recurrence and autograd, in `dtype`."""
+    naive = naive_recurrent_bdlru if op == "bdlru" else naive_recurrent_hlru
+    v, g, h0 = (x.detach().to(dtype).requires_grad_() for x in (v, g, h0))
+    if op == "bdlru":
+        o, ht = naive(v.mT, g.permute(0, 1, 4, 2, 3), h0.mT, True, gate_norm, cu_seqlens)
+        o = o.mT
+    else:
+        o, ht = naive(v, g.mT, h0.mT, True, gate_norm, cu_seqlens)
+    torch.autograd.backward([o, ht.mT], [do.to(o.dtype), dht.to(ht.dtype)])
+    return dict(zip(KEYS, (o.detach(), ht.mT.detach(), v.grad, g.grad, h0.grad)))
+
+
+def assert_close(got, exact, tolerance=2e-6):
+    """Largest error against largest value, for each result."""
+    for key, x in exact.items():
+        error = (got[key].double() - x).abs().max()
+        assert error <= tolerance * x.abs().max(), f"{key}: {error / x.abs().max():.1e}"
+
+
+def check(op, *inputs, tolerance=2e-6, **kwargs):
+    got = native(op, *inputs, **kwargs)
+    assert_close(got, reference(op, *inputs, **kwargs), tolerance)
+    return got
+
+
+# ------------------------------------------------------------------------------------------------------------ values
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_native_equals_naive(op, gate_norm, poisoned_empty):
+    """All norms, over two full tiles and a partial one."""
+    check(op, *make_inputs(op, width=2 * LANES + 1, scale=0.5 if gate_norm == "none" else 2.0), gate_norm=gate_norm)
+
+
+@each_op
+@pytest.mark.parametrize("M", [1, 2, 4, 5, 6, 8, 16, 32])
+def test_native_block_sizes(op, M, poisoned_empty):
+    """T below, at and above the order of H-LRU, one lane and some."""
+    for T, width in ((1, 7), (5, 1), (20, 7)):
+        check(op, *make_inputs(op, T=T, M=M, width=width))
+
+
+@each_op
+@pytest.mark.parametrize("width", [1, 16, 33, 16 * 17 + 3])
+def test_native_widths(op, width, poisoned_empty):
+    """More tiles than one task holds included, with enough work for threads."""
+    check(op, *make_inputs(op, T=64, width=width))
+
+
+@each_op
+def test_native_packed_documents(op, poisoned_empty):
+    """Documents of no step hand the state on, in both directions."""
+    bounds = [0, 0, 1, 8, 8, 19, 20, 20]
+    v, g, h0, do, dht = make_inputs(op, B=1, T=20, num_seqs=7, width=33)
+    got = check(op, v, g, h0, do, dht, cu_seqlens=torch.tensor(bounds))
+    for i in (0, 3, 6):
+        assert torch.equal(got["ht"][i], h0[i])
+        assert torch.equal(got["dh0"][i], dht[i])
+
+
+@each_op
+def test_native_without_steps(op):
+    v, g, h0, do, dht = make_inputs(op, T=0)
+    got = native(op, v, g, h0, do, dht)
+    assert torch.equal(got["ht"], h0)
+    assert got["ht"].data_ptr() != h0.data_ptr()
+    assert torch.equal(got["dh0"], dht)
+
+
+@each_op
+def test_native_none_is_zeros(op):
+    v, g, h0, do, dht = make_inputs(op)
+    zeros = torch.zeros_like
+    for nothing in ("h0", "do", "dht"):
+        some = {"h0": h0, "do": do, "dht": dht}
+        got = native(op, v, g, **{**some, nothing: None})
+        expected = native(op, v, g, **{**some, nothing: zeros(some[nothing])})
+        assert all(torch.equal(got[key], expected[key]) for key in KEYS)
+
+
+@each_op
+@pytest.mark.parametrize(
+    "dtypes", list(product([torch.float32, torch.bfloat16, torch.float16], repeat=2))[1:], ids=lambda x: f"{x[0]}-{x[1]}"
+)
+def test_native_half_types(op, dtypes, poisoned_empty):
+    """v and g each in its type: at most twice the error of the naive recurrence, plus the rounding of the results."""
+    v, g, h0, do, dht = make_inputs(op, T=33, width=19)
+    v, g, do = v.to(dtypes[0]), g.to(dtypes[1]), do.to(dtypes[0])
+    exact, plain = (reference(op, v, g, h0, do, dht, dtype=x) for x in (torch.float64, torch.float32))
+    got = native(op, v, g, h0, do, dht)
+    for key, x in exact.items():
+        allowed = (plain[key].to(got[key].dtype).double() - x).abs().max()
+        assert (got[key].double() - x).abs().max() <= 2 * allowed + 1e-6, key
+
+
+def test_bfloat16_is_rounded_to_nearest():
+    """Ties to even, NaN, Inf and small values as PyTorch rounds them."""
+
+    @njit
+    def copy(source, target):
+        for x in range(0, source.size, LANES):
+            store(target, x, load(source, x, None), None)
+
+    bits = torch.randint(-(2**31), 2**31, (1 << 16,)).to(torch.int32)
+    bits[:4] = torch.tensor([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800001])
+    x = bits.view(torch.float32)
+    got = torch.empty(len(x), dtype=torch.bfloat16)
+    copy(x.numpy(), got.view(torch.int16).numpy())
+    torch.testing.assert_close(got, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+# -------------------------------------------------------------------------------------------------------- activations
+
+
+@pytest.mark.parametrize("name, low, high, ulps", [
+    ("exp", -87.3, 88.0, 1.5), ("expm1", -87.3, 0.0, 2.0), ("tanh", -20.0, 20.0, 3.0), ("sigmoid", -87.0, 20.0, 2.5),
+    ("silu", -87.0, 20.0, 3.0),
+])  # fmt: skip
+def test_activations_in_ulps(name, low, high, ulps):
+    """Errors in units of the last place of the exact value, near 0 too."""
+    function, pair = getattr(cpu_gates, name), name in ("tanh", "sigmoid", "silu")
+
+    @njit
+    def apply(source, target):
+        for x in range(0, source.size, LANES):
+            y = function(load(source, x, None))
+            store(target, x, y[0] if pair else y, None)
+
+    x = np.concatenate([np.linspace(low, high, 1 << 16), np.geomspace(1e-30, 1, 1 << 12), -np.geomspace(1e-30, 1, 1 << 12)])
+    x = x[(x >= low) & (x <= high)].astype(np.float32)
+    x = x[: len(x) // LANES * LANES]
+    got = np.full_like(x, np.nan)
+    apply(x, got)
+    wide = x.astype(np.float64)
+    half = np.exp(-np.abs(wide))
+    logistic = np.where(wide < 0, half, 1) / (1 + half)
+    exact = {"exp": np.exp, "expm1": np.expm1, "tanh": np.tanh}.get(name, lambda x: logistic)(wide)
+    exact = wide * exact if name == "silu" else exact
+    error = np.abs(got - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert error.max() <= ulps, (error.max(), x[error.argmax()])
+
+
+def test_exp_at_the_edges():
+    @njit
+    def apply(source, target):
+        store(target, 0, cpu_gates.exp(load(source, 0, None)), None)
+
+    x = np.array([-np.inf, -1e30, -200, -104, -88.1, 0, 88, 1e30, np.inf, np.nan, -0.0] + [1.0] * 5, dtype=np.float32)
+    got = np.empty_like(x)
+    apply(x, got)
+    assert (got[:5] == 0).all()
+    assert got[5] == got[10] == 1
+    assert np.isfinite(got[6:9]).all()
+    assert np.isnan(got[9])
+
+
+# -------------------------------------------------------------------------------------------------------- hard regime
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS[:-1])
+def test_native_large_logits(op, gate_norm):
+    """Saturated gates, and rows that are all very negative: below the floor of the denominator."""
+    v, g, h0, do, dht = make_inputs(op, T=40, scale=30.0)
+    g[:, ::5] = -g[:, ::5].abs() - 20
+    got = check(op, v, g, h0, do, dht, gate_norm=gate_norm, tolerance=4e-6)
+    assert all(torch.isfinite(x).all() for x in got.values())
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", ["sigmoid", "tanh", "linear"])
+def test_native_floored_denominator(op, gate_norm):
+    """With sum|f| below 1e-6 it is a constant: gradients have no term in h; and sign(0) is 0."""
+    v, g, h0, do, dht = make_inputs(op)
+    g = 1e-8 * g if gate_norm != "sigmoid" else g - 20
+    if gate_norm == "linear":
+        g[:, ::2] *= 1e8
+        g[..., 0, ::2] = 0
+    check(op, v, g, h0, do, dht, gate_norm=gate_norm)
+
+
+@each_op
+def test_native_near_identity(op):
+    """Time constants of about 1000 steps over 3000."""
+    v, g, h0, do, dht = make_inputs(op, B=1, T=3000, M=2)
+    g = 0.1 * g
+    if op == "bdlru":
+        for i in range(2):
+            g[:, :, i, i] += 8
+    else:
+        g[:, :, 0] += 8
+    check(op, v, g, h0, do, dht, tolerance=1e-5)
+
+
+@each_op
+def test_native_signed_gates_without_decay(op):
+    """Rows with a single +-1: states and adjoints are only moved, so every bit survives."""
+    M, T = 3, 300
+    v, g, h0, do, dht = make_inputs(op, T=T, M=M)
+    g.zero_()
+    picked = torch.randint(0, 2, (2, T, 1, 7)) * 2.0 - 1
+    if op == "bdlru":
+        for i in range(M):
+            g[:, :, i, (i + 1) % M] = picked[:, :, 0]
+    else:
+        g[:, :, M - 1 : M] = picked
+    got = check(op, v, g, h0, 0 * do, dht, gate_norm="linear")
+    for state, start in ((got["ht"], h0), (got["dh0"], dht)):
+        assert torch.equal(state.abs().sort(1)[0], start.abs().sort(1)[0])
+
+
+@each_op
+def test_native_states_reach_zero(op):
+    """A state that decays ends at 0, not in subnormal numbers, which cost a hundred times more to compute with."""
+    v, g, h0, _, _ = make_inputs(op, T=400)
+    o, _, _ = OPS[op][0](v.zero_(), g.zero_(), h0, None, "softmax")
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((o == 0) | (o.abs() >= tiny)).all()
+    assert (o[:, -1] == 0).all()
+
+
+@each_op
+def test_native_nan_stays_in_its_lane(op):
+    v, g, h0, do, dht = make_inputs(op, width=20)
+    clean = native(op, v, g, h0, do, dht)
+    g[0, 4, ..., 5] = float("nan")
+    got = native(op, v, g, h0, do, dht)
+    assert got["o"][0, 4:, ..., 5].isnan().all()
+    others = [i for i in range(20) if i != 5]
+    assert all(torch.equal(got[key][..., others], clean[key][..., others]) for key in KEYS)
+
+
+# ------------------------------------------------------------------------------------------------------------ threads
+
+
+@pytest.fixture
+def num_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@each_op
+def test_native_bit_equal_for_any_thread_count(op, num_threads):
+    inputs = make_inputs(op, B=3, T=128, width=147)
+    assert inputs[1].numel() > cpu_runtime.INLINE_WORK
+    num_threads(1)
+    alone = native(op, *inputs)
+    for threads in (2, 3, 7):
+        num_threads(threads)
+        got = native(op, *inputs)
+        assert all(torch.equal(got[key], alone[key]) for key in KEYS)
+
+
+def test_native_concurrent_callers(num_threads):
+    """Callers share the pool while it grows; none sees another's data."""
+    num_threads(1)
+    inputs = [make_inputs(op, T=128, width=64 + i) for op, i in product(OPS, range(2))]
+    expected = [native(op, *x) for (op, _), x in zip(product(OPS, range(2)), inputs)]
+    wrong = []
+
+    def call(i):
+        torch.set_num_threads(2 + i)
+        for _ in range(5):
+            got = native(("bdlru", "bdlru", "hlru", "hlru")[i], *inputs[i])
+            if not all(torch.equal(got[key], expected[i][key]) for key in KEYS):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_native_after_fork(num_threads):
+    num_threads(3)
+    inputs = make_inputs("bdlru", B=4, T=64, width=32)
+    assert inputs[1].numel() < cpu_runtime.INLINE_WORK * 2
+    work, cpu_runtime.INLINE_WORK = cpu_runtime.INLINE_WORK, 0
+    try:
+        before = native("bdlru", *inputs)
+        assert cpu_runtime._pool is not None
+        child = os.fork()
+        if child == 0:
+            same = all(torch.equal(x, before[key]) for key, x in native("bdlru", *inputs).items())
+            os._exit(0 if same and cpu_runtime._pool is not None else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        cpu_runtime.INLINE_WORK = work
+
+
+def test_run_jobs_without_threads(num_threads, monkeypatch):
+    """Where no thread can be started (the interpreter shuts down), the caller does it all."""
+    num_threads(4)
+
+    class Refuses:
+        def submit(self, function):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(cpu_runtime, "_pool", Refuses())
+    monkeypatch.setattr(cpu_runtime, "_pool_size", 8)
+    done = []
+    cpu_runtime.run_jobs([lambda i=i: done.append(i) for i in range(5)])
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_run_jobs_raises_what_a_job_raises(num_threads):
+    num_threads(2)
+    ready = threading.Event()
+
+    def fail():
+        ready.set()
+        raise KeyError("broken")
+
+    for jobs in ([fail, ready.wait], [ready.wait, fail]):
+        ready.clear()
+        with pytest.raises(KeyError, match="broken"):
+            cpu_runtime.run_jobs(jobs)
+
+
+# -------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_kernels_are_read_from_disk_by_the_next_process(tmp_path):
+    """The second process compiles nothing."""
+    code = (
+        "import torch; from fla_bdlru.ops.bdlru import cpu; v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
+        "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 6).stats; "
+        "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    seen = [
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    assert [x.split() for x in seen] == [["0", "1"], ["1", "0"]]
+
+
+def test_kernel_compiles_where_nothing_can_be_cached():
+    """A function without a file has no place for a cache, as in an installation where nothing is writable."""
+    scope = {}
+    exec("def double(x):\n    return 2 * x", scope)
+    assert cpu_runtime.kernel(scope["double"])(21) == 42
