@@ -6,91 +6,25 @@ Run it with `make compare` or `python -m benchmarks.compare --help`.
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import cache
-from importlib import metadata
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from benchmarks.presets import PRESETS, get_preset
+
 if TYPE_CHECKING:
-    from benchmarks.models import Matched
     from benchmarks.train import Cell
 
 # FLA says on import that there is no GPU; worker processes import this module first, too
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "numba", "fla-bdlru")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings that the command line may override."""
-
-    width: int = 64
-    layers: int = 1
-    mlp_width: int = 128
-    lengths: tuple[int, ...] = (4, 8, 16, 32)
-    multiples: tuple[int, ...] = (1, 2, 4)
-    batch_size: int = 64
-    steps: int = 1200
-    lrs: tuple[float, ...] = (3e-3,)
-    weight_decay: float = 0.01
-    seeds: tuple[int, ...] = (0,)
-    train_examples: int = 0
-    eval_examples: int = 512
-
-
-# `paper`, recall: the settings of MAD, arXiv 2403.17844 (12,800 examples, 200 epochs of 100 steps)
-STATE_TRACKING, RECALL = "state tracking", "recall"
-PRESETS: dict[str, dict[str, Preset]] = {
-    "quick": {
-        STATE_TRACKING: Preset(),
-        RECALL: Preset(lengths=(16, 32, 64), layers=2),
-    },
-    "paper": {
-        STATE_TRACKING: Preset(
-            width=128,
-            mlp_width=256,
-            lengths=(4, 8, 16, 32, 64),
-            multiples=(1, 2, 4, 8),
-            batch_size=128,
-            steps=10_000,
-            lrs=(1e-3, 3e-3),
-            seeds=(0, 1, 2, 3, 4),
-            eval_examples=1280,
-        ),
-        RECALL: Preset(
-            width=128,
-            layers=2,
-            mlp_width=256,
-            lengths=(128,),
-            batch_size=128,
-            steps=20_000,
-            lrs=(5e-4,),
-            seeds=(0, 1, 2, 3, 4),
-            train_examples=12_800,
-            eval_examples=1280,
-        ),
-    },
-}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell with what its row says about the mixer's size."""
-
-    cell: Cell
-    mixer_params: int
-    state_size: int | None
 
 
 def _fail(option: str, message: str) -> None:
@@ -110,7 +44,7 @@ def _count(text: str) -> int:
 
 def _numbers(option: str, text: str, kind: type, accepted: str) -> tuple:
     try:
-        values = tuple(kind(part) for part in text.split(",") if part.strip())
+        values = tuple(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
     except ValueError:
         values = ()
     if not values:
@@ -123,7 +57,7 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     values = _numbers("--seeds", text, int, accepted)
     if "," not in text:
         values = tuple(range(values[0]))
-    if not values or min(values) < 0 or len(set(values)) < len(values):
+    if not values or min(values) < 0:
         _fail("--seeds", f"{text!r} is not accepted; expected {accepted}.")
     return values
 
@@ -150,133 +84,6 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         _fail("--device", "'cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
     return name
-
-
-def plan(
-    task: str, names: tuple[str, ...], match: str, budget: int | None, preset: Preset, device: str
-) -> tuple[list[Planned], dict[str, Matched]]:
-    r"""Lays out the grid: every mixer, learning rate and seed, with sizes settled.
-
-    Args:
-        task (str):
-            Name of the task.
-        names (tuple[str, ...]):
-            Names of variants.
-        match (str):
-            `"params"` or `"state"`.
-        budget (int, Optional):
-            Parameters or state elements of one mixer layer. Default: the reference mixer's.
-        preset (Preset):
-            Everything else.
-        device (str):
-            Where a layer is run to measure its state.
-
-    Returns:
-        (list[Planned], dict[str, Matched]):
-            The cells in the order they are run, and how each variant was matched.
-
-    Raises:
-        ValueError: if a mixer cannot be matched, or a length does not fit the task.
-    """
-    from benchmarks.models import VARIANTS, layer_params, layer_state, match_variant, quiet
-    from benchmarks.tasks import get_task
-    from benchmarks.train import Cell
-
-    quiet()
-    eval_lengths = tuple(k * max(preset.lengths) for k in preset.multiples)
-    for length in (*preset.lengths, *eval_lengths):
-        get_task(task).check_length(length)
-    cells, matches = [], {}
-    for name in names:
-        matched = matches[name] = match_variant(name, match, preset.width, budget)
-        mixer, growing = VARIANTS[name].mixer, VARIANTS[name].fixed
-        mixer_params = preset.layers * layer_params(mixer, preset.width, matched.args)
-        state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
-        for lr in preset.lrs:
-            for seed in preset.seeds:
-                cell = Cell(
-                    task=task,
-                    variant=name,
-                    mixer=mixer,
-                    mixer_args=matched.args,
-                    width=preset.width,
-                    layers=preset.layers,
-                    mlp_width=preset.mlp_width + matched.extra_mlp,
-                    lengths=preset.lengths,
-                    eval_lengths=eval_lengths,
-                    batch_size=preset.batch_size,
-                    steps=preset.steps,
-                    lr=lr,
-                    weight_decay=preset.weight_decay,
-                    seed=seed,
-                    train_examples=preset.train_examples,
-                    eval_examples=preset.eval_examples,
-                )
-                cells.append(Planned(cell, mixer_params, state))
-    return cells, matches
-
-
-@cache
-def _versions() -> str:
-    found = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-@cache
-def _commit() -> str:
-    def git(*words: str) -> str:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-@cache
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"cpu: {model}"
-
-
-def make_row(planned: Planned, result: dict, device: str, threads: int) -> dict:
-    """The row of a finished cell."""
-    row = {
-        "key": planned.cell.key,
-        **planned.cell.describe(),
-        "params": result["params"],
-        "mixer_params": planned.mixer_params,
-        "state_size": planned.state_size,
-        "validation_token_accuracy": f"{result['validation']:.6f}",
-        "train_loss": f"{result['train_loss']:.6g}",
-        "diverged": result["diverged"],
-        "seconds": f"{result['seconds']:.2f}",
-        "device": _device_name(device),
-        "threads": threads,
-        "versions": _versions(),
-        "commit": _commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    longest = max(planned.cell.lengths)
-    for length, scores in zip(planned.cell.eval_lengths, result["scores"]):
-        for name, value in scores.items():
-            row[f"{name}_{length // longest}x"] = f"{value:.6f}"
-    return row
 
 
 def _summary(cell: Cell, result: dict) -> str:
@@ -310,8 +117,6 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
 ) -> None:
-    from dataclasses import replace
-
     console = Console(width=None if sys.stdout.isatty() else 160)
     from benchmarks.tasks import TASKS
 
@@ -334,7 +139,7 @@ def main(
     if width is not None:
         chosen["mlp_width"] = 2 * width
     settings = replace(
-        PRESETS[preset][RECALL if task == "recall" else STATE_TRACKING],
+        get_preset(preset, task),
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if settings.steps < len(settings.lengths):
@@ -345,51 +150,55 @@ def main(
 
 
 def _compare(console, task, names, match, budget, settings, device, workers, threads, out, rerun) -> int:
+    from benchmarks.grid import make_row, plan
+    from benchmarks.models import quiet
     from benchmarks.results import ResultStore
     from benchmarks.runner import Interrupted, WorkerDied, run_cells
 
-    try:
-        grid, matches = plan(task, names, match, budget, settings, device)
-    except ValueError as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False)
-        return 2
-    planned = {p.cell.key: p for p in grid}
-    try:
-        with ResultStore(out) as store:
-            for number in store.dropped:
-                console.print(f"{store.path}: line {number} is incomplete; its run is done again.", highlight=False)
-            todo = [p.cell for p in grid if rerun or p.cell.key not in store.rows]
-            _announce(console, store, task, match, settings, grid, todo, workers, threads)
+    quiet()
+    with ExitStack() as stack:
+        try:
+            grid, matches = plan(task, names, match, budget, settings, device)
+            store = stack.enter_context(ResultStore(out))
+        except ValueError as error:
+            console.print(f"[bold red]Error:[/] {error}", highlight=False)
+            return 2
+        planned = {p.cell.key: p for p in grid}
+        todo = [p.cell for p in grid if rerun or p.cell.key not in store.rows]
+        _announce(console, store, task, match, settings, grid, todo, workers, threads)
 
-            def finished(cell: Cell, result: dict) -> str:
-                store.add(make_row(planned[cell.key], result, device, threads), result["curve"])
-                return _summary(cell, result)
+        def finished(cell: Cell, result: dict) -> str:
+            store.add(make_row(planned[cell.key], result, device, threads), result["curve"])
+            return _summary(cell, result)
 
-            failures, code, stopped = {}, 0, ""
-            try:
-                failures = run_cells(todo, finished, device, workers, threads, console)
-            except Interrupted:
-                code, stopped = 130, "Stopped."
-            except WorkerDied:
-                code, stopped = 1, "A worker process died (out of memory?); fewer --workers may help."
-            done = [store.rows[key] for key in planned if key in store.rows]
-            if stopped:
-                console.print(f"{stopped} {len(done)} of {len(grid)} runs are kept in {store.path}.", highlight=False)
-                console.print("The same command goes on from there.")
-                return code
-            if done:
-                _show(console, store, task, done, matches)
-            for key, failure in failures.items():
-                path = store.folder / f"error-{key}.txt"
-                path.write_text(failure["traceback"])
-                console.print(f"[red]failed:[/] {planned[key].cell.title}: {failure['error']} (see {path})", highlight=False)
-            return 1 if failures else 0
-    except ValueError as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False)
-        return 2
+        try:
+            failures = run_cells(todo, finished, device, workers, threads, console)
+        except Interrupted:
+            return _stopped(console, store, planned, "Stopped.", 130)
+        except WorkerDied:
+            return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
+        rows = [store.rows[key] for key in planned if key in store.rows]
+        if rows:
+            _show(console, store, task, rows, matches)
+        for key, failure in failures.items():
+            path = store.folder / f"error-{key}.txt"
+            path.write_text(failure["traceback"])
+            console.print(f"[red]failed:[/] {planned[key].cell.title}: {failure['error']} (see {path})", highlight=False)
+        return 1 if failures else 0
+
+
+def _stopped(console, store, planned, reason: str, code: int) -> int:
+    done = sum(key in store.rows for key in planned)
+    console.print(f"{reason} {done} of {len(planned)} runs are kept in {store.path}.", highlight=False)
+    console.print("The same command goes on from there.")
+    return code
 
 
 def _announce(console, store, task, match, settings, grid, todo, workers, threads) -> None:
+    from benchmarks.grid import commit
+
+    for number in store.dropped:
+        console.print(f"{store.path}: line {number} is incomplete; its run is done again.", highlight=False)
     lengths = "/".join(map(str, settings.lengths))
     console.print(
         f"task {task}, matched by {match}: {settings.layers} block(s) of width {settings.width}, {settings.steps:,} steps "
@@ -401,7 +210,7 @@ def _announce(console, store, task, match, settings, grid, todo, workers, thread
         f"{workers} worker(s) of {threads} thread(s)",
         highlight=False,
     )
-    old = {store.rows[p.cell.key]["commit"] for p in grid if p.cell not in todo} - {_commit()}
+    old = {store.rows[p.cell.key]["commit"] for p in grid if p.cell not in todo} - {commit()}
     if old:
         console.print(f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
 

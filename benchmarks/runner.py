@@ -148,9 +148,10 @@ def run_cells(
     except BrokenProcessPool:
         raise WorkerDied from None
     finally:
-        for process in multiprocessing.active_children():
-            process.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
+        with _signals_ignored():
+            for process in multiprocessing.active_children():
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
     return failures
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +184,10 @@ def evaluate(
     }
 
 
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+
+
 def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     # biases, norms and what a layer marks as such are not decayed
     def decays(p):
@@ -222,12 +226,16 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     every = max(1, cell.steps // CURVE_POINTS)
     curve, diverged = [], False
 
-    start = time.perf_counter()
     model.train()
+    for inputs, targets in {x.shape: (x, y) for x, y in batches(task, replace(cell, steps=len(cell.lengths)))}.values():
+        # kernels are compiled on first use: not part of the time
+        _loss(model(input_ids=inputs.to(device)).logits, targets.to(device)).backward()
+
+    start = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(task, cell), 1):
         inputs, targets = inputs.to(device), targets.to(device)
         logits = model(input_ids=inputs).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+        loss = _loss(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -30,7 +30,7 @@ def _attend(q, k, v, q_lengths, k_lengths, softmax_scale, causal, window_size):
 
 
 def _check(dropout_p: float, options: dict) -> None:
-    unsupported = [name for name, value in options.items() if value not in (None, False, 0.0)]
+    unsupported = [name for name, value in options.items() if isinstance(value, torch.Tensor) or value]
     if dropout_p or unsupported:
         names = ["dropout_p"] * bool(dropout_p) + unsupported
         raise ValueError(f"Attention on a CPU does not have these flash_attn options: {', '.join(names)}.")

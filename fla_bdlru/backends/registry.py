@@ -138,6 +138,8 @@ def wrap_functions(table: Mapping[str, Callable]) -> None:
         except (ImportError, AttributeError):
             _warn_missing(target)
             continue
+        if hasattr(original, "_fla_bdlru_original"):
+            continue
         wrapper = wrap(original, implementation)
         setattr(owner, name, wrapper)
         # The original is kept beside its id so that the id stays its own.
@@ -168,7 +170,9 @@ def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable]
             _warn_missing(module_name)
             continue
         for name, implementation in functions.items():
-            setattr(module, name, wrap(getattr(module, name, None), implementation, missing))
+            original = getattr(module, name, None)
+            if not hasattr(original, "_fla_bdlru_original"):
+                setattr(module, name, wrap(original, implementation, missing))
 
 
 def _resolve(target: str) -> tuple[Any, str, Any]:

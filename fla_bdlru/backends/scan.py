@@ -6,8 +6,8 @@ from fla_bdlru.backends.numeric import upcast
 from fla_bdlru.backends.packing import check_cu_seqlens, run_documents
 
 # Steps a chunk: a scalar decay needs one [C, C] matrix, a decay per key channel a [C, C, K] tensor.
-SCALAR_CHUNK = 64
-VECTOR_CHUNK = 16
+SCALAR_CHUNK = 32
+VECTOR_CHUNK = 8
 
 
 def chunk_linear_attention(
@@ -46,12 +46,13 @@ def chunk_linear_attention(
     for c_q, c_k, c_v, c_beta, c_g in zip(*chunks):
         q_in, k_in, k_out, between, decay = c_q, c_k, c_k, None, None
         if c_g is not None:
-            total = c_g.cumsum(2)
+            # In float64: the sums cancel in `between`, and so do their gradients.
+            total = c_g.double().cumsum(2)
             # from the chunk's start to step i, from step i to its end, from step j to step i, over the chunk
-            q_in, k_in = c_q * total.exp(), c_k * total.exp()
-            k_out = c_k * (total[:, :, -1:] - total).exp()
-            between = _decay_between(total)
-            decay = total[:, :, -1, :, None].exp()
+            since, until = total.to(q.dtype).exp(), (total[:, :, -1:] - total).to(q.dtype).exp()
+            q_in, k_in, k_out = c_q * since, c_k * since, c_k * until
+            between = _decay_between(total, q.dtype)
+            decay = since[:, :, -1, :, None]
         u = c_v
         if c_beta is not None:
             # (I + A) u = beta (v - what the state at the chunk's start predicts), A strictly lower triangular
@@ -63,12 +64,12 @@ def chunk_linear_attention(
     return torch.cat(outputs, 2), state
 
 
-def _decay_between(total: torch.Tensor) -> torch.Tensor:
+def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """exp(total_i - total_j) for j <= i, else 0; [B, H, C, 1 or K] to [B, H, C, C, 1 or K]."""
     C = total.shape[2]
     future = torch.ones(C, C, dtype=torch.bool).triu(1)[..., None]
     # masked before the exponential, where the difference can be large
-    return (total[:, :, :, None] - total[:, :, None]).masked_fill(future, -torch.inf).exp()
+    return (total[:, :, :, None] - total[:, :, None]).masked_fill(future, -torch.inf).to(dtype).exp()
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> torch.Tensor:
@@ -82,7 +83,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> t
 def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, scale: float | None) -> torch.Tensor:
     """The causal [B, H, T, T] matrix that linear attention multiplies `v` with; q, k: [B, T, H, K], g: [B, T, H]."""
     q, k = (upcast(t).transpose(1, 2) for t in (q, k))
-    between = None if g is None else _decay_between(upcast(g).transpose(1, 2)[..., None].cumsum(2))
+    between = None if g is None else _decay_between(g.transpose(1, 2)[..., None].double().cumsum(2), q.dtype)
     return _scores(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, between).tril()
 
 

@@ -40,7 +40,7 @@ OPTIONS = [
     {"causal": False},
     {"causal": True, "window_size": (2, 0)},
     {"causal": False, "window_size": (1, 2)},
-    {"causal": True, "window_size": (0, 0), "softmax_scale": 0.3},
+    {"causal": True, "window_size": (1, 0), "softmax_scale": 0.3},
 ]
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,0 +1,63 @@
+"""Settings by preset and kind of task; light, so that the command line can read them before it imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that the command line may override."""
+
+    width: int = 64
+    layers: int = 1
+    mlp_width: int = 128
+    lengths: tuple[int, ...] = (4, 8, 16, 32)
+    multiples: tuple[int, ...] = (1, 2, 4)
+    batch_size: int = 64
+    steps: int = 1200
+    lrs: tuple[float, ...] = (3e-3,)
+    weight_decay: float = 0.01
+    seeds: tuple[int, ...] = (0,)
+    train_examples: int = 0
+    eval_examples: int = 512
+
+
+# `paper`, recall: the settings of MAD, arXiv 2403.17844 (12,800 examples, 200 epochs of 100 steps)
+STATE_TRACKING, RECALL = "state tracking", "recall"
+PRESETS: dict[str, dict[str, Preset]] = {
+    "quick": {
+        STATE_TRACKING: Preset(),
+        RECALL: Preset(lengths=(16, 32, 64), layers=2),
+    },
+    "paper": {
+        STATE_TRACKING: Preset(
+            width=128,
+            mlp_width=256,
+            lengths=(4, 8, 16, 32, 64),
+            multiples=(1, 2, 4, 8),
+            batch_size=128,
+            steps=10_000,
+            lrs=(1e-3, 3e-3),
+            seeds=(0, 1, 2, 3, 4),
+            eval_examples=1280,
+        ),
+        RECALL: Preset(
+            width=128,
+            layers=2,
+            mlp_width=256,
+            lengths=(128,),
+            batch_size=128,
+            steps=20_000,
+            lrs=(5e-4,),
+            seeds=(0, 1, 2, 3, 4),
+            train_examples=12_800,
+            eval_examples=1280,
+        ),
+    },
+}
+
+
+def get_preset(name: str, task: str) -> Preset:
+    """The settings of preset `name` for a task."""
+    return PRESETS[name][RECALL if task == "recall" else STATE_TRACKING]

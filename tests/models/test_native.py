@@ -1,0 +1,98 @@
+"""The native Hugging Face models."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, BDLRUModel, HLRUConfig, HLRUForCausalLM, HLRUModel
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 64}
+FAMILIES = {
+    "bdlru": (BDLRUConfig, BDLRUModel, BDLRUForCausalLM, BDLRU, {"block_size": 2, "gate_norm": "tanh"}),
+    "hlru": (HLRUConfig, HLRUModel, HLRUForCausalLM, HLRU, {"order": 3, "readout": "state"}),
+}
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@each_family
+def test_auto_classes(name, tmp_path):
+    Config, Model, CausalLM, _, options = FAMILIES[name]
+    config = Config(**SIZES, **options)
+    assert type(AutoModel.from_config(config)) is Model
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert type(model) is CausalLM
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is Config
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    x = torch.randint(0, 40, (2, 7))
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@each_family
+def test_config_takes_every_argument_of_the_layer(name):
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
+    layer = (
+        CausalLM(Config(**SIZES, **options, selective=False, gate_bias="memory", memory_range=(4, 64))).model.layers[1].attn
+    )
+    assert type(layer) is layer_class
+    assert all(getattr(layer, key) == value for key, value in options.items())
+    assert (layer.selective, layer.gate_bias, layer.memory_range) == (False, "memory", (4, 64))
+    config = Config()
+    assert config.gate_norm == "softmax"
+    assert config.memory_range == [2.0, 1024.0]
+    with pytest.raises(ValueError, match="gate_norm='l1' is not known"):
+        CausalLM(Config(**SIZES, gate_norm="l1"))
+
+
+@each_family
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_trains_and_generates(name, tied, fused):
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    flags = {"fuse_norm": fused, "fuse_swiglu": fused, "fuse_cross_entropy": fused, "tie_word_embeddings": tied}
+    model = CausalLM(Config(**SIZES, **options, **flags))
+    x = torch.randint(3, 40, (2, 7))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = model(x, labels=x).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+    assert (model.lm_head.weight is model.model.embeddings.weight) == tied
+    model.eval()
+    greedy = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    mask = torch.ones_like(x)
+    with_cache = model.generate(x, attention_mask=mask, use_cache=True, **greedy)
+    assert torch.equal(with_cache, model.generate(x, attention_mask=mask, use_cache=False, **greedy))
+
+
+@each_family
+def test_hybrid_with_attention(name):
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
+    model = CausalLM(Config(**SIZES, **options, attn={"layers": [1], "num_heads": 4}))
+    assert type(model.model.layers[0].attn) is layer_class
+    assert type(model.model.layers[1].attn).__name__ == "Attention"
+    x = torch.randint(0, 40, (2, 7))
+    model(x, labels=x).loss.backward()
+
+
+@each_family
+def test_mixer_field_works_on_native_models_too(name):
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    model = CausalLM(Config(**SIZES, **options, mixer=["native", "lstm"]))
+    assert type(model.model.layers[1].attn).__name__ == "LSTM"
+
+
+@each_family
+def test_hidden_states_and_tuples(name):
+    Config, Model, _, _, options = FAMILIES[name]
+    model, x = Model(Config(**SIZES, **options)).eval(), torch.randint(0, 40, (2, 7))
+    out = model(x, output_hidden_states=True)
+    assert len(out.hidden_states) == 3
+    torch.testing.assert_close(model(x, return_dict=False)[0], out.last_hidden_state)
+    torch.testing.assert_close(model(inputs_embeds=model.embeddings(x)).last_hidden_state, out.last_hidden_state)

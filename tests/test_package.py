@@ -1,0 +1,133 @@
+"""Importing the package: what it offers, what it needs, how long it takes; and every example in it runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fla_bdlru
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(fla_bdlru.__path__, "fla_bdlru."))
+
+# how Python marks a package that cannot be imported: as on a machine without it
+HIDE = "import sys; sys.modules.update(dict.fromkeys({hidden!r}))\n"
+
+
+def run(code: str, hidden: tuple[str, ...] = ()) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", HIDE.format(hidden=hidden) + code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_public_names():
+    assert fla_bdlru.__all__ == [
+        "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
+        "available_mixers", "backends", "build_mixer", "layers", "mixers", "models", "ops", "register_mixer",
+    ]  # fmt: skip
+    assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
+    assert fla_bdlru.ops.__all__ == [
+        "GATE_NORMS", "chunk_bdlru", "chunk_hlru", "fused_recurrent_bdlru", "fused_recurrent_hlru", "hlru_window",
+        "naive_chunk_bdlru", "naive_chunk_hlru", "naive_recurrent_bdlru", "naive_recurrent_hlru", "normalize_gates",
+    ]  # fmt: skip
+    assert fla_bdlru.layers.__all__ == ["BDLRU", "HLRU", "LSTM"]
+    with pytest.raises(AttributeError, match="has no attribute 'chunk_bdlru'"):
+        _ = fla_bdlru.chunk_bdlru
+
+
+def test_ops_import_no_layer_and_the_package_no_benchmark():
+    def imports(path):
+        return set(re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE))
+
+    package = ROOT / "fla_bdlru"
+    for path in package.rglob("*.py"):
+        names = imports(path)
+        assert not any(name.startswith("benchmarks") for name in names), path
+        if package / "ops" in path.parents:
+            assert not any(re.match(r"fla_bdlru\.(layers|models|mixers|backends)", name) for name in names), path
+        if package / "layers" in path.parents:
+            assert not any(re.match(r"fla_bdlru\.(models|mixers|backends)", name) for name in names), path
+
+
+@pytest.mark.parametrize("hidden", [("triton",), ("triton", "numba")], ids="+".join)
+def test_imports_and_runs_without_triton(hidden):
+    out = run(
+        """
+import torch, fla_bdlru
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+x = torch.randn(2, 5, 16)
+for layer in (BDLRU(16), HLRU(16), LSTM(16)):
+    layer(x)[0].sum().backward()
+for call in (lambda: fla_bdlru.mixers, lambda: fla_bdlru.BDLRUConfig, lambda: BDLRU(16, use_short_conv=True)):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        print(error)
+""",
+        hidden=hidden,
+    )
+    assert out.splitlines() == [
+        "fla_bdlru.mixers needs the layers of flash-linear-attention, which need 'triton': `pip install triton`.",
+        "fla_bdlru.BDLRUConfig needs the layers of flash-linear-attention, which need 'triton': `pip install triton`.",
+        "ShortConvolution comes from flash-linear-attention, which needs 'triton': `pip install triton`.",
+    ]
+
+
+@pytest.mark.parametrize("hidden", [(), ("triton",)], ids=["all", "no-triton"])
+def test_import_is_quick(hidden):
+    """Under 2 s over importing torch and flash-linear-attention themselves; numba is left for the first op."""
+    out = run(
+        """
+import time, torch, fla
+start = time.perf_counter()
+import fla_bdlru
+print(time.perf_counter() - start, 'numba' in sys.modules, 'matplotlib' in sys.modules)
+""",
+        hidden=hidden,
+    )
+    seconds, numba, matplotlib = out.split()
+    assert float(seconds) < 2
+    assert (numba, matplotlib) == ("False", "False")
+
+
+def test_a_second_import_does_not_hook_twice():
+    from fla.models.modeling_utils import FLAPreTrainedModel
+
+    before = FLAPreTrainedModel.post_init
+    fla_bdlru.mixers.install_hook()
+    assert FLAPreTrainedModel.post_init is before
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_public_functions_and_classes_have_examples():
+    public = [getattr(package, name) for package in (fla_bdlru.ops, fla_bdlru.layers) for name in package.__all__]
+    public += [fla_bdlru.register_mixer, fla_bdlru.build_mixer, fla_bdlru.available_mixers]
+    for thing in public:
+        if callable(thing):
+            assert ">>>" in thing.__doc__, thing
+            assert "assert" in thing.__doc__, thing
+
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=[f"snippet{i}" for i in range(len(SNIPPETS))])
+def test_readme_snippets(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_has_snippets():
+    assert len(SNIPPETS) >= 3
