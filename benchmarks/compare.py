@@ -224,7 +224,7 @@ def _show(console, store, task, rows, matches) -> None:
         f"{task}: trained up to length {lines[0].lengths[0]}, {int(first['steps']):,} steps, width {first['width']}, "
         f"{first['layers']} block(s)"
     )
-    console.print(make_table(lines, title))
+    console.print(make_table(lines, title, console.width))
     for name, matched in matches.items():
         if matched.note:
             console.print(f"{name}: {matched.note}.", highlight=False)

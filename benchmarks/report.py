@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from rich import box
 from rich.table import Table
 
 from benchmarks.results import MULTIPLES
@@ -108,45 +109,54 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
     return sorted(lines, key=lambda line: line.order)
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ({min(values):.2f}-{max(values):.2f})"
+def _spread(values: list[float], ranges: bool) -> str:
+    return f"{mean(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if ranges else "")
 
 
-def make_table(lines: list[Line], title: str) -> Table:
-    r"""The table, best first; with several seeds a cell is the mean and, in brackets, the range.
+def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
+    r"""The table, best first; with several seeds a cell is the mean and, below it, the range.
 
     Args:
         lines (list[Line]):
             What `summarise` returned.
         title (str):
             Stands above the table.
+        width (int):
+            Width of the terminal in characters; below 100, columns that can be spared are left out. Default: 160.
 
     Returns:
         Table:
             For a rich console.
     """
+    seeds = lines[0].seeds > 1
+    wide = width >= (124 if seeds else 100)
+    ranges = seeds and width >= 100
     several_lrs = len({line.lr for line in lines}) > 1
-    table = Table(title=title, title_justify="left")
+    scores = [("token", i) for i in range(len(lines[0].lengths))]
+    scores += [("sequence", i) for i in range(len(lines[0].lengths) if wide else 1)]
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_lines=False)
     table.add_column("mixer", no_wrap=True)
     table.add_column("mixer\nparams", justify="right")
-    table.add_column("all\nparams", justify="right")
+    if wide:
+        table.add_column("all\nparams", justify="right")
     table.add_column("state", justify="right")
-    for kind in ("token", "sequence"):
-        for length in lines[0].lengths:
-            table.add_column(f"{kind}\nacc @{length}", justify="right")
+    for kind, i in scores:
+        table.add_column(f"{kind if wide else kind[:3]}\n@{lines[0].lengths[i]}", justify="right")
     if several_lrs:
         table.add_column("lr", justify="right")
-    if lines[0].seeds > 1:
-        table.add_column("seeds", justify="right")
-    table.add_column("train\ns", justify="right")
+    table.add_column("time\ns", justify="right")
     for line in lines:
-        cells = [line.variant, f"{line.mixer_params:,}", f"{line.params:,}", line.state or "grows"]
-        cells += [_spread(values) for values in (*line.tokens, *line.sequences)]
+        cells = [line.variant, f"{line.mixer_params / 1000:.1f}k"]
+        cells += [f"{line.params / 1000:.1f}k"] if wide else []
+        cells += [line.state or "grows"]
+        cells += [_spread((line.tokens if kind == "token" else line.sequences)[i], ranges) for kind, i in scores]
         cells += [f"{line.lr:g}"] if several_lrs else []
-        cells += [str(line.seeds)] if lines[0].seeds > 1 else []
         table.add_row(*cells, f"{line.seconds:.0f}", style="bold" if line.variant.startswith("bdlru") else "")
+    table.caption = "token, sequence: accuracy at that length" + (
+        f"; mean{', range' if ranges else ''} of {lines[0].seeds} seeds" if seeds else ""
+    )
+    table.caption_justify = "left"
     return table
 
 
@@ -156,7 +166,7 @@ def _family(variant: str) -> str:
 
 def _styles(variants: list[str]) -> dict[str, dict]:
     styles, members = {}, {}
-    for variant in sorted(variants):
+    for variant in sorted(variants, reverse=True):  # the largest of a family gets the solid line
         colour = FAMILIES.get(_family(variant), OTHER)
         i = members[colour] = members.get(colour, -1) + 1
         styles[variant] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
@@ -221,7 +231,8 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path) -> None:
     places = range(len(lines))
     tokens = [mean(line.tokens[0]) for line in lines]
     right.barh(places, tokens, color=[styles[line.variant]["color"] for line in lines], alpha=0.75, height=0.7)
-    right.plot([mean(line.sequences[0]) for line in lines], places, "k|", markersize=13, markeredgewidth=2.4)
+    sequences = [mean(line.sequences[0]) for line in lines]
+    right.plot(sequences, places, "D", color="white", markeredgecolor="black", markersize=6, clip_on=False, zorder=4)
     if lines[0].seeds > 1:
         low = [a - min(line.tokens[0]) for a, line in zip(tokens, lines)]
         high = [max(line.tokens[0]) - a for a, line in zip(tokens, lines)]
@@ -230,7 +241,7 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path) -> None:
     labels = [f"{n.variant}\n{n.mixer_params / 1000:.1f}k mixer params, state {n.state or 'grows'}" for n in lines]
     right.set_yticks(places, labels, fontsize=7)
     right.invert_yaxis()
-    right.set(xlim=(0, 1.03), xlabel=f"accuracy at length {lines[0].lengths[0]}: bar = tokens, | = whole sequences")
+    right.set(xlim=(0, 1.03), xlabel=f"accuracy at length {lines[0].lengths[0]}: bar = tokens, diamond = whole sequences")
     right.xaxis.set_major_formatter(PercentFormatter(1))
     right.grid(alpha=0.3, axis="x")
     figure.savefig(path)

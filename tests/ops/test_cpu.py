@@ -1,6 +1,8 @@
 """The native CPU functions of both ops, called directly: gate-major tensors, no autograd."""
+# ruff: noqa: E402 (imports follow importorskip)
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 from numba import njit
 
 from fla_bdlru.ops import GATE_NORMS, cpu_gates, cpu_runtime, naive_recurrent_bdlru, naive_recurrent_hlru
@@ -230,15 +232,20 @@ def test_native_floored_denominator(op, gate_norm):
 
 @each_op
 def test_native_near_identity(op):
-    """Time constants of about 1000 steps over 3000."""
-    v, g, h0, do, dht = make_inputs(op, B=1, T=3000, M=2)
+    """Time constants of about 1000 steps over 2000: errors add up, but to no more than in the naive float32 recurrence."""
+    v, g, h0, do, dht = make_inputs(op, B=1, T=2000, M=2)
     g = 0.1 * g
     if op == "bdlru":
         for i in range(2):
             g[:, :, i, i] += 8
     else:
         g[:, :, 0] += 8
-    check(op, v, g, h0, do, dht, tolerance=1e-5)
+    inputs = v, g, h0, do, dht
+    exact, plain = (reference(op, *inputs, dtype=x) for x in (torch.float64, torch.float32))
+    got = native(op, *inputs)
+    for key, x in exact.items():
+        error, allowed = ((y[key].double() - x).abs().max() / x.abs().max() for y in (got, plain))
+        assert error <= 2 * allowed + 2e-6, key
 
 
 @each_op
@@ -261,7 +268,7 @@ def test_native_signed_gates_without_decay(op):
 @each_op
 def test_native_states_reach_zero(op):
     """A state that decays ends at 0, not in subnormal numbers, which cost a hundred times more to compute with."""
-    v, g, h0, _, _ = make_inputs(op, T=400)
+    v, g, h0, _, _ = make_inputs(op, T=1000)
     o, _, _ = OPS[op][0](v.zero_(), g.zero_(), h0, None, "softmax")
     tiny = torch.finfo(torch.float32).tiny
     assert ((o == 0) | (o.abs() >= tiny)).all()
@@ -326,21 +333,22 @@ def test_native_concurrent_callers(num_threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_native_after_fork(num_threads):
+def test_native_after_fork(num_threads, monkeypatch):
     num_threads(3)
     inputs = make_inputs("bdlru", B=4, T=64, width=32)
-    assert inputs[1].numel() < cpu_runtime.INLINE_WORK * 2
-    work, cpu_runtime.INLINE_WORK = cpu_runtime.INLINE_WORK, 0
-    try:
-        before = native("bdlru", *inputs)
-        assert cpu_runtime._pool is not None
-        child = os.fork()
-        if child == 0:
-            same = all(torch.equal(x, before[key]) for key, x in native("bdlru", *inputs).items())
+    monkeypatch.setattr(cpu_runtime, "INLINE_WORK", 0)
+    before = native("bdlru", *inputs)
+    assert cpu_runtime._pool is not None
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)
+            # compared by numpy: PyTorch's own threads do not survive a fork
+            same = all(np.array_equal(x.numpy(), before[key].numpy()) for key, x in native("bdlru", *inputs).items())
             os._exit(0 if same and cpu_runtime._pool is not None else 1)
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        cpu_runtime.INLINE_WORK = work
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_run_jobs_without_threads(num_threads, monkeypatch):
@@ -375,19 +383,20 @@ def test_run_jobs_raises_what_a_job_raises(num_threads):
 # -------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_kernels_are_read_from_disk_by_the_next_process(tmp_path):
-    """The second process compiles nothing."""
+def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    make = bdlru_cpu._forward_kernel.__wrapped__
+    monkeypatch.setattr(bdlru_cpu, "_forward_kernel", lambda M, norm: compiled)
+    compiled = make(1, cpu_gates.NONE)
+    v, g, h0 = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16), torch.ones(1, 1, 16)
+    bdlru_cpu.cpu_bdlru_fwd(v, g, h0, None, "none")
+    assert (sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())) == (0, 1)
     code = (
         "import torch; from fla_bdlru.ops.bdlru import cpu; v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
         "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 6).stats; "
-        "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
+        "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    seen = [
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
-        for _ in range(2)
-    ]
-    assert [x.split() for x in seen] == [["0", "1"], ["1", "0"]]
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
 
 
 def test_kernel_compiles_where_nothing_can_be_cached():

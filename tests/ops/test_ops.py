@@ -271,6 +271,22 @@ def test_long_memory_over_a_long_sequence(name):
     assert (ht - last).abs().max() < 2e-5
 
 
+def test_more_than_2_to_the_31_gates():
+    """Offsets are 64-bit: the end of a very large input equals the same steps run from the state before them."""
+    M, H, tail = 16, 32, 7
+    T = 2**31 // (M * (M + 1) * H) + tail + 1
+    v, g = torch.zeros(1, T, M, H, dtype=torch.bfloat16), torch.zeros(1, T, M, M + 1, H, dtype=torch.bfloat16)
+    assert g.numel() > 2**31
+    g[:, -tail:], v[:, -tail:] = torch.randn_like(g[:, -tail:]), torch.randn_like(v[:, -tail:])
+    v, g = v.transpose(2, 3), g.permute(0, 1, 4, 2, 3)
+    o, ht = chunk_bdlru(v, g, torch.ones(1, H, M), True)
+    _, state = chunk_bdlru(v[:, :-tail], g[:, :-tail], torch.ones(1, H, M), True)
+    expected, last = naive_recurrent_bdlru(v[:, -tail:], g[:, -tail:], state, True)
+    torch.testing.assert_close(o[:, -tail:], expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ht, last)
+    assert ht.abs().max() > 0.1
+
+
 @each_op
 def test_two_runs_are_bit_equal(name, backend):
     inputs = make_inputs(name, T=40, width=33)

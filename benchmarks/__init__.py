@@ -1,0 +1,1 @@
+"""Timings of the ops, synthetic tasks and the comparison of mixers."""
