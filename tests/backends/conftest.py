@@ -9,6 +9,15 @@ import fla_bdlru.backends as backends
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread():
+    """Tiny tensors: threads cost more than they bring, many times more where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _cpu_backend(monkeypatch):
     monkeypatch.delenv("FLA_BDLRU_CPU_BACKEND", raising=False)
