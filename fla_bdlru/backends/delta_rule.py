@@ -1,4 +1,4 @@
-"""PyTorch versions of `fla.ops.delta_rule`, `gated_delta_rule`, `gated_delta_product` and `kda`."""
+"""PyTorch versions of `fla.ops.delta_rule`, `gated_delta_rule` and `gated_delta_product`."""
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,19 @@ def _softplus_gate(g, A_log, dt_bias):
     return -upcast(A_log).exp() * F.softplus(g)
 
 
-def _no_context_parallelism(cp_context) -> None:
+def no_context_parallelism(cp_context) -> None:
     if cp_context is not None:
         raise ValueError("cp_context is set: context parallelism needs tensors on a GPU; on a CPU pass None.")
 
 
-def _check_options(name: str, options: dict, ignored: tuple[str, ...] = ()) -> None:
+def check_options(name: str, options: dict, ignored: tuple[str, ...] = ()) -> None:
     """Options that only steer FLA's kernels are ignored; any other unknown one is an error."""
     unknown = sorted(set(options) - set(ignored))
     if unknown:
         raise ValueError(f"{name} got options that it does not have on a CPU: {', '.join(unknown)}.")
 
 
-def _rename_state_layout(options: dict, state_v_first: bool) -> bool:
+def rename_state_layout(options: dict, state_v_first: bool) -> bool:
     """FLA's old name of `state_v_first`."""
     return options.pop("transpose_state_layout", state_v_first)
 
@@ -44,11 +44,11 @@ def chunk_delta_rule(
     cu_seqlens_cpu: torch.LongTensor | None = None,
     **kwargs,
 ):
-    _check_options("chunk_delta_rule", kwargs, ignored=("chunk_size",))
+    check_options("chunk_delta_rule", kwargs, ignored=("chunk_size",))
     return linear_attention(
         q, k, v, beta,
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
+        normalize=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
     )  # fmt: skip
 
 
@@ -66,11 +66,11 @@ def fused_recurrent_delta_rule(
     return linear_attention(
         q, k, v, torch.ones_like(v[..., 0]) if beta is None else beta,
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
+        normalize=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
     )  # fmt: skip
 
 
-def _gate_and_beta(g, beta, A_log, dt_bias, use_gate, use_beta_sigmoid, allow_neg_eigval):
+def gate_and_beta(g, beta, A_log, dt_bias, use_gate, use_beta_sigmoid, allow_neg_eigval):
     """What the gated delta rules compute in their kernels: the gate from its logits, beta from its logits."""
     if use_gate:
         if A_log is None or g is None:
@@ -102,18 +102,18 @@ def chunk_gated_delta_rule(
     cp_context=None,
     **kwargs,
 ):
-    _no_context_parallelism(cp_context)
-    state_v_first = _rename_state_layout(kwargs, state_v_first)
+    no_context_parallelism(cp_context)
+    state_v_first = rename_state_layout(kwargs, state_v_first)
     gate = {name: kwargs.pop(name, None) for name in ("use_gate_in_kernel", "A_log", "dt_bias")}
-    _check_options("chunk_gated_delta_rule", kwargs, ignored=("chunk_size",))
-    g, beta = _gate_and_beta(
+    check_options("chunk_gated_delta_rule", kwargs, ignored=("chunk_size",))
+    g, beta = gate_and_beta(
         g, beta, gate["A_log"], gate["dt_bias"],
         gate["use_gate_in_kernel"], use_beta_sigmoid_in_kernel, allow_neg_eigval,
     )  # fmt: skip
     return linear_attention(
         q, k, v, beta, g=g,
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
+        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
     )  # fmt: skip
 
 
@@ -138,14 +138,14 @@ def fused_recurrent_gated_delta_rule(
     cu_seqlens: torch.LongTensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    state_v_first = _rename_state_layout(kwargs, state_v_first)
-    _check_options("fused_recurrent_gated_delta_rule", kwargs)
+    state_v_first = rename_state_layout(kwargs, state_v_first)
+    check_options("fused_recurrent_gated_delta_rule", kwargs)
     beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    g, beta = _gate_and_beta(g, beta, A_log, dt_bias, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval)
+    g, beta = gate_and_beta(g, beta, A_log, dt_bias, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     return linear_attention(
         q, k, v, beta, g=g, gk=gk, gv=gv,
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
+        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def chunk_gated_delta_product(
     cp_context=None,
 ):
     # A step is num_householder delta steps: the first one decays, the last one is read.
-    _no_context_parallelism(cp_context)
+    no_context_parallelism(cp_context)
     n, T = num_householder, q.shape[1]
     if k.shape[1] != n * T:
         raise ValueError(f"k has {k.shape[1]} steps; expected num_householder * T = {n} * {T}.")
@@ -175,92 +175,9 @@ def chunk_gated_delta_product(
         torch.cat([zeros, q[:, :, None]], 2).flatten(1, 2), k, v, beta,
         g=None if g is None else torch.cat([g[:, :, None], torch.zeros_like(zeros[..., 0], dtype=g.dtype)], 2).flatten(1, 2),
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, cu_seqlens=None if cu_seqlens is None else cu_seqlens * n,
+        normalize=use_qk_l2norm_in_kernel, cu_seqlens=None if cu_seqlens is None else cu_seqlens * n,
     )  # fmt: skip
     return o.unflatten(1, (T, n))[:, :, -1], state
-
-
-def chunk_kda(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    use_gate_in_kernel: bool = False,
-    use_beta_sigmoid_in_kernel: bool = False,
-    allow_neg_eigval: bool = False,
-    safe_gate: bool = False,
-    lower_bound: float | None = None,
-    disable_recompute: bool = False,
-    return_intermediate_states: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    cp_context=None,
-    use_graph: bool = False,
-    max_num_seqs: int | None = None,
-    **kwargs,
-):
-    _no_context_parallelism(cp_context)
-    if return_intermediate_states:
-        raise ValueError("return_intermediate_states=True needs tensors on a GPU; on a CPU pass False.")
-    state_v_first = _rename_state_layout(kwargs, state_v_first)
-    A_log, dt_bias = kwargs.pop("A_log", None), kwargs.pop("dt_bias", None)
-    _check_options("chunk_kda", kwargs, ignored=("chunk_size",))
-    return fused_recurrent_kda(
-        q, k, v, g, beta, A_log, dt_bias, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound, state_v_first, cu_seqlens,
-    )  # fmt: skip
-
-
-def fused_recurrent_kda(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    A_log: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    use_gate_in_kernel: bool = False,
-    use_beta_sigmoid_in_kernel: bool = False,
-    allow_neg_eigval: bool = False,
-    lower_bound: float | None = None,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state_v_first = _rename_state_layout(kwargs, state_v_first)
-    _check_options("fused_recurrent_kda", kwargs)
-    if use_gate_in_kernel:
-        g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
-    _, beta = _gate_and_beta(None, beta, None, None, False, use_beta_sigmoid_in_kernel, allow_neg_eigval)
-    return linear_attention(
-        q, k, v, beta, gk=g,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        l2norm=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def fused_kda_gate(
-    g: torch.Tensor,
-    A_log: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    lower_bound: float | None = None,
-    output_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
-
-    if lower_bound is None:
-        return naive_kda_gate(g, A_log, dt_bias, output_dtype)
-    return naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound, output_dtype)
 
 
 def fused_gdn_gate(

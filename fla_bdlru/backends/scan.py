@@ -112,6 +112,25 @@ def step_linear_attention(
     return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
 
 
+def step_diagonal_plus_low_rank(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    g: torch.Tensor | None,
+    initial_state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S_t = exp(g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and o_t = S_t^T q_t, one step at a time; a, b: as k."""
+    steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, a, b, g)]
+    outputs, state = [], initial_state
+    for q_t, k_t, v_t, a_t, b_t, g_t in zip(*steps):
+        update = b_t[..., None] * (a_t[..., None, :] @ state) + k_t[..., None] * v_t[..., None, :]
+        state = update + (state if g_t is None else state * g_t.exp()[..., None])
+        outputs.append((q_t[..., None, :] @ state)[..., 0, :])
+    return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
+
+
 class _LinearScan(torch.autograd.Function):
     """h_t = a_t h_{t-1} + b_t over axis 1, one fused operation a step."""
 
@@ -156,7 +175,7 @@ def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -
 L2NORM_EPS = 1e-6
 
 
-def _l2norm(x: torch.Tensor) -> torch.Tensor:
+def l2norm(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().sum(-1, keepdim=True) + L2NORM_EPS).rsqrt()
 
 
@@ -168,10 +187,11 @@ def linear_attention(
     g: torch.Tensor | None = None,
     gk: torch.Tensor | None = None,
     gv: torch.Tensor | None = None,
+    low_rank: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     scale: float | None = None,
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
-    l2norm: bool = False,
+    normalize: bool = False,
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: torch.Tensor | None = None,
@@ -187,12 +207,14 @@ def linear_attention(
             Delta rule strength, [B, T, HV] or [B, T, HV, V]. Default: `None`, no delta rule.
         g, gk, gv (torch.Tensor | None):
             Log decay of the whole state [B, T, HV], of its keys [B, T, HV, K] and of its values [B, T, HV, V].
+        low_rank (tuple):
+            Vectors a and b of shape [B, T, HV, K] that add b (a^T S) to the decayed state S; without `beta` and `gv`.
         scale (float | None):
             Factor on `q`. Default: `K ** -0.5`.
         initial_state (torch.Tensor | None):
             [N, HV, K, V], or [N, HV, V, K] with `state_v_first`.
-        l2norm (bool):
-            Whether `q` and `k` are normalised first.
+        normalize (bool):
+            Whether `q` and `k` are divided by their L2 norms first.
         reverse (bool):
             Whether time runs backwards.
 
@@ -206,9 +228,9 @@ def linear_attention(
         raise ValueError(f"q, k and v have {H}, {k.shape[2]} and {HV} heads; v's have to be a multiple of the others'.")
     check_cu_seqlens(B, cu_seqlens, initial_state)
     dtype = v.dtype
-    q, k, v, beta, g, gk, gv = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv))
-    if l2norm:
-        q, k = _l2norm(q), _l2norm(k)
+    q, k, v, beta, g, gk, gv, a, b = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv, *low_rank))
+    if normalize:
+        q, k = l2norm(q), l2norm(k)
     q = q * (K**-0.5 if scale is None else scale)
     if HV > H:
         q, k = (t.repeat_interleave(HV // H, 2) for t in (q, k))
@@ -224,18 +246,22 @@ def linear_attention(
         state = upcast(initial_state)
         state = state.transpose(-1, -2) if state_v_first else state
 
-    def run(q, k, v, beta, gk, gv, state):
+    def run(*inputs):
         # [N, T, HV, ...] to [N, HV, T, ...]
-        tensors = [None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, gk, gv)]
+        *tensors, state = inputs
+        tensors = [None if t is None else t.transpose(1, 2) for t in tensors]
         if reverse:
             tensors = [None if t is None else t.flip(2) for t in tensors]
-        if gv is None and (beta is None or beta.shape[-1] == 1):
-            o, state = chunk_linear_attention(*tensors[:5], state)
+        q, k, v, beta, gk, gv, a, b = tensors
+        if a is not None:
+            o, state = step_diagonal_plus_low_rank(q, k, v, a, b, gk, state)
+        elif gv is None and (beta is None or beta.shape[-1] == 1):
+            o, state = chunk_linear_attention(q, k, v, beta, gk, state)
         else:
-            o, state = step_linear_attention(*tensors, state)
+            o, state = step_linear_attention(q, k, v, beta, gk, gv, state)
         return (o.flip(2) if reverse else o).transpose(1, 2), state
 
-    o, state = run_documents(run, (q, k, v, beta, gk, gv), state, cu_seqlens)
+    o, state = run_documents(run, (q, k, v, beta, gk, gv, a, b), state, cu_seqlens)
     o = o.to(dtype).contiguous()
     if not output_final_state:
         return o, None

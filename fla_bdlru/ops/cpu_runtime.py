@@ -137,8 +137,8 @@ def run_jobs(jobs: list[Callable[[], None]]) -> None:
                 future.result()
 
 
-def launch(kernel: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
-    """Runs a kernel over all (sequence, lanes) tasks; `row` is the number of gates per step and lane.
+def launch(function: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
+    """Runs a compiled kernel over all (sequence, lanes) tasks; `row` is the number of gates per step and lane.
 
     A task is one sequence and up to MAX_TILES tiles; the last `num_lanes % LANES` lanes are a masked tile of their own.
     Lanes never meet, so how tasks are cut and who runs them changes no bit of the result.
@@ -155,7 +155,7 @@ def launch(kernel: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bou
         pieces = 1 if inline else min(tasks, 4 * threads)
         for i in range(pieces):
             lo, hi = tasks * i // pieces, tasks * (i + 1) // pieces
-            jobs.append(partial(kernel, *arrays, bounds, num_lanes, first, last, width, lanes, lo, hi))
+            jobs.append(partial(function, *arrays, bounds, num_lanes, first, last, width, lanes, lo, hi))
 
     if end:
         add(0, end, tiles * LANES, None)

@@ -1,0 +1,67 @@
+"""Worker processes: one cell's failure or one worker's death does not take finished work along."""
+
+import io
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from benchmarks.runner import WorkerDied, run_cells
+from benchmarks.train import Cell
+
+CELL = Cell(
+    task="s3",
+    variant="bdlru-m1",
+    mixer="bdlru",
+    mixer_args={"block_size": 1, "num_blocks": 8},
+    width=16,
+    layers=1,
+    mlp_width=32,
+    lengths=(4,),
+    eval_lengths=(4,),
+    batch_size=8,
+    steps=2,
+    lr=3e-3,
+    weight_decay=0.01,
+    seed=0,
+    train_examples=0,
+    eval_examples=8,
+)
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)  # bars; plain lines are in test_compare.py
+    broken = replace(CELL, variant="broken", mixer_args={"block_size": 1, "nonsense": 8})
+    done = []
+
+    def finished(cell, result):
+        done.append((cell, result["params"]))
+        return "fine"
+
+    failures = run_cells([broken, CELL], finished, "cpu", workers=1, threads=1, console=console)
+    assert [cell for cell, _ in done] == [CELL]
+    assert list(failures) == [broken.key]
+    assert "nonsense" in failures[broken.key]["error"]
+    assert "Traceback" in failures[broken.key]["traceback"]
+    assert "failed: ValueError" in console.file.getvalue()
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_told_apart_from_an_error():
+    done = []
+
+    def finished(cell, result):
+        done.append(cell)
+        for process in multiprocessing.active_children():
+            process.kill()
+        return "fine"
+
+    cells = [CELL, *(replace(CELL, seed=seed, steps=20_000) for seed in (1, 2))]
+    with pytest.raises(WorkerDied):
+        run_cells(cells, finished, "cpu", workers=1, threads=1, console=Console(file=io.StringIO()))
+    assert done == [CELL]
+
+
+def test_nothing_to_do_starts_nothing():
+    assert run_cells([], None, "cpu", 1, 1, Console(file=io.StringIO())) == {}
