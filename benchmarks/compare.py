@@ -179,7 +179,7 @@ def _compare(console, task, names, match, budget, settings, device, workers, thr
             return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
         rows = [store.rows[key] for key in planned if key in store.rows]
         if rows:
-            _show(console, store, task, rows, matches)
+            _show(console, store, task, match, rows, matches)
         for key, failure in failures.items():
             path = store.folder / f"error-{key}.txt"
             path.write_text(failure["traceback"])
@@ -215,14 +215,14 @@ def _announce(console, store, task, match, settings, grid, todo, workers, thread
         console.print(f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
 
 
-def _show(console, store, task, rows, matches) -> None:
+def _show(console, store, task, match, rows, matches) -> None:
     from benchmarks.report import draw, make_table, summarise
 
     lines = summarise(rows)
     first = rows[0]
     title = (
         f"{task}: trained up to length {lines[0].lengths[0]}, {int(first['steps']):,} steps, width {first['width']}, "
-        f"{first['layers']} block(s)"
+        f"{first['layers']} block(s), matched by {match}"
     )
     console.print(make_table(lines, title, console.width))
     for name, matched in matches.items():
@@ -231,7 +231,7 @@ def _show(console, store, task, rows, matches) -> None:
     for line in lines:
         if line.diverged:
             console.print(f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
-    picture = store.folder / f"compare-{task}.png"
+    picture = store.folder / f"compare-{task}-{match}.png"
     draw(lines, task, title, picture)
     console.print(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\npicture: {picture}", highlight=False)
 

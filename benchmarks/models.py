@@ -97,21 +97,22 @@ VARIANTS: dict[str, Variant] = {
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
 }
 
+# slow ones early, so that no core idles at the end
 DEFAULT_VARIANTS = (
     "bdlru-m4",
-    "bdlru-m2",
-    "bdlru-m1",
-    "hlru-m4",
-    "lstm",
-    "delta_net",
-    "gated_deltanet",
-    "gated_deltanet-neg",
-    "gated_deltaproduct-neg",
-    "gla",
-    "hgrn",
     "mamba",
     "mamba2",
+    "gated_deltaproduct-neg",
+    "gated_deltanet",
+    "gated_deltanet-neg",
+    "delta_net",
+    "gla",
     "attn",
+    "hgrn",
+    "lstm",
+    "hlru-m4",
+    "bdlru-m2",
+    "bdlru-m1",
 )
 
 

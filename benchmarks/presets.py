@@ -16,7 +16,7 @@ class Preset:
     multiples: tuple[int, ...] = (1, 2, 4)
     batch_size: int = 64
     steps: int = 1200
-    lrs: tuple[float, ...] = (3e-3,)
+    lrs: tuple[float, ...] = (1e-2,)
     weight_decay: float = 0.01
     seeds: tuple[int, ...] = (0,)
     train_examples: int = 0
@@ -28,7 +28,7 @@ STATE_TRACKING, RECALL = "state tracking", "recall"
 PRESETS: dict[str, dict[str, Preset]] = {
     "quick": {
         STATE_TRACKING: Preset(),
-        RECALL: Preset(lengths=(16, 32, 64), layers=2),
+        RECALL: Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,)),
     },
     "paper": {
         STATE_TRACKING: Preset(
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             multiples=(1, 2, 4, 8),
             batch_size=128,
             steps=10_000,
-            lrs=(1e-3, 3e-3),
+            lrs=(1e-3, 3e-3, 1e-2),
             seeds=(0, 1, 2, 3, 4),
             eval_examples=1280,
         ),

@@ -7,9 +7,10 @@ from torch._higher_order_ops import associative_scan
 
 
 def _combine(left, right):
-    """The step `right` after the step `left`: (A2 A1, A2 b1 + b2)."""
+    """The step `right` after the step `left`: (A2 A1, A2 b1 + b2), in one product, which is the quickest of several forms."""
     (A1, b1), (A2, b2) = left, right
-    return A2 @ A1, (A2 @ b1.unsqueeze(-1)).squeeze(-1) + b2
+    product = A2 @ torch.cat([A1, b1.unsqueeze(-1)], -1)
+    return product[..., :-1], product[..., -1] + b2
 
 
 def _scan(A: torch.Tensor, b: torch.Tensor, reverse: bool = False) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import upcast
 from fla_bdlru.backends.packing import check_cu_seqlens, token_positions
 
 ACTIVATIONS = (None, "silu", "swish")

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import check_options, no_context_parallelism, upcast
 from fla_bdlru.backends.packing import check_cu_seqlens
 from fla_bdlru.backends.scan import linear_attention
 
@@ -12,18 +12,6 @@ def _softplus_gate(g, A_log, dt_bias):
     """-exp(A_log) * softplus(g + dt_bias), per head."""
     g = upcast(g) if dt_bias is None else upcast(g) + upcast(dt_bias)
     return -upcast(A_log).exp() * F.softplus(g)
-
-
-def no_context_parallelism(cp_context) -> None:
-    if cp_context is not None:
-        raise ValueError("cp_context is set: context parallelism needs tensors on a GPU; on a CPU pass None.")
-
-
-def check_options(name: str, options: dict, ignored: tuple[str, ...] = ()) -> None:
-    """Options that only steer FLA's kernels are ignored; any other unknown one is an error."""
-    unknown = sorted(set(options) - set(ignored))
-    if unknown:
-        raise ValueError(f"{name} got options that it does not have on a CPU: {', '.join(unknown)}.")
 
 
 def rename_state_layout(options: dict, state_v_first: bool) -> bool:

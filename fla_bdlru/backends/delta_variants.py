@@ -2,8 +2,8 @@
 
 import torch
 
-from fla_bdlru.backends.delta_rule import check_options, gate_and_beta, no_context_parallelism, rename_state_layout
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import check_options, no_context_parallelism, upcast
+from fla_bdlru.backends.delta_rule import gate_and_beta, rename_state_layout
 from fla_bdlru.backends.scan import l2norm, linear_attention
 
 
@@ -204,9 +204,7 @@ def fused_recurrent_comba(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if beta is not None and beta.dim() == 4:
         raise ValueError("beta has 4 axes; on a CPU Comba takes one value a head, [B, T, HV].")
-    return chunk_comba(
-        q, k, v, p, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens
-    )
+    return chunk_comba(q, k, v, p, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens)
 
 
 def chunk_dplr_delta_rule(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import check_options, upcast
 from fla_bdlru.backends.packing import check_cu_seqlens, run_documents
 from fla_bdlru.backends.scan import attention_matrix, linear_attention, linear_scan
 
@@ -90,9 +90,7 @@ def chunk_simple_gla(
     cu_seqlens_cpu: torch.LongTensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    unknown = sorted(set(kwargs) - {"chunk_size"})
-    if unknown:
-        raise ValueError(f"chunk_simple_gla got options that it does not have on a CPU: {', '.join(unknown)}.")
+    check_options("chunk_simple_gla", kwargs, ignored=("chunk_size",))
     return fused_recurrent(
         q, k, v, g=g, g_gamma=g_gamma,
         scale=scale, initial_state=initial_state, output_final_state=output_final_state,

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import upcast
 
 
 def _check_group(process_group) -> None:

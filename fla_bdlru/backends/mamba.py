@@ -7,7 +7,7 @@ index the time axis inside the graph (Mamba), which makes the backward quadratic
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import full_precision, upcast
 from fla_bdlru.backends.scan import chunk_linear_attention, linear_scan
 
 
@@ -40,6 +40,16 @@ def _mask(x, attention_mask):
     return (x * attention_mask[..., None]).to(x.dtype)
 
 
+@full_precision
+def _selective_scan(x, dt, A, B, C, last_state):
+    """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; x, dt: [B, T, D], A: [D, N], B and C: [B, T, N]."""
+    decay = (dt[..., None] * A).exp()
+    update = (dt * x)[..., None] * B[:, :, None]
+    state = x.new_zeros(x.shape[0], *A.shape) if last_state is None else last_state["recurrent_state"].to(x.dtype)
+    h = linear_scan(decay, update, state)
+    return (h @ C[..., None])[..., 0], h[:, -1]
+
+
 def mamba_slow_forward(
     self,
     input_states,
@@ -58,15 +68,10 @@ def mamba_slow_forward(
     N = self.ssm_state_size
     dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
     dt, s = F.softplus(upcast(self.dt_proj(dt))), upcast(x)
-    A = -upcast(self.A_log).exp()
-    # [B, T, D, N]
-    decay = (dt[..., None] * A).exp()
-    update = (dt * s)[..., None] * upcast(B)[:, :, None]
-    state = s.new_zeros(s.shape[0], s.shape[-1], N) if last_state is None else last_state["recurrent_state"].to(s.dtype)
-    h = linear_scan(decay, update, state)
-    y = (h @ upcast(C)[..., None])[..., 0] + s * upcast(self.D)
+    y, state = _selective_scan(s, dt, -upcast(self.A_log).exp(), upcast(B), upcast(C), last_state)
+    y = y + s * upcast(self.D)
     y = self.out_proj((y * upcast(self.act(gate))).to(input_states.dtype))
-    return y, conv_state, h[:, -1]
+    return y, conv_state, state
 
 
 def mamba2_torch_forward(

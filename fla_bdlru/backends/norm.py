@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import upcast
 
 
 def _statistics(x: torch.Tensor, eps: float, is_rms_norm: bool) -> tuple[torch.Tensor | None, torch.Tensor]:

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from fla_bdlru.backends.common import upcast
 from fla_bdlru.backends.norm import add_residual, layer_norm_bwd, layer_norm_fwd
-from fla_bdlru.backends.numeric import upcast
 
 
 def activation_quant(y: torch.Tensor) -> torch.Tensor:

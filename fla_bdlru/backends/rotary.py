@@ -2,7 +2,7 @@
 
 import torch
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import upcast
 from fla_bdlru.backends.packing import token_positions
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import full_precision, upcast
 from fla_bdlru.backends.packing import check_cu_seqlens, run_documents
 
 # Steps a chunk: a scalar decay needs one [C, C] matrix, a decay per key channel a [C, C, K] tensor.
@@ -10,6 +10,7 @@ SCALAR_CHUNK = 32
 VECTOR_CHUNK = 8
 
 
+@full_precision
 def chunk_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -80,6 +81,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> t
     return (q[:, :, :, None] * k[:, :, None] * between).sum(-1)
 
 
+@full_precision
 def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, scale: float | None) -> torch.Tensor:
     """The causal [B, H, T, T] matrix that linear attention multiplies `v` with; q, k: [B, T, H, K], g: [B, T, H]."""
     q, k = (upcast(t).transpose(1, 2) for t in (q, k))
@@ -179,6 +181,7 @@ def l2norm(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().sum(-1, keepdim=True) + L2NORM_EPS).rsqrt()
 
 
+@full_precision
 def linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -2,7 +2,7 @@
 
 import torch
 
-from fla_bdlru.backends.numeric import upcast
+from fla_bdlru.backends.common import check_options, upcast
 from fla_bdlru.backends.packing import check_cu_seqlens
 from fla_bdlru.backends.scan import linear_attention
 
@@ -78,9 +78,7 @@ def chunk_gsa(
     cu_seqlens_cpu: torch.LongTensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    unknown = sorted(set(kwargs) - {"chunk_size"})
-    if unknown:
-        raise ValueError(f"chunk_gsa got options that it does not have on a CPU: {', '.join(unknown)}.")
+    check_options("chunk_gsa", kwargs, ignored=("chunk_size",))
     return fused_recurrent_gsa(q, k, v, s, g, scale, initial_state, output_final_state, False, cu_seqlens)
 
 
@@ -92,9 +90,7 @@ def chunk_abc(
     initial_state: tuple[torch.Tensor] | None = None,
     output_final_state: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    o, state = fused_recurrent_gsa(
-        q, k, v, s, initial_state=initial_state, output_final_state=output_final_state
-    )
+    o, state = fused_recurrent_gsa(q, k, v, s, initial_state=initial_state, output_final_state=output_final_state)
     return o, tuple(state) if output_final_state else None
 
 
@@ -111,6 +107,36 @@ def fused_recurrent_rwkv6(
     cu_seqlens: torch.LongTensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # o_t = r_t (S_{t-1} + u k_t v_t^T), S_t = exp(w_t) S_{t-1} + k_t v_t^T; u: [H, K]
-    # Reading S_{t-1} is reading S_t, less the newest token, with r decayed the other way; so what is read is split:
-    # r_t S_{t-1} = (r_t exp(-w_t)) (S_t - k_t v_t^T), written with the decay moved to where it cannot overflow.
-    raise NotImplementedError
+    # A step is two: the first one only reads, the second one only decays and writes.
+    check_cu_seqlens(r.shape[0], cu_seqlens, initial_state)
+    dtype, scale = v.dtype, r.shape[-1] ** -0.5 if scale is None else scale
+    r, k, v, w = (upcast(t) for t in (r, k, v, w))
+
+    def two_steps(x, reads):
+        pair = [x, torch.zeros_like(x)] if reads != reverse else [torch.zeros_like(x), x]
+        return torch.stack(pair, 2).flatten(1, 2)
+
+    o, state = linear_attention(
+        two_steps(r, True), two_steps(k, False), two_steps(v, False), gk=two_steps(w, False),
+        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+        reverse=reverse, cu_seqlens=None if cu_seqlens is None else 2 * cu_seqlens,
+    )  # fmt: skip
+    o = o[:, int(reverse) :: 2] + (scale * r * upcast(u) * k).sum(-1, keepdim=True) * v
+    return o.to(dtype), state
+
+
+def chunk_rwkv6(
+    r: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    w: torch.Tensor,
+    u: torch.Tensor,
+    scale: float | None = None,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: torch.LongTensor | None = None,
+    cu_seqlens_cpu: torch.LongTensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    check_options("chunk_rwkv6", kwargs, ignored=("chunk_size",))
+    return fused_recurrent_rwkv6(r, k, v, w, u, scale, initial_state, output_final_state, False, cu_seqlens)

@@ -5,12 +5,14 @@ from fla_bdlru.backends import (
     attention,
     convolution,
     delta_rule,
+    delta_variants,
     linear_attn,
     loss,
     mamba,
     norm,
     norm_linear,
     rotary,
+    slots,
 )
 
 # Functions that FLA decorates with a bare `@dispatch`.
@@ -50,7 +52,8 @@ ENTRY_POINTS = {
     "fla.ops.utils.cumsum:chunk_global_cumsum": linear_attn.chunk_global_cumsum,
     "fla.ops.utils.cumsum:chunk_local_cumsum": linear_attn.chunk_local_cumsum,
     "fla.ops.simple_gla.parallel:parallel_simple_gla": linear_attn.parallel_simple_gla,
-    "fla.ops.kda.chunk:chunk_kda": delta_rule.chunk_kda,
+    "fla.ops.kda.chunk:chunk_kda": delta_variants.chunk_kda,
+    "fla.ops.gsa.gate:fused_additive_gate": slots.fused_additive_gate,
 }
 
 # Functions that FLA decorates with `@dispatch("operation")`.
@@ -61,7 +64,8 @@ OPERATIONS = {
         "fused_beta_sigmoid_bwd": delta_rule.fused_beta_sigmoid_bwd,
     },
     "gated_delta_rule": {"chunk_gated_delta_rule": delta_rule.chunk_gated_delta_rule},
-    "kda": {"fused_kda_gate": delta_rule.fused_kda_gate},
+    "generalized_delta_rule.dplr": {"chunk_dplr_delta_rule": delta_variants.chunk_dplr_delta_rule},
+    "kda": {"fused_kda_gate": delta_variants.fused_kda_gate},
 }
 
 # Functions and methods without a dispatch point.
@@ -98,7 +102,25 @@ WRAPPED = {
     "fla.ops.gated_delta_rule.fused_recurrent:fused_recurrent_gated_delta_rule": (delta_rule.fused_recurrent_gated_delta_rule),
     "fla.ops.gated_delta_rule.gate:fused_gdn_gate": delta_rule.fused_gdn_gate,
     "fla.ops.gated_delta_product.chunk:chunk_gated_delta_product": delta_rule.chunk_gated_delta_product,
-    "fla.ops.kda.fused_recurrent:fused_recurrent_kda": delta_rule.fused_recurrent_kda,
+    "fla.ops.kda.fused_recurrent:fused_recurrent_kda": delta_variants.fused_recurrent_kda,
+    "fla.ops.gdn2.chunk:chunk_gdn2": delta_variants.chunk_gdn2,
+    "fla.ops.gdn2.fused_recurrent:fused_recurrent_gdn2": delta_variants.fused_recurrent_gdn2,
+    "fla.ops.comba.chunk:chunk_comba": delta_variants.chunk_comba,
+    "fla.ops.comba.fused_recurrent:fused_recurrent_comba": delta_variants.fused_recurrent_comba,
+    "fla.ops.generalized_delta_rule.dplr.fused_recurrent:fused_recurrent_dplr_delta_rule": (
+        delta_variants.fused_recurrent_dplr_delta_rule
+    ),
+    "fla.ops.rwkv7.fused_recurrent:fused_mul_recurrent_rwkv7": delta_variants.fused_mul_recurrent_rwkv7,
+    "fla.ops.rwkv7.fused_addcmul:fused_addcmul_rwkv7": delta_variants.fused_addcmul_rwkv7,
+    "fla.ops.rwkv7.fused_k_update:fused_k_rwkv7": delta_variants.fused_k_rwkv7,
+    "fla.ops.rwkv7.gate_output_correction:gate_output_correction": delta_variants.gate_output_correction,
+    "fla.ops.rwkv6.chunk:chunk_rwkv6": slots.chunk_rwkv6,
+    "fla.ops.rwkv6.fused_recurrent:fused_recurrent_rwkv6": slots.fused_recurrent_rwkv6,
+    "fla.ops.gsa.chunk:chunk_gsa": slots.chunk_gsa,
+    "fla.ops.gsa.fused_recurrent:fused_recurrent_gsa": slots.fused_recurrent_gsa,
+    "fla.ops.abc.chunk:chunk_abc": slots.chunk_abc,
+    "fla.ops.attn.parallel:parallel_attn": attention.parallel_attn,
+    "fla.ops.attn.decoding:attn_decoding_one_step": attention.attn_decoding_one_step,
     "fla.layers.mamba:Mamba.slow_forward": mamba.mamba_slow_forward,
     "fla.layers.mamba2:Mamba2.forward": mamba.mamba2_forward,
     "fla.layers.mamba2:Mamba2.torch_forward": mamba.mamba2_torch_forward,

@@ -15,15 +15,14 @@ LOG2E = 1.4426950408889634
 LN2_HIGH = 0.693145751953125  # 17 bits, so that k * LN2_HIGH is exact
 LN2_LOW = 1.428606765330187e-06
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-EXP_MIN, EXP_MAX = -88.0, 88.3  # below, exp gives exactly 0; above, it stays at exp(88.3)
+EXP_MIN = -88.0  # below, exp gives exactly 0
 TINY = 1.1754943508222875e-38  # the smallest normal float32
 
 
 @njit(forceinline=True)
 def exp_parts(x):
-    """(s, q) with exp(x) = s + s * q, s a power of two (or 0) and q in [-0.3, 0.42] accurate near 0."""
+    """(s, q) with exp(x) = s + s * q for x <= 88: s is a power of two (or 0), q in [-0.3, 0.42] is accurate near 0."""
     x = where(x < EXP_MIN, EXP_MIN, x)
-    x = where(x > EXP_MAX, EXP_MAX, x)
     shifted = x * LOG2E + ROUND
     k = shifted - ROUND
     r = x - k * LN2_HIGH - k * LN2_LOW
@@ -37,7 +36,7 @@ def exp_parts(x):
 
 @njit(forceinline=True)
 def exp(x):
-    """exp(x) to about 1 ulp; 0 below -88."""
+    """exp(x) to about 1 ulp for x <= 88; 0 below -88."""
     s, q = exp_parts(x)
     return s * q + s
 

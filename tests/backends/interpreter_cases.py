@@ -7,6 +7,7 @@ of the replacement's outputs and gradients against the kernel's, or the error th
 import json
 import sys
 import traceback
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,112 @@ def module_cases():
     yield "fused_kl_div_loss", lambda x, w: 2 * fused_kl_div_loss(x, teacher[0], w, teacher[1]), [r(3, 8), r(7, 8)]
 
 
+def variant_cases(kind, shape, bounds):
+    from fla.ops.attn.decoding import attn_decoding_one_step
+    from fla.ops.attn.parallel import parallel_attn
+    from fla.ops.comba import chunk_comba, fused_recurrent_comba
+    from fla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
+    from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+    from fla.ops.gsa import chunk_gsa, fused_recurrent_gsa
+    from fla.ops.gsa.gate import fused_additive_gate
+    from fla.ops.rwkv6 import chunk_rwkv6, fused_recurrent_rwkv6
+    from fla.ops.rwkv7 import fused_mul_recurrent_rwkv7
+    from fla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
+    from fla.ops.rwkv7.fused_k_update import fused_k_rwkv7
+    from fla.ops.rwkv7.gate_output_correction import gate_output_correction
+
+    c = {"cu_seqlens": bounds, "output_final_state": True}
+    q, k, v, state = half(*shape, H, K), unit(half(*shape, H, K)), half(*shape, H, V), r(2, H, K, V)
+    q32, k32, v32 = (x.float() for x in (q, k, v))
+    p, beta, gk = unit(half(*shape, H, K)), torch.rand(*shape, H).half(), gate(*shape, H, K).clamp_min(-0.6)
+    yield (
+        f"chunk_comba{kind}",
+        lambda q, k, v, p, g, b, s: chunk_comba(q, k, v, p, g, b, None, s, use_qk_l2norm_in_kernel=True, **c),
+        [q, k, v, p, gate(*shape, H), beta, state],
+    )
+    yield (
+        f"fused_recurrent_comba{kind}",
+        lambda *xs: fused_recurrent_comba(*(x.detach() for x in xs[:6]), None, xs[6].detach(), **c),
+        [q32, k32, p.float(), v32, gate(*shape, H), beta.float(), state],
+    )
+    yield (
+        f"chunk_gdn2{kind}",
+        lambda q, k, v, g, b, w, s: chunk_gdn2(q, k, v, g, b, w, None, s, **c),
+        [q, k, v, gk, torch.rand(*shape, H, K).half(), torch.rand(*shape, H, V).half(), state],
+    )
+    yield (
+        f"fused_recurrent_gdn2{kind}",
+        lambda *xs: fused_recurrent_gdn2(*(x.detach() for x in xs[:6]), initial_state=xs[6].detach(), **c),
+        [q32, k32, v32, gk, torch.rand(*shape, H, K), torch.rand(*shape, H, V), state],
+    )
+    a, b = -unit(r(*shape, H, K)), unit(r(*shape, H, K))
+    yield (
+        f"chunk_dplr_delta_rule{kind}",
+        lambda q, k, v, a, b, g, s: chunk_dplr_delta_rule(q, k, v, a, b, g, None, s, chunk_size=16, **c),
+        [q32, k32, v32, a, b, gk, state],
+    )
+    yield (
+        f"fused_recurrent_dplr_delta_rule{kind}",
+        lambda *xs: fused_recurrent_dplr_delta_rule(*(x.detach() for x in xs[:6]), None, xs[6].detach(), **c),
+        [q32, k32, v32, a, b, gk, state],
+    )
+    yield (
+        f"fused_mul_recurrent_rwkv7{kind}",
+        lambda *xs: fused_mul_recurrent_rwkv7(*(x.detach() for x in xs[:6]), 1.0, xs[6].detach(), **c),
+        [q32, gk, k32, v32, -a, torch.rand(*shape, H, K), state],
+    )
+    rwkv6 = [q32, k32, v32, gk, r(H, K)]
+    yield (
+        f"chunk_rwkv6{kind}",
+        lambda q, k, v, w, u, s: chunk_rwkv6(q, k, v, w, u, None, s, **c),
+        [*rwkv6, state],
+    )
+    yield (
+        f"fused_recurrent_rwkv6{kind}",
+        lambda q, k, v, w, u, s: fused_recurrent_rwkv6(q, k, v, w, u, None, s, cu_seqlens=bounds)[0],
+        [*rwkv6, state],
+    )
+    yield f"fused_recurrent_rwkv6{kind}, through the final state", lambda *xs: fused_recurrent_rwkv6(*xs, **c)[1], rwkv6
+    slots, memory = r(*shape, H, 8), r(2, H, 8, V)
+    for op in (chunk_gsa, fused_recurrent_gsa):
+
+        def gsa(q, k, v, s, g, hk, hv, op=op):
+            o, (hk, hv) = op(q, k, v, s, g, None, (hk, hv), **c)
+            return o, hk, hv
+
+        yield f"{op.__name__}{kind}", gsa, [q32, k32, v32, slots, gate(*shape, H, 8), r(2, H, K, 8), memory]
+    yield (
+        f"chunk_gsa{kind}, additive gate",
+        lambda q, k, v, s: chunk_gsa(q, k, v, s, cu_seqlens=bounds)[0],
+        [q32, k32, v32, slots],
+    )
+    yield (
+        f"fused_additive_gate{kind}",
+        lambda x, z: fused_additive_gate(x, z, cu_seqlens=bounds),
+        [r(*shape, H, K), r(2, 1, H, K)],
+    )
+    grouped = [r(*shape, 2 * H, K), k32, v32, gate(*shape, 2 * H)]
+    yield f"parallel_attn{kind}", lambda *xs: parallel_attn(*xs, cu_seqlens=bounds), grouped
+    yield (
+        f"parallel_attn{kind}, with a window and a sink",
+        lambda q, k, v, sink: parallel_attn(q, k, v, window_size=3, cu_seqlens=bounds, sink_bias=sink),
+        [*grouped[:3], r(2 * H)],
+    )
+    if bounds is not None:
+        yield (
+            "attn_decoding_one_step",
+            lambda *xs: attn_decoding_one_step(*(x.detach() for x in xs), cu_seqlens=bounds, do_gate_scale=True),
+            [r(1, 2, 2 * H, K), *grouped[1:]],
+        )
+        return
+    x, mixes = r(B, T, H * K), [r(1, 1, H * K) for _ in range(6)]
+    yield "fused_addcmul_rwkv7", fused_addcmul_rwkv7, [x, r(B, T, H * K), *mixes]
+    yield "fused_k_rwkv7", fused_k_rwkv7, [x, r(B, T, H * K), r(H * K)]
+    yield "gate_output_correction", gate_output_correction, [x, q32, k32, r(H, K), v32, r(B, T, H * V)]
+
+
 def op_cases():
+    from fla.ops.abc import chunk_abc
     from fla.ops.attnres import fused_attnres
     from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
     from fla.ops.gated_delta_product import chunk_gated_delta_product
@@ -245,6 +351,7 @@ def op_cases():
             lambda q, k, v, bounds=bounds: parallel_retention(q, k, v, cu_seqlens=bounds)[0],
             full,
         )
+        yield from variant_cases(kind, shape, bounds)
         yield (
             f"fused_recurrent_hgrn{kind}",
             lambda x, g, s, bounds=bounds: fused_recurrent_hgrn(x, g, s, True, bounds),
@@ -266,6 +373,11 @@ def op_cases():
         "chunk_hgrn, through the final state",
         lambda x, g: chunk_hgrn(x, g, output_final_state=True)[1],
         [r(B, T, K), gate(B, T, K)],
+    )
+    yield (
+        "chunk_abc",
+        lambda q, k, v, s: chunk_abc(q, k, v, s)[0],
+        [r(B, T, H, K), r(B, T, H, K), r(B, T, H, V), r(B, T, H, 8)],
     )
     yield "fused_gdn_gate", fused_gdn_gate, [r(B, T, H), r(H), r(H)]
     yield "fused_kda_gate", fused_kda_gate, [r(B, T, H, K), r(H), r(H * K)]
@@ -313,13 +425,18 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "n
 
 
 def prepare_kernels():
-    """Replaces what the interpreter lacks in the globals of FLA's kernels: typed loop counters, libdevice's tanh."""
+    """Replaces what the interpreter lacks in the globals of FLA's kernels: loop counters with a type, libdevice, gather."""
     import fla.modules.fused_cross_entropy.ops as cross_entropy
+    import fla.ops.utils.op as op
     import triton.language as tl
 
     for name, module in list(sys.modules.items()):
         if name.startswith(("fla.ops", "fla.modules")):
             module.range = lambda *bounds: map(Counter, range(*map(int, bounds)))
+            if hasattr(module, "gather"):
+                # through `tl`, which is what the interpreter patches
+                module.gather = lambda *args, **kwargs: tl.gather(*args, **kwargs)
+    op.tldevice = SimpleNamespace(log1p=lambda x: tl.log(1 + x))
     cross_entropy.tanh = lambda x: 2 * tl.sigmoid(2 * x) - 1
 
 
@@ -360,9 +477,6 @@ def compare(fn, inputs):
 
 def main(path):
     prepare_interpreter()
-    import fla.layers
-    import fla.models
-
     from fla_bdlru.backends import register
 
     register()

@@ -140,3 +140,13 @@ def test_what_the_layers_do_not_have_is_refused(cls):
         with pytest.raises(ValueError, match="one token at a time; got 6"):
             layer(x, past_key_values=cache, use_cache=True)
     assert layer(x[:, :0])[0].shape == (1, 0, 12)
+
+
+@each_case
+def test_autocast_keeps_the_state_in_full_precision(cls, name):
+    layer, x = make(cls, name), torch.randn(2, 9, 12)
+    expected, _, state = our_forward(layer, x, None, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _, low_state = our_forward(layer, x, None, True)
+    assert low_state.dtype == state.dtype == torch.float32
+    assert (y.float() - expected).norm() / expected.norm() < 5e-2

@@ -201,6 +201,16 @@ def test_ops_over_several_chunks(check, name, T):
 
 
 @each_op
+def test_autocast_does_not_reach_into_the_ops(name):
+    fn, _, _ = OPS[name]
+    inputs = [x.float() for x in inputs_of(name, 9)]
+    expected = fn(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fn(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@each_op
 @pytest.mark.parametrize("cu_seqlens", [[0, 1, 3, 3, 20], [0, 0, 9, 20, 20], [0, 20]], ids=str)
 def test_packed_documents(check, name, cu_seqlens):
     """Packed inputs agree with one document at a time, in outputs, final states and every gradient."""

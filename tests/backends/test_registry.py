@@ -79,6 +79,13 @@ def test_wrapped_functions_take_cpu_tensors_only():
     assert calls[2:] == ["fla"] * 4
 
 
+def test_wrapped_functions_compile_without_a_graph_break():
+    wrapper = registry.wrap(lambda x, y=None: 2 * x, lambda x, y=None: x + 1)
+    compiled = torch.compile(lambda x: 3 * wrapper(x, y=[x]), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 6.0))
+    assert compiled(torch.ones(2, device="meta")).device.type == "meta"
+
+
 def test_the_switch(monkeypatch):
     x = torch.randn(2, 3)
 

@@ -91,10 +91,10 @@ def test_a_comparison_gives_rows_curves_a_table_and_a_picture(unbroken):
         curve = (out / "curves" / f"{row['key']}.csv").read_text().splitlines()
         assert len(curve) == 25
     assert next(row for row in found if row["variant"] == "bdlru-m4")["state_size"] == "16"
-    picture = (out / "compare-s3.png").read_bytes()
+    picture = (out / "compare-s3-params.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
-    for text in ("4 runs", "[4/4]", "bdlru-m4", "token", "sequence", "compare.csv", "compare-s3.png"):
+    for text in ("4 runs", "[4/4]", "bdlru-m4", "token", "sequence", "compare.csv", "compare-s3-params.png"):
         assert text in stdout, text
     assert "Traceback" not in stderr
     assert not list(out.glob(".*.new"))

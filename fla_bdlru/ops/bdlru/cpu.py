@@ -23,8 +23,9 @@ def _forward_kernel(M: int, NORM: int):
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
             x1 = min(x0 + width, last)
-            past, row0 = h0, seq * M
-            for t in range(bounds[seq], bounds[seq + 1]):
+            begin, end = bounds[seq], bounds[seq + 1]
+            for t in range(begin, end):
+                past, row0 = (h0, seq * M) if t == begin else (h, (t - 1) * M)
                 for i in range(M):
                     row = t * M + i
                     for x in range(x0, x1, LANES):
@@ -34,7 +35,7 @@ def _forward_kernel(M: int, NORM: int):
                             y = get(f, j) * load(past, (row0 + j) * H + x, mask) + y
                         y = flush(y / denominator(total, K, NORM))
                         store(h, row * H + x, y, mask)
-                past, row0 = h, t * M
+            past, row0 = (h0, seq * M) if begin == end else (h, (end - 1) * M)
             for i in range(M):
                 for x in range(x0, x1, LANES):
                     store(ht, (seq * M + i) * H + x, load(past, (row0 + i) * H + x, mask), mask)
