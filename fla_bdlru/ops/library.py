@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from fla_bdlru.ops.dispatch import resolve_backend
+
 
 def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Callable:
     """Registers `fla_bdlru::{name}` and its backward.
@@ -15,66 +17,86 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
         name (str):
             Name of the op.
         native (Callable):
-            Returns the pair of native CPU functions, forward and backward; called when first needed.
+            `native(backend)` gives the forward and backward functions of `"cpu"` or `"triton"`; called when first needed.
         state_shape (Callable):
             `(v, g) -> tuple`, the shape of one sequence's state.
 
     Returns:
         Callable:
-            `op(v, g, h0, cu_seqlens, gate_norm) -> (o, ht, h)`. `h` is for the backward: the float32 states where the
-            inputs are of a half type, else empty (then `o` has them).
+            `op(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht, h, P)`; `chunk` allows cutting time into chunks. `h` and
+            `P` are for the backward: on a CPU the float32 states where the inputs are of a half type, with Triton what
+            enters the chunks and the chunks' transitions; empty where not needed.
     """
 
     def empty_state(v, g, cu_seqlens):
         num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         return v.new_empty((num_seqs, *state_shape(v, g)), dtype=torch.float32)
 
-    @torch.library.custom_op(f"fla_bdlru::{name}", mutates_args=(), device_types="cpu")
+    @torch.library.custom_op(f"fla_bdlru::{name}", mutates_args=(), device_types=("cpu", "cuda"))
     def op(
         v: torch.Tensor,
         g: torch.Tensor,
         h0: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         gate_norm: str,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        chunk: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         check_cu_seqlens(cu_seqlens, v.shape[1])
-        return native()[0](v, g, h0, cu_seqlens, gate_norm)
+        if resolve_backend(v.device, v.dtype) == "triton":
+            return native("triton")[0](v, g, h0, cu_seqlens, gate_norm, chunk)
+        o, ht, h = native("cpu")[0](v, g, h0, cu_seqlens, gate_norm)
+        return o, ht, h, h.new_empty(0)
 
     @op.register_fake
-    def _(v, g, h0, cu_seqlens, gate_norm):
-        h = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
-        return torch.empty_like(v), empty_state(v, g, cu_seqlens), h
+    def _(v, g, h0, cu_seqlens, gate_norm, chunk):
+        state = empty_state(v, g, cu_seqlens)
+        h, P = (0,), (0,)
+        if resolve_backend(v.device, v.dtype) == "triton":
+            from fla_bdlru.ops.triton_runtime import num_chunks
 
-    @torch.library.custom_op(f"fla_bdlru::{name}_bwd", mutates_args=(), device_types="cpu")
+            NC = num_chunks(v, g, chunk)
+            if NC > 1:
+                M = g.shape[-2] - 1
+                h, P = (v.shape[0], NC, M, g.shape[-1]), (v.shape[0], NC, M, M, g.shape[-1])
+        elif v.dtype != torch.float32:
+            h = v.shape
+        return torch.empty_like(v), state, state.new_empty(h), state.new_empty(P)
+
+    @torch.library.custom_op(f"fla_bdlru::{name}_bwd", mutates_args=(), device_types=("cpu", "cuda"))
     def op_bwd(
         v: torch.Tensor,
         g: torch.Tensor,
+        o: torch.Tensor,
         h: torch.Tensor,
+        P: torch.Tensor,
         h0: torch.Tensor | None,
         do: torch.Tensor | None,
         dht: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         gate_norm: str,
+        chunk: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return native()[1](v, g, h, h0, do, dht, cu_seqlens, gate_norm)
+        if resolve_backend(v.device, v.dtype) == "triton":
+            return native("triton")[1](v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk)
+        return native("cpu")[1](v, g, o if v.dtype == torch.float32 else h, h0, do, dht, cu_seqlens, gate_norm)
 
     @op_bwd.register_fake
-    def _(v, g, h, h0, do, dht, cu_seqlens, gate_norm):
+    def _(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
         return torch.empty_like(v), torch.empty_like(g), empty_state(v, g, cu_seqlens)
 
     def setup_context(ctx, inputs, output):
-        v, g, h0, cu_seqlens, ctx.gate_norm = inputs
-        o, _, h = output
+        v, g, h0, cu_seqlens, ctx.gate_norm, ctx.chunk = inputs
+        o, _, h, P = output
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v, g, o if v.dtype == torch.float32 else h, h0, cu_seqlens)
+        ctx.save_for_backward(v, g, o, h, P, h0, cu_seqlens)
 
-    def backward(ctx, do, dht, _):
+    def backward(ctx, do, dht, *_):
         if do is None and dht is None:
-            return None, None, None, None, None
-        v, g, h, h0, cu_seqlens = ctx.saved_tensors
+            return (None,) * 6
+        v, g, o, h, P, h0, cu_seqlens = ctx.saved_tensors
         do, dht = (None if x is None else x.contiguous() for x in (do, dht))
-        dv, dg, dh0 = op_bwd(v, g, h, h0, do, dht, cu_seqlens, ctx.gate_norm)
-        return dv, dg, None if h0 is None else dh0, None, None
+        dv, dg, dh0 = op_bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
+        return dv, dg, None if h0 is None else dh0, None, None, None
 
     op.register_autograd(backward, setup_context=setup_context)
     return op

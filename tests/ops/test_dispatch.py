@@ -17,14 +17,18 @@ def test_auto_takes_the_native_path(monkeypatch):
     assert dispatch.resolve_backend(CPU, torch.float32) == "cpu"
     assert dispatch.resolve_backend(CPU, torch.bfloat16) == "cpu"
     assert dispatch.resolve_backend(CPU, torch.float64) == "torch"
-    assert dispatch.resolve_backend(torch.device("cuda"), torch.float32) == "torch"
+    assert dispatch.resolve_backend(torch.device("cuda"), torch.float32) == "triton"
+    assert dispatch.resolve_backend(torch.device("cuda"), torch.float64) == "torch"
+    assert dispatch.resolve_backend(torch.device("mps"), torch.float32) == "torch"
 
 
 @pytest.mark.parametrize("value, device, dtype, message", [
     ("gpu", "cpu", torch.float32, "FLA_BDLRU_BACKEND='gpu' is not known; expected one of auto, triton, cpu, torch"),
     ("cpu", "cuda", torch.float32, "runs CPU tensors only; got a tensor on 'cuda'"),
     ("cpu", "cpu", torch.float64, "takes float32, bfloat16 and float16; got torch.float64"),
-    ("triton", "cpu", torch.float32, "no Triton kernels"),
+    ("triton", "cpu", torch.float32, "set TRITON_INTERPRET=1 before Python starts"),
+    ("triton", "cuda", torch.float64, "takes float32, bfloat16 and float16; got torch.float64"),
+    ("triton", "mps", torch.float32, "runs tensors on a GPU; got one on 'mps'"),
 ])  # fmt: skip
 def test_forced_backends_that_cannot_run(monkeypatch, value, device, dtype, message):
     monkeypatch.setenv("FLA_BDLRU_BACKEND", value)

@@ -336,10 +336,10 @@ def test_compile_equals_eager(name, backend):
 def test_custom_ops_pass_opcheck(dtype):
     v, g = torch.randn(1, 5, 3, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 3, 4, 4).to(dtype).requires_grad_()
     cu_seqlens, h0 = torch.tensor([0, 2, 5]), torch.randn(2, 3, 4, requires_grad=True)
-    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, h0, cu_seqlens, "tanh"))
-    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, None, None, "softmax"))
+    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, h0, cu_seqlens, "tanh", True))
+    torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, None, None, "softmax", False))
     v, g = torch.randn(1, 5, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 4, 4).to(dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.fla_bdlru.hlru, (v, g, torch.randn(2, 3, 4, requires_grad=True), cu_seqlens, "silu"))
+    torch.library.opcheck(torch.ops.fla_bdlru.hlru, (v, g, torch.randn(2, 3, 4, requires_grad=True), cu_seqlens, "silu", True))
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 2, 2, 9, 10, 17]], ids=["dense", "packed"])

@@ -59,4 +59,4 @@ def chunk_bdlru(
         >>> o, state = chunk_bdlru(v, g, output_final_state=True)
         >>> assert o.shape == v.shape and torch.equal(o[:, -1], state)
     """
-    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context)
+    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from fla_bdlru.ops.bdlru.naive import naive_chunk_bdlru
@@ -10,10 +12,15 @@ from fla_bdlru.ops.gate_norm import check_gate_norm
 from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence
 
 
-def _native():
-    from fla_bdlru.ops.bdlru.cpu import cpu_bdlru_bwd, cpu_bdlru_fwd
+def _native(backend: str):
+    if backend == "cpu":
+        from fla_bdlru.ops.bdlru.cpu import cpu_bdlru_bwd, cpu_bdlru_fwd
 
-    return cpu_bdlru_fwd, cpu_bdlru_bwd
+        return cpu_bdlru_fwd, cpu_bdlru_bwd
+    from fla_bdlru.ops.bdlru.kernels import KERNELS
+    from fla_bdlru.ops.triton_runtime import triton_bwd, triton_fwd
+
+    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS)
 
 
 _bdlru = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))
@@ -27,6 +34,7 @@ def bdlru(
     gate_norm: str,
     cu_seqlens: torch.LongTensor | None,
     cp_context: object,
+    chunk: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
     check_gate_norm(gate_norm)
@@ -37,11 +45,12 @@ def bdlru(
     if resolve_backend(v.device, v.dtype) == "torch":
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht, _ = _bdlru(
+    o, ht, _, _ = _bdlru(
         v.transpose(2, 3).contiguous(),
         g.permute(0, 1, 3, 4, 2).contiguous(),
         as_state(initial_state),
         None if cu_seqlens is None else cu_seqlens.long(),
         gate_norm,
+        chunk,
     )
     return o.transpose(2, 3), ht.transpose(1, 2) if output_final_state else None

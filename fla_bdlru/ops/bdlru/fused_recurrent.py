@@ -31,4 +31,4 @@ def fused_recurrent_bdlru(
         >>> step, _ = fused_recurrent_bdlru(v[:, 6:], g[:, 6:], initial_state=state)
         >>> assert torch.allclose(step, chunk_bdlru(v, g)[0][:, 6:], atol=1e-6)
     """
-    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context)
+    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=False)

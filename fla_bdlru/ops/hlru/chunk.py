@@ -58,4 +58,4 @@ def chunk_hlru(
         >>> o, state = chunk_hlru(v, g, output_final_state=True)
         >>> assert state.shape == (2, 8, 3) and torch.equal(o[:, -1], state[..., 0])
     """
-    return hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context)
+    return hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)

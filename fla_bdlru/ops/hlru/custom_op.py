@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from fla_bdlru.ops.dispatch import resolve_backend
@@ -10,10 +12,15 @@ from fla_bdlru.ops.hlru.naive import naive_chunk_hlru
 from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence
 
 
-def _native():
-    from fla_bdlru.ops.hlru.cpu import cpu_hlru_bwd, cpu_hlru_fwd
+def _native(backend: str):
+    if backend == "cpu":
+        from fla_bdlru.ops.hlru.cpu import cpu_hlru_bwd, cpu_hlru_fwd
 
-    return cpu_hlru_fwd, cpu_hlru_bwd
+        return cpu_hlru_fwd, cpu_hlru_bwd
+    from fla_bdlru.ops.hlru.kernels import KERNELS
+    from fla_bdlru.ops.triton_runtime import triton_bwd, triton_fwd
+
+    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS)
 
 
 _hlru = define_recurrence("hlru", _native, state_shape=lambda v, g: (g.shape[2] - 1, v.shape[2]))
@@ -27,6 +34,7 @@ def hlru(
     gate_norm: str,
     cu_seqlens: torch.LongTensor | None,
     cp_context: object,
+    chunk: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
     check_gate_norm(gate_norm)
@@ -39,11 +47,12 @@ def hlru(
     if resolve_backend(v.device, v.dtype) == "torch":
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht, _ = _hlru(
+    o, ht, _, _ = _hlru(
         v.contiguous(),
         g.transpose(2, 3).contiguous(),
         as_state(initial_state),
         None if cu_seqlens is None else cu_seqlens.long(),
         gate_norm,
+        chunk,
     )
     return o, ht.transpose(1, 2) if output_final_state else None

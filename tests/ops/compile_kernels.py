@@ -1,0 +1,117 @@
+"""Compiles kernels for a GPU that need not be there, and prints what came out: one JSON object a kernel.
+
+`python tests/ops/compile_kernels.py` prints the table of the ops' READMEs; with a JSON list of jobs, their rows.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="fla_bdlru_compile_")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fla_bdlru.ops.gate_kernels import NORM_CODES
+from fla_bdlru.ops.lane_kernels import carry_kernel
+from fla_bdlru.ops.triton_runtime import MAX_UNROLLED, columns, lanes_per_thread
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+FLOAT32 = {"h0", "end", "P_out", "P", "x0", "x_in", "x_last", "h_in", "ht", "dht", "u_in", "dh0"}
+SCALARS = {"T", "C", "NC", "zero"}
+DOCUMENTS = {"starts": "*i32", "ends": "*i32", "seq": "*i32", "cu_seqlens": "*i64"}
+WIDTHS = {"b8": 1, "b16": 2, "b32": 4, "b64": 8}
+
+
+def compile_kernel(kernel, constants, dtype, arch, packed):
+    """Compiles with every pointer aligned to 16 bytes, as PyTorch's are."""
+    signature, values, hints = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            values[name], signature[name] = constants[name], "constexpr"
+        elif name in SCALARS:
+            signature[name] = "i32"
+        elif name in DOCUMENTS and not packed:
+            values[name], signature[name] = None, "constexpr"
+        else:
+            signature[name] = DOCUMENTS.get(name) or ("*fp32" if name in FLOAT32 else f"*{dtype}")
+            hints[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
+    start = time.perf_counter()
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1})
+    return binary, time.perf_counter() - start
+
+
+def read(binary):
+    """Registers, memory beyond them, and the instructions that must not be there."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack, _, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout).groups())
+    ptx = binary.asm["ptx"]
+    loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.(b\d+)", ptx)
+    return {
+        "registers": registers,
+        "stack": stack,
+        "local": local,
+        "shared": binary.metadata.shared,
+        "shuffles": len(re.findall(r"shfl\.", ptx)),
+        "barriers": len(re.findall(r"bar\.|barrier", ptx)),
+        "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+        "narrowest_load": min((int(n or 1) * WIDTHS[kind] for n, kind in loads), default=16),
+    }
+
+
+def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024):
+    """What the kernels of one configuration compile to."""
+    module = importlib.import_module(f"fla_bdlru.ops.{op}.kernels").KERNELS
+    VEC = lanes_per_thread(M, n)
+    shape = {"M": M, "MP": triton.next_power_of_2(M), "BN": 32 * VEC, "VEC": VEC}
+    common = {**shape, module.lane_axis: n, "NORM": NORM_CODES[gate_norm], "VARLEN": packed, "HAS_H0": packed}
+    if module.unrolls_rows:
+        common["UNROLL"] = M <= MAX_UNROLLED
+    backward = {"HAS_DO": True, "HAS_DHT": packed}
+    configurations = {
+        "fwd_chunk": (module.fwd_chunk, {**common, "CC": columns(M)}),
+        "fwd_scan": (module.fwd_scan, {**common, "HAS_H_IN": True, "LAST": False}),
+        "bwd_chunk": (module.bwd_chunk, {**common, **backward}),
+        "bwd_scan": (module.bwd_scan, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
+        "carry": (carry_kernel, {**shape, "H": n, "HAS_X0": True, "REVERSE": True}),
+    }
+    variant = f"{dtype} sm_{arch} {gate_norm}" + (" packed" if packed else "")
+    for name, (kernel, constants) in configurations.items():
+        constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+        binary, seconds = compile_kernel(kernel, constants, dtype, arch, packed)
+        yield {
+            "op": op,
+            "M": M,
+            "kernel": name,
+            "variant": variant,
+            "dtype": dtype,
+            "seconds": round(seconds, 2),
+            **read(binary),
+        }
+
+
+def main():
+    if len(sys.argv) > 1:
+        for job in json.loads(sys.argv[1]):
+            for row in rows(**job):
+                print(json.dumps(row), flush=True)
+        return
+    for op, M in itertools.product(("bdlru", "hlru"), (1, 2, 3, 4, 5, 6, 8, 16)):
+        cells = [f"{r['registers']} / {r['local']} / {r['shuffles'] + r['barriers']}" for r in rows(op, M)]
+        print(f"| {op} {M} ({lanes_per_thread(M, 1024)}) | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

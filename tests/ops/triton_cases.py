@@ -1,0 +1,180 @@
+"""The Triton kernels on CPU tensors, in Triton's interpreter, against the naive recurrences; test_triton.py runs this file.
+
+The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps, two tiles of lanes at most.
+"""
+
+import pytest
+import torch
+
+import fla_bdlru.ops.triton_runtime as runtime
+from fla_bdlru.ops import (
+    GATE_NORMS,
+    chunk_bdlru,
+    chunk_hlru,
+    fused_recurrent_bdlru,
+    fused_recurrent_hlru,
+    naive_recurrent_bdlru,
+    naive_recurrent_hlru,
+)
+
+OPS = {
+    "bdlru": (chunk_bdlru, fused_recurrent_bdlru, naive_recurrent_bdlru),
+    "hlru": (chunk_hlru, fused_recurrent_hlru, naive_recurrent_hlru),
+}
+each_op = pytest.mark.parametrize("name", OPS)
+PACKED = [0, 0, 1, 4, 4, 9, 11, 11]
+
+
+@pytest.fixture(autouse=True)
+def _triton(monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "triton")
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Cuts time into chunks of 4 steps, though it is short."""
+    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, tiles, M: 4)
+
+
+def make_inputs(name, B=1, T=9, width=5, M=2, num_seqs=None, dtype=torch.float32, scale=1.0):
+    shape = (B, T, width, M) if name == "bdlru" else (B, T, width)
+    v, g = torch.randn(shape).to(dtype), (scale * torch.randn(*shape, M + 1)).to(dtype)
+    return v, g, torch.randn(num_seqs or B, width, M)
+
+
+def run(op, v, g, h0, do, dht, **kwargs):
+    v, g = (x.detach().clone().requires_grad_() for x in (v, g))
+    h0 = None if h0 is None else h0.detach().clone().requires_grad_()
+    o, ht = op(v, g, h0, True, **kwargs)
+    loss = sum((x.double() * dx).sum() for x, dx in ((o, do), (ht, dht)) if dx is not None)
+    loss.backward()
+    results = {"o": o, "ht": ht, "dv": v.grad, "dg": g.grad} | ({} if h0 is None else {"dh0": h0.grad})
+    return {key: x.detach() for key, x in results.items()}
+
+
+def compare(name, v, g, h0, fused=False, grad_o=True, grad_state=True, **kwargs):
+    chunk, fused_recurrent, naive = OPS[name]
+    num_seqs = v.shape[0] if "cu_seqlens" not in kwargs else len(kwargs["cu_seqlens"]) - 1
+    do = torch.randn(v.shape, dtype=torch.float64) if grad_o else None
+    dht = torch.randn(num_seqs, v.shape[2], g.shape[-1] - 1, dtype=torch.float64) if grad_state else None
+    exact = run(naive, v.double(), g.double(), None if h0 is None else h0.double(), do, dht, **kwargs)
+    got = run(fused_recurrent if fused else chunk, v, g, h0, do, dht, **kwargs)
+    tolerance = 2e-6 if v.dtype == torch.float32 else 2e-2
+    for key, x in exact.items():
+        error = (got[key].double() - x).abs().max()
+        assert error <= tolerance * max(1.0, x.abs().max()), (key, error.item())
+    return got
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_gate_norms(name, gate_norm, chunks):
+    v, g, h0 = make_inputs(name)
+    g[:, 2] = 0.0  # where sum|f| is below its floor
+    compare(name, v, g / 4 if gate_norm == "none" else g, h0, gate_norm=gate_norm)
+
+
+@each_op
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 6, 8])
+def test_sizes(name, M, chunks):
+    compare(name, *make_inputs(name, T=6, M=M))
+
+
+@each_op
+@pytest.mark.parametrize("M", [9, 16, 32])
+def test_large_sizes_forward(name, M, chunks):
+    chunk, _, naive = OPS[name]
+    v, g, h0 = make_inputs(name, T=5, M=M, width=2)
+    for a, b in zip(chunk(v, g, h0, True), naive(v, g, h0, True)):
+        torch.testing.assert_close(a, b)
+
+
+def test_large_blocks_backward(chunks):
+    """Above 8 rows the loop over them is a run-time loop."""
+    compare("bdlru", *make_inputs("bdlru", T=5, M=9, width=2))
+    compare("hlru", *make_inputs("hlru", T=5, M=16, width=2))
+
+
+@each_op
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8])
+def test_lengths_around_a_chunk(name, T, chunks):
+    compare(name, *make_inputs(name, B=2, T=T))
+
+
+@each_op
+@pytest.mark.parametrize("T", [1, 9])
+def test_one_pass(name, T):
+    """No chunks: short inputs of the chunkwise op, and the fused recurrent one at any length."""
+    compare(name, *make_inputs(name, B=2, T=T, M=3))
+    compare(name, *make_inputs(name, B=2, T=T, M=3), fused=True)
+
+
+@each_op
+@pytest.mark.parametrize("width", [31, 40, 130])
+def test_lanes(name, width, chunks):
+    compare(name, *make_inputs(name, T=5, width=width, M=2))
+
+
+@each_op
+def test_without_states_and_with_one_gradient(name, chunks):
+    v, g, h0 = make_inputs(name)
+    compare(name, v, g, None, grad_state=False)
+    compare(name, v, g, h0, grad_o=False)
+    compare(name, v, g, None)
+
+
+@each_op
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_packed(name, fused, with_state, chunks):
+    v, g, h0 = make_inputs(name, T=11, M=3, num_seqs=7)
+    compare(name, v, g, h0 if with_state else None, fused, cu_seqlens=torch.tensor(PACKED))
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types(name, dtype, chunks):
+    got = compare(name, *make_inputs(name, dtype=dtype))
+    assert got["o"].dtype == got["dg"].dtype == dtype
+    assert got["ht"].dtype == torch.float32
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", ["softmax", "tanh", "silu"])
+def test_large_logits(name, gate_norm, chunks):
+    got = compare(name, *make_inputs(name, scale=30.0), gate_norm=gate_norm)
+    assert all(torch.isfinite(x).all() for x in got.values())
+
+
+@each_op
+def test_no_decay(name, chunks):
+    """Rows of signed gates with norm 1 and no input, over chunk boundaries."""
+    v, g, h0 = make_inputs(name, T=24, M=4, width=2)
+    g = torch.zeros_like(g)
+    index = torch.randint(0, 4, g.shape[:-1]).unsqueeze(-1)
+    if name == "bdlru":
+        index = torch.stack([torch.randperm(4) for _ in range(48)]).view(1, 24, 2, 4, 1)
+    g.scatter_(-1, index, torch.randint(0, 2, index.shape) * 2.0 - 1)
+    compare(name, v, g, h0, gate_norm="linear")
+
+
+@each_op
+def test_outputs_are_written_whole_and_runs_are_bit_equal(name, chunks, poisoned_empty):
+    v, g, h0 = make_inputs(name, T=7, width=33)
+    do, dht = torch.randn(v.shape).double(), torch.randn(h0.shape).double()
+    first, second = (run(OPS[name][0], v, g, h0, do, dht) for _ in range(2))
+    assert all(torch.isfinite(x).all() for x in first.values())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@each_op
+def test_fake_kernels_know_the_shapes(name, chunks):
+    v, g, h0 = make_inputs(name)
+    if name == "bdlru":
+        v, g = v.transpose(2, 3).contiguous(), g.permute(0, 1, 3, 4, 2).contiguous()
+    else:
+        g = g.transpose(2, 3).contiguous()
+    h0 = h0.transpose(1, 2).contiguous()
+    op = getattr(torch.ops.fla_bdlru, name)
+    torch.library.opcheck(op, (v.requires_grad_(), g.requires_grad_(), h0, None, "softmax", True))
+    torch.library.opcheck(op, (v, g, None, None, "softmax", False))
