@@ -1,9 +1,20 @@
 """What the replacements share: the number type of a computation, and options that a CPU does not have."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 
-# A decorator: autocast would take the products inside an op to half precision, where FLA's kernels keep fp32.
-full_precision = torch.autocast("cpu", enabled=False)
+
+def full_precision(fn: Callable) -> Callable:
+    """Decorates an op that keeps fp32 under autocast, as FLA's kernels do: its products would go to half precision."""
+
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        with torch.autocast("cpu", enabled=False):
+            return fn(*args, **kwargs)
+
+    return wrapper
 
 
 def upcast(x: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,15 @@ def check(op, *inputs, tolerance=2e-6, **kwargs):
     return got
 
 
+@pytest.fixture
+def num_threads(monkeypatch):
+    """Sets the number of threads; every call uses them, however small."""
+    monkeypatch.setattr(cpu_runtime, "INLINE_WORK", 0)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 # ------------------------------------------------------------------------------------------------------------ values
 
 
@@ -93,8 +102,9 @@ def test_native_block_sizes(op, M, poisoned_empty):
 
 @each_op
 @pytest.mark.parametrize("width", [1, 16, 33, 16 * 17 + 3])
-def test_native_widths(op, width, poisoned_empty):
-    """More tiles than one task holds included, with enough work for threads."""
+def test_native_widths(op, width, poisoned_empty, num_threads):
+    """More tiles than one task holds included."""
+    num_threads(2)
     check(op, *make_inputs(op, T=64, width=width))
 
 
@@ -295,17 +305,9 @@ def test_native_nan_stays_in_its_lane(op):
 # ------------------------------------------------------------------------------------------------------------ threads
 
 
-@pytest.fixture
-def num_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @each_op
 def test_native_bit_equal_for_any_thread_count(op, num_threads):
-    inputs = make_inputs(op, B=3, T=128, width=147)
-    assert inputs[1].numel() > cpu_runtime.INLINE_WORK
+    inputs = make_inputs(op, B=3, T=40, width=147)
     num_threads(1)
     alone = native(op, *inputs)
     for threads in (2, 3, 7):
@@ -339,10 +341,9 @@ def test_native_concurrent_callers(num_threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_native_after_fork(num_threads, monkeypatch):
+def test_native_after_fork(num_threads):
     num_threads(3)
     inputs = make_inputs("bdlru", B=4, T=64, width=32)
-    monkeypatch.setattr(cpu_runtime, "INLINE_WORK", 0)
     before = native("bdlru", *inputs)
     pool = cpu_runtime._pool
     assert pool is not None
