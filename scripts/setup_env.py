@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--extras", default="cpu", help="extras of the package, comma list (default: cpu)")
     options = parser.parse_args()
     try:
-        set_up(options.venv, {name.strip() for name in options.extras.split(",") if name.strip()})
+        set_up(options.venv.absolute(), {name.strip() for name in options.extras.split(",") if name.strip()})
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)
         return 1

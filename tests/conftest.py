@@ -5,6 +5,7 @@ import torch
 
 # a test decides itself which backend runs; what the shell has set must not
 os.environ.pop("FLA_BDLRU_BACKEND", None)
+os.environ.pop("FLA_BDLRU_CPU_BACKEND", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
