@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 from numba.extending import overload
 
-from fla_bdlru.ops.cpu_lanes import absolute, load, power_of_two, put, splat, where
+from fla_bdlru.ops.cpu_lanes import absolute, load, power_of_two, prefetch_read, put, splat, where
 from fla_bdlru.ops.gate_norm import EPS, GATE_NORMS, RELU_EPS
 
 SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, NONE = range(len(GATE_NORMS))
@@ -16,6 +16,7 @@ LN2_HIGH = 0.693145751953125  # 17 bits, so that k * LN2_HIGH is exact
 LN2_LOW = 1.428606765330187e-06
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
 EXP_MIN = -88.0  # below, exp gives exactly 0
+AHEAD = 8192  # bytes of logits between what is worked on and what is fetched
 TINY = 1.1754943508222875e-38  # the smallest normal float32
 
 
@@ -101,24 +102,38 @@ def _softmax_row(g, offset, stride, mask, K, f):
     return total
 
 
-def gate_row(g, offset, stride, mask, K, norm, f, df):
+@njit(forceinline=True)
+def rows_ahead(K, width):
+    """How many rows of K gates and `width` lanes to fetch ahead."""
+    return max(1, AHEAD // (4 * K * width))
+
+
+def gate_row(g, offset, ahead, stride, mask, K, norm, f, df):
     """f(g_k) and f'(g_k) of K logits, and sum|f|; softmax leaves `df` alone, as there f' = f.
 
+    `ahead` is how far off, in elements, the logits lie that will be wanted some time later: they are fetched into the cache.
     `norm` is a compile-time constant. What a caller does not use (`df` in a forward pass) LLVM drops.
     """
     raise NotImplementedError("for kernels only")
 
 
 @overload(gate_row, prefer_literal=True, jit_options={"forceinline": True})
-def _gate_row(g, offset, stride, mask, K, norm, f, df):
+def _gate_row(g, offset, ahead, stride, mask, K, norm, f, df):
     if norm.literal_value == SOFTMAX:
-        return lambda g, offset, stride, mask, K, norm, f, df: _softmax_row(g, offset, stride, mask, K, f)
+
+        def row(g, offset, ahead, stride, mask, K, norm, f, df):
+            for k in range(K):
+                prefetch_read(g, offset + ahead + k * stride)
+            return _softmax_row(g, offset, stride, mask, K, f)
+
+        return row
 
     activation = _ACTIVATIONS[norm.literal_value]
 
-    def row(g, offset, stride, mask, K, norm, f, df):
+    def row(g, offset, ahead, stride, mask, K, norm, f, df):
         total = splat(0.0)
         for k in range(K):
+            prefetch_read(g, offset + ahead + k * stride)
             y, dy = activation(load(g, offset + k * stride, mask))
             put(f, k, y)
             put(df, k, dy)

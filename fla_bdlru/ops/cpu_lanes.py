@@ -210,6 +210,25 @@ def store(typingctx, array, offset, value, mask):
     return types.void(array, types.int64, vec, mask), codegen
 
 
+def _prefetch(write: int):
+    @intrinsic
+    def prefetch(typingctx, array, offset):
+        def codegen(context, builder, signature, args):
+            pointer = builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+            pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+            function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+            builder.call(function, [pointer, _I32(write), _I32(3), _I32(1)])  # near, data
+
+        return types.void(array, types.int64), codegen
+
+    return prefetch
+
+
+# a hint that array[offset] will be read (written) soon; any offset is safe
+prefetch_read, prefetch_write = _prefetch(0), _prefetch(1)
+
+
 @intrinsic(prefer_literal=True)
 def stack(typingctx, n):
     """Room for n vectors (n known at compile time) on the stack."""

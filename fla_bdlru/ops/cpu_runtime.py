@@ -23,7 +23,7 @@ from fla_bdlru.ops.cpu_lanes import LANES
 # numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
 _BUILD = zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("cpu_lanes.py", "cpu_gates.py")))
 
-INLINE_WORK = 1 << 19  # gates (about 0.2 ms); below, waking threads costs more than they save
+INLINE_WORK = 1 << 20  # gates (about 0.3 ms); below, waking threads costs more than they save
 HUGE_PAGE_BYTES = 1 << 22
 MAX_TILES = 16  # tiles of LANES lanes that one task steps through together, so that reads are long rows
 

@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from fla_bdlru.ops.cpu_gates import denominator, flush, gate_grad, gate_row, pull
-from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, put, splat, stack, store
+from fla_bdlru.ops.cpu_gates import denominator, flush, gate_grad, gate_row, pull, rows_ahead
+from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, prefetch_write, put, splat, stack, store
 from fla_bdlru.ops.cpu_runtime import MAX_TILES, kernel, run_backward, run_forward
 
 
@@ -19,6 +19,7 @@ def _forward_kernel(M: int, NORM: int):
     def bdlru_forward(v, g, h0, h, ht, bounds, H, first, last, width, lanes, lo, hi):
         f, df = stack(K), stack(K)
         mask = lanes_below(lanes)
+        ahead = rows_ahead(K, width) * K * H
         groups = (last - first + width - 1) // width
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
@@ -29,7 +30,7 @@ def _forward_kernel(M: int, NORM: int):
                 for i in range(M):
                     row = t * M + i
                     for x in range(x0, x1, LANES):
-                        total = gate_row(g, row * K * H + x, H, mask, K, NORM, f, df)
+                        total = gate_row(g, row * K * H + x, ahead, H, mask, K, NORM, f, df)
                         y = get(f, M) * load(v, row * H + x, mask)
                         for j in range(M):
                             y = get(f, j) * load(past, (row0 + j) * H + x, mask) + y
@@ -52,6 +53,7 @@ def _backward_kernel(M: int, NORM: int):
         f, df = stack(K), stack(K)
         carry = stack(BOTH)  # A^T s of the step after and, in the other half, of this one
         mask = lanes_below(lanes)
+        ahead = -rows_ahead(K, width) * K * H
         groups = (last - first + width - 1) // width
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
@@ -63,12 +65,14 @@ def _backward_kernel(M: int, NORM: int):
                     put(carry, (x - x0) // LANES * M + i, load(dht, (seq * M + i) * H + x, mask))
             for t in range(end - 1, begin - 1, -1):
                 past, row0 = (h0, seq * M) if t == begin else (h, (t - 1) * M)
-                for i in range(M):
+                for i in range(M - 1, -1, -1):  # descending, as t is: memory is read in one direction
                     row = t * M + i
                     for x in range(x0, x1, LANES):
                         c = (x - x0) // LANES * M
                         gates = row * K * H + x
-                        total = gate_row(g, gates, H, mask, K, NORM, f, df)
+                        total = gate_row(g, gates, ahead, H, mask, K, NORM, f, df)
+                        for k in range(K):
+                            prefetch_write(dg, gates + ahead + k * H)
                         s = flush(load(do, row * H + x, mask) + get(carry, half + c + i))
                         q = s / denominator(total, K, NORM)
                         pulled = pull(total, load(h, row * H + x, mask), NORM)
@@ -79,7 +83,7 @@ def _backward_kernel(M: int, NORM: int):
                             u = load(past, (row0 + j) * H + x, mask)
                             store(dg, gates + j * H, q * gate_grad(get(df, j), get(f, j), u, pulled, NORM), mask)
                             other = HALF - half + c + j
-                            before = splat(0.0) if i == 0 else get(carry, other)
+                            before = splat(0.0) if i == M - 1 else get(carry, other)
                             put(carry, other, q * get(f, j) + before)
                 half = HALF - half
             for x in range(x0, x1, LANES):

@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from fla_bdlru.ops.cpu_gates import denominator, flush, gate_grad, gate_row, pull
-from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, put, stack, store
+from fla_bdlru.ops.cpu_gates import denominator, flush, gate_grad, gate_row, pull, rows_ahead
+from fla_bdlru.ops.cpu_lanes import LANES, get, lanes_below, load, prefetch_write, put, stack, store
 from fla_bdlru.ops.cpu_runtime import MAX_TILES, kernel, run_backward, run_forward
 
 
@@ -19,6 +19,7 @@ def _forward_kernel(M: int, NORM: int):
     def hlru_forward(v, g, h0, h, ht, bounds, N, first, last, width, lanes, lo, hi):
         f, df = stack(K), stack(K)
         mask = lanes_below(lanes)
+        ahead = rows_ahead(K, width) * K * N
         groups = (last - first + width - 1) // width
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
@@ -26,7 +27,7 @@ def _forward_kernel(M: int, NORM: int):
             begin, end = bounds[seq], bounds[seq + 1]
             for t in range(begin, end):
                 for x in range(x0, x1, LANES):
-                    total = gate_row(g, t * K * N + x, N, mask, K, NORM, f, df)
+                    total = gate_row(g, t * K * N + x, ahead, N, mask, K, NORM, f, df)
                     y = get(f, M) * load(v, t * N + x, mask)
                     for i in range(M - 1, -1, -1):
                         past, row = (h, t - 1 - i) if i < t - begin else (h0, seq * M + i - (t - begin))
@@ -50,6 +51,7 @@ def _backward_kernel(M: int, NORM: int):
         f, df = stack(K), stack(K)
         window = stack(ROOM)  # what later steps have sent back to h_t, h_{t-1}, ..., h_{t-M+1}
         mask = lanes_below(lanes)
+        ahead = -rows_ahead(K, width) * K * N
         groups = (last - first + width - 1) // width
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
@@ -62,7 +64,9 @@ def _backward_kernel(M: int, NORM: int):
                 for x in range(x0, x1, LANES):
                     w = (x - x0) // LANES * M
                     gates = t * K * N + x
-                    total = gate_row(g, gates, N, mask, K, NORM, f, df)
+                    total = gate_row(g, gates, ahead, N, mask, K, NORM, f, df)
+                    for k in range(K):
+                        prefetch_write(dg, gates + ahead + k * N)
                     s = flush(load(do, t * N + x, mask) + get(window, w))
                     q = s / denominator(total, K, NORM)
                     pulled = pull(total, load(h, t * N + x, mask), NORM)
