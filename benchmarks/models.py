@@ -18,8 +18,6 @@ from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  
 TOLERANCE = 0.05
 CLOSE_ENOUGH = 0.03
 MATCHES = ("params", "state")
-# what FLA's model of a mixer leaves as the layer's constructor made it
-OWN_INIT = {"mamba": ("conv1d", "dt_proj")}
 
 
 @dataclass(frozen=True)
@@ -278,13 +276,4 @@ def build_model(mixer: str, args: dict, vocab_size: int, width: int, layers: int
         eos_token_id=None,
         use_cache=False,
     )
-    model = TransformerForCausalLM(config)
-    for block in model.model.layers:
-        _restore_own_init(mixer, block.attn, build_layer(mixer, width, args))
-    return model
-
-
-def _restore_own_init(mixer: str, layer: nn.Module, fresh: nn.Module) -> None:
-    # the host draws every weight from the same normal distribution; FLA's own model of this mixer would not
-    for name in OWN_INIT.get(mixer, ()):
-        getattr(layer, name).load_state_dict(getattr(fresh, name).state_dict())
+    return TransformerForCausalLM(config)

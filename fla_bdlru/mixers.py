@@ -54,6 +54,9 @@ _MIXERS: dict[str, type[nn.Module]] = {
     "simple_gla": SimpleGatedLinearAttention,
 }
 
+# Parts that FLA's own model of a mixer leaves as the layer's constructor made them; another model would draw them anew.
+_KEEPS_INIT = {"mamba": ("conv1d", "dt_proj")}
+
 # Models whose blocks ask more of a mixer than FLA's layer signature, and so keep their own.
 _REFUSED = {
     "CATModel": "its attention works on chunk summaries through a FlexAttention mask, not on a sequence",
@@ -219,6 +222,9 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
+        for part in _KEEPS_INIT.get(name, ()):
+            for parameter in getattr(layer, part).parameters():
+                parameter._is_hf_initialized = not parameter.is_meta
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         setattr(block, slot, layer)

@@ -105,6 +105,14 @@ def test_memory_bias_survives_initialisation(tmp_path):
     assert torch.equal(mixers_of(again)[0].a_proj.bias, expected)
 
 
+def test_mamba_keeps_its_time_steps_in_another_model():
+    """The bias of Mamba's dt_proj holds its time steps, which a Transformer's initialisation would zero."""
+    layer = mixers_of(build(mixer="mamba", mixer_config={"state_size": 4, "intermediate_size": 64}))[0]
+    steps = torch.nn.functional.softplus(layer.dt_proj.bias)
+    assert 1e-4 <= steps.min() < 0.02 < steps.max() <= 0.11
+    assert layer.in_proj.weight.std() < 0.03
+
+
 def test_generation_gradient_checkpointing_and_padding():
     model = build(mixer="bdlru").eval()
     x = torch.randint(3, 40, (2, 6))
