@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fla_bdlru.ops.gate_norm import normalize_gates
@@ -56,13 +58,8 @@ def naive_recurrent_bdlru(
             o.append(h)
         return torch.stack(o, 1) if o else b, h
 
-    if cu_seqlens is None:
-        o, ht = scan(A, b, initial_states(b, b.shape[0], initial_state))
-    else:
-        h0 = initial_states(b, len(cu_seqlens) - 1, initial_state)
-        spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
-        docs = [scan(A[:, bos:eos], b[:, bos:eos], h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
-        o, ht = torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
+    num_seqs = v.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    o, ht = scan_documents(scan, (A, b), initial_states(b, num_seqs, initial_state), cu_seqlens)
     return o.to(v.dtype), ht if output_final_state else None
 
 
@@ -100,6 +97,17 @@ def bdlru_transitions(v: torch.Tensor, g: torch.Tensor, gate_norm: str) -> tuple
     dtype = torch.promote_types(v.dtype, torch.float32)
     p = normalize_gates(g.to(dtype), gate_norm)
     return p[..., :M], p[..., M] * v.to(dtype)
+
+
+def scan_documents(
+    scan: Callable, inputs: tuple[torch.Tensor, ...], h0: torch.Tensor, cu_seqlens: torch.LongTensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scan(*inputs, h0)` on a batch, or on each packed document by itself."""
+    if cu_seqlens is None:
+        return scan(*inputs, h0)
+    spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
+    docs = [scan(*(x[:, bos:eos] for x in inputs), h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
+    return torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
 
 
 def initial_states(b: torch.Tensor, num_seqs: int, initial_state: torch.Tensor | None) -> torch.Tensor:

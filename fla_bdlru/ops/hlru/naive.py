@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.ops.bdlru.naive import chunk_scan
+from fla_bdlru.ops.bdlru.naive import chunk_scan, scan_documents
 from fla_bdlru.ops.gate_norm import normalize_gates
 
 
@@ -64,12 +64,7 @@ def naive_recurrent_hlru(
 
     num_seqs = v.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     h0 = x.new_zeros(num_seqs, v.shape[-1], M) if initial_state is None else initial_state.to(dtype)
-    if cu_seqlens is None:
-        o, ht = scan(p, x, h0)
-    else:
-        spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
-        docs = [scan(p[:, bos:eos], x[:, bos:eos], h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
-        o, ht = torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
+    o, ht = scan_documents(scan, (p, x), h0, cu_seqlens)
     return o.to(v.dtype), ht if output_final_state else None
 
 
