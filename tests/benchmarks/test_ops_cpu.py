@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("numba")
 
-import typer  # noqa: E402
+import typer
 
-from benchmarks.ops.cpu import main, make_inputs  # noqa: E402
-from benchmarks.ops.scan import scan_bdlru, scan_hlru  # noqa: E402
-from fla_bdlru.ops import naive_recurrent_bdlru, naive_recurrent_hlru  # noqa: E402
+from benchmarks.ops.cpu import main, make_inputs
+from benchmarks.ops.scan import scan_bdlru, scan_hlru
+from fla_bdlru.ops import naive_recurrent_bdlru, naive_recurrent_hlru
 
 
 @pytest.mark.parametrize("M", [1, 3])
