@@ -152,7 +152,7 @@ def main(
 def _compare(console, task, names, match, budget, settings, device, workers, threads, out, rerun) -> int:
     from benchmarks.grid import make_row, plan
     from benchmarks.models import quiet
-    from benchmarks.results import ResultStore
+    from benchmarks.store import ResultStore
     from benchmarks.runner import Interrupted, WorkerDied, run_cells
 
     quiet()

@@ -9,7 +9,7 @@ from statistics import mean
 from rich import box
 from rich.table import Table
 
-from benchmarks.results import MULTIPLES
+from benchmarks.store import MULTIPLES
 from benchmarks.tasks import get_task
 
 # Okabe-Ito colours, one per family; members differ by marker and dash

@@ -186,7 +186,7 @@ def test_wrong_input_is_named_and_answered_with_exit_code_2(arguments, words, tm
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    from benchmarks.results import ResultStore
+    from benchmarks.store import ResultStore
 
     with ResultStore(tmp_path):
         result = CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)])

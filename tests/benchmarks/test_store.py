@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks.results import COLUMNS, ResultStore
+from benchmarks.store import COLUMNS, ResultStore
 
 
 def fill(folder, keys):
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     code = (
-        "from benchmarks.results import ResultStore\n"
+        "from benchmarks.store import ResultStore\n"
         f"with ResultStore({str(tmp_path)!r}) as store:\n"
         "    for i in range(10**6):\n"
         "        store.add({'key': f'k{i % 50}', 'versions': 'x' * 2000})\n"
