@@ -152,8 +152,8 @@ def main(
 def _compare(console, task, names, match, budget, settings, device, workers, threads, out, rerun) -> int:
     from benchmarks.grid import make_row, plan
     from benchmarks.models import quiet
-    from benchmarks.store import ResultStore
     from benchmarks.runner import Interrupted, WorkerDied, run_cells
+    from benchmarks.store import ResultStore
 
     quiet()
     with ExitStack() as stack:
