@@ -6,6 +6,7 @@ Inside, everything is gate-major (the block or channel axis last, stride 1); the
 from collections.abc import Callable
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from fla_bdlru.ops.dispatch import resolve_backend
 
@@ -23,17 +24,16 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
 
     Returns:
         Callable:
-            `op(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht, h, P)`; `chunk` allows cutting time into chunks. `h` and
-            `P` are for the backward: on a CPU the float32 states where the inputs are of a half type, with Triton what
-            enters the chunks and the chunks' transitions; empty where not needed.
+            `(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht)`; `chunk` allows cutting time into chunks. The custom op also
+            returns `h` and `P` for its backward: on a CPU the float32 states where the inputs are of a half type, with
+            Triton what enters the chunks and the chunks' transitions; empty where not needed.
     """
 
     def empty_state(v, g, cu_seqlens):
         num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         return v.new_empty((num_seqs, *state_shape(v, g)), dtype=torch.float32)
 
-    @torch.library.custom_op(f"fla_bdlru::{name}", mutates_args=(), device_types=("cpu", "cuda"))
-    def op(
+    def run(
         v: torch.Tensor,
         g: torch.Tensor,
         h0: torch.Tensor | None,
@@ -46,6 +46,8 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
             return native("triton")[0](v, g, h0, cu_seqlens, gate_norm, chunk)
         o, ht, h = native("cpu")[0](v, g, h0, cu_seqlens, gate_norm)
         return o, ht, h, h.new_empty(0)
+
+    op = torch.library.custom_op(f"fla_bdlru::{name}", run, mutates_args=(), device_types=("cpu", "cuda"))
 
     @op.register_fake
     def _(v, g, h0, cu_seqlens, gate_norm, chunk):
@@ -62,8 +64,7 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
             h = v.shape
         return torch.empty_like(v), state, state.new_empty(h), state.new_empty(P)
 
-    @torch.library.custom_op(f"fla_bdlru::{name}_bwd", mutates_args=(), device_types=("cpu", "cuda"))
-    def op_bwd(
+    def run_bwd(
         v: torch.Tensor,
         g: torch.Tensor,
         o: torch.Tensor,
@@ -80,6 +81,8 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
             return native("triton")[1](v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk)
         return native("cpu")[1](v, g, o if v.dtype == torch.float32 else h, h0, do, dht, cu_seqlens, gate_norm)
 
+    op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", run_bwd, mutates_args=(), device_types=("cpu", "cuda"))
+
     @op_bwd.register_fake
     def _(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
         return torch.empty_like(v), torch.empty_like(g), empty_state(v, g, cu_seqlens)
@@ -90,16 +93,36 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, g, o, h, P, h0, cu_seqlens)
 
-    def backward(ctx, do, dht, *_):
+    def backward(ctx, do, dht, bwd):
         if do is None and dht is None:
             return (None,) * 6
         v, g, o, h, P, h0, cu_seqlens = ctx.saved_tensors
         do, dht = (None if x is None else x.contiguous() for x in (do, dht))
-        dv, dg, dh0 = op_bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
+        dv, dg, dh0 = bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
         return dv, dg, None if h0 is None else dh0, None, None, None
 
-    op.register_autograd(backward, setup_context=setup_context)
-    return op
+    op.register_autograd(lambda ctx, do, dht, *_: backward(ctx, do, dht, op_bwd), setup_context=setup_context)
+
+    class Eager(torch.autograd.Function):
+        """The op without torch.library's dispatch, which costs as much as a small kernel."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = run(*inputs)
+            setup_context(ctx, inputs, output)
+            return output[:2]
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, do, dht):
+            return backward(ctx, do, dht, run_bwd)
+
+    def call(v, g, h0, cu_seqlens, gate_norm, chunk):
+        # whoever traces (torch.compile, fake tensors, dispatch modes) sees the custom op
+        traced = torch.compiler.is_compiling() or type(v) is not torch.Tensor or torch._C._len_torch_dispatch_stack() > 0
+        return (op if traced else Eager.apply)(v, g, h0, cu_seqlens, gate_norm, chunk)[:2]
+
+    return call
 
 
 def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:

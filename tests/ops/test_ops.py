@@ -342,6 +342,37 @@ def test_custom_ops_pass_opcheck(dtype):
     torch.library.opcheck(torch.ops.fla_bdlru.hlru, (v, g, torch.randn(2, 3, 4, requires_grad=True), cu_seqlens, "silu", True))
 
 
+@each_op
+def test_fake_tensors_and_dispatch_modes_see_the_custom_op(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    v, g, h0 = make_inputs(name)
+    with FakeTensorMode() as mode:
+        o, state = OPS[name][0](*(mode.from_tensor(x) for x in (v, g, h0)), True)
+    assert (o.shape, state.shape, state.dtype) == (v.shape, h0.shape, torch.float32)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        watched, _ = OPS[name][0](v, g, h0)
+    assert f"fla_bdlru.{name.split('_')[-1]}.default" in seen
+    assert torch.equal(watched, OPS[name][0](v, g, h0)[0])
+
+
+@each_op
+def test_second_derivatives_are_refused(name, monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+    v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
+    (dv,) = torch.autograd.grad(OPS[name][0](v, g, h0)[0].square().sum(), v, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dv.sum().backward()
+
+
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 2, 2, 9, 10, 17]], ids=["dense", "packed"])
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize("order", [1, 2, 5])

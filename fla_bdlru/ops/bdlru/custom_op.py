@@ -45,7 +45,7 @@ def bdlru(
     if resolve_backend(v.device, v.dtype) == "torch":
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht, _, _ = _bdlru(
+    o, ht = _bdlru(
         v.transpose(2, 3).contiguous(),
         g.permute(0, 1, 3, 4, 2).contiguous(),
         as_state(initial_state),

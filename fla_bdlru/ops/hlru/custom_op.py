@@ -47,7 +47,7 @@ def hlru(
     if resolve_backend(v.device, v.dtype) == "torch":
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht, _, _ = _hlru(
+    o, ht = _hlru(
         v.contiguous(),
         g.transpose(2, 3).contiguous(),
         as_state(initial_state),
