@@ -18,6 +18,20 @@ RELU_FLOOR = tl.constexpr(RELU_EPS)
 
 
 @triton.jit
+def reciprocal(x):
+    """1/x for x > 0 of any normal size: an approximation and a Newton step, for half the instructions of a division."""
+    r = tl.rsqrt(x)
+    r = r * r
+    return r * (2.0 - x * r)
+
+
+@triton.jit
+def rows_sum(x, is_row):
+    """Sum over the rows of a tile, as [1, BN]; rows that pad it cost nothing, since only -0.0 is no summand at all."""
+    return tl.sum(tl.where(is_row, x, -0.0), axis=0, keep_dims=True)
+
+
+@triton.jit
 def activation(x, NORM: tl.constexpr):
     """f(x) and f'(x); both signs of a large x are safe."""
     if NORM == RELU:
@@ -25,26 +39,26 @@ def activation(x, NORM: tl.constexpr):
         df = tl.where(x > 0, 1.0, 0.0)
     elif NORM == SIGMOID:
         e = tl.exp2(-tl.abs(x) * LOG2E)
-        d = 1.0 / (1.0 + e)
+        d = reciprocal(1.0 + e)
         f = tl.where(x < 0, e, 1.0) * d
         df = e * d * d
     elif NORM == SILU:
         e = tl.exp2(-tl.abs(x) * LOG2E)
-        d = 1.0 / (1.0 + e)
+        d = reciprocal(1.0 + e)
         s = tl.where(x < 0, e, 1.0) * d
         f = x * s
         df = s + x * (e * d * d)
     elif NORM == TANH:
         a = tl.abs(x)
         e = tl.exp2(a * (-2.0 * LOG2E))
-        d = 1.0 / (1.0 + e)
+        d = reciprocal(1.0 + e)
         # near 0, 1 - e cancels: the series there
         y = tl.where(a < 0.1, a * (1.0 + x * x * (-0.33333334 + x * x * (0.13333334 - 0.05396825 * x * x))), (1.0 - e) * d)
         f = tl.where(x < 0, -y, y)
         df = 4.0 * e * d * d
     else:
         f = x
-        df = x * 0.0 + 1.0
+        df = tl.full(x.shape, 1.0, tl.float32)
     return f, df
 
 
@@ -56,28 +70,26 @@ def gate_row(x, x_in, is_gate, M: tl.constexpr, NORM: tl.constexpr):
     gates and 0 where it is a constant.
     """
     if NORM == SOFTMAX:
-        x = tl.where(is_gate, x, float("-inf"))
-        top = tl.maximum(tl.max(x, axis=0, keep_dims=True), x_in)
-        f = tl.exp2((x - top) * LOG2E)
-        f_in = tl.exp2((x_in - top) * LOG2E)
+        top = tl.maximum(tl.max(tl.where(is_gate, x, float("-inf")), axis=0, keep_dims=True), x_in) * LOG2E
+        f = tl.where(is_gate, tl.exp2(x * LOG2E - top), 0.0)
+        f_in = tl.exp2(x_in * LOG2E - top)
         df = f
         df_in = f_in
-        total = tl.sum(f, axis=0, keep_dims=True) + f_in
-        r = 1.0 / total
-        pull = f_in * 0.0 + 1.0
+        r = reciprocal(rows_sum(f, is_gate) + f_in)
+        pull = tl.full(f_in.shape, 1.0, tl.float32)
     else:
         f, df = activation(x, NORM)
         f_in, df_in = activation(x_in, NORM)
         f = tl.where(is_gate, f, 0.0)
-        total = tl.sum(tl.abs(f), axis=0, keep_dims=True) + tl.abs(f_in)
+        total = rows_sum(tl.abs(f), is_gate) + tl.abs(f_in)
         if NORM == NONE:
-            r = total * 0.0 + 1.0
-            pull = total * 0.0
+            r = tl.full(total.shape, 1.0, tl.float32)
+            pull = tl.zeros(total.shape, tl.float32)
         elif NORM == RELU:
-            r = 1.0 / (total + (M + 1) * RELU_FLOOR)
-            pull = total * 0.0 + 1.0
+            r = reciprocal(total + (M + 1) * RELU_FLOOR)
+            pull = tl.full(total.shape, 1.0, tl.float32)
         else:
-            r = 1.0 / tl.maximum(total, FLOOR)
+            r = reciprocal(tl.maximum(total, FLOOR))
             pull = tl.where(total < FLOOR, 0.0, 1.0)
     return f, f_in, df, df_in, r, pull
 

@@ -54,9 +54,7 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
         state = empty_state(v, g, cu_seqlens)
         h, P = (0,), (0,)
         if resolve_backend(v.device, v.dtype) == "triton":
-            from fla_bdlru.ops.triton_runtime import num_chunks
-
-            NC = num_chunks(v, g, chunk)
+            NC = native("triton")[2](v, g, chunk)
             if NC > 1:
                 M = g.shape[-2] - 1
                 h, P = (v.shape[0], NC, M, g.shape[-1]), (v.shape[0], NC, M, M, g.shape[-1])

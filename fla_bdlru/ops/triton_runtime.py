@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import triton
+from fla.utils import autotune_cache_kwargs
+from triton import knobs
+from triton.runtime.autotuner import Autotuner
 
 from fla_bdlru.ops.gate_kernels import NORM_CODES
 from fla_bdlru.ops.lane_kernels import carry_kernel
 
-# Programs of one warp that fill a large GPU (132 multiprocessors of 16 warps); with fewer, time is cut into chunks.
-FILL = 2112
 MIN_CHUNK = 32
-MAX_UNROLLED = 8  # rows of a block; above, the loop over them stays a loop, or compiling takes minutes
+MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
+TUNED_ELEMENTS = 2**20  # gate logits of a call below which times are noise, and nothing is tuned
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels of an op, and what sets the two ops apart: the name of the lane axis, whether rows may be unrolled."""
+    """The kernels of an op and what sets the two ops apart.
+
+    `lane_axis` names the constant that counts lanes, `unrolled(M)` gives the constants that say what is unrolled, and
+    `min_chunk(M)` how many steps a chunk must have for its transition P to cost little beside them.
+    """
 
     fwd_chunk: triton.JITFunction
     fwd_scan: triton.JITFunction
     bwd_chunk: triton.JITFunction
     bwd_scan: triton.JITFunction
     lane_axis: str
-    unrolls_rows: bool
+    unrolled: Callable[[int], dict]
+    min_chunk: Callable[[int], int]
+
+
+def fill(M: int) -> int:
+    """Programs of one warp that fill a large GPU of 132 multiprocessors, as the registers of pass 1 allow."""
+    return 132 * (32 if M == 1 else 28 if M == 2 else 16 if M <= 5 else 12 if M <= 8 else 8)
 
 
 def lanes_per_thread(M: int, n: int) -> int:
@@ -36,18 +51,23 @@ def lanes_per_thread(M: int, n: int) -> int:
 
 def columns(M: int) -> int:
     """Columns of P that a program of pass 1 carries; M + 1 (all, gates read once) where registers allow."""
-    return M + 1 if M <= 5 else 3 if M <= 8 else 4 if M <= 16 else 2
+    return M + 1 if M <= 8 else 6 if M <= 16 else 2
 
 
-def chunk_length(B: int, T: int, tiles: int, M: int) -> int:
-    """Steps of a chunk, a power of two; at least T where lanes alone fill the device, and one pass is enough.
+def chunks_ahead(M: int) -> int:
+    """Chunks whose P pass 2 holds in registers; 0 where one is too many."""
+    return max(1, min(8, 96 // (M * M + M))) if M <= MAX_UNROLLED else 0
 
-    In chunks the inputs are read twice, so they are as long as a full device allows. P costs more the larger M is.
+
+def chunk_length(B: int, T: int, n: int, M: int, min_chunk: int) -> int:
+    """Steps of a chunk: as many as leave the device full. T where one pass is better.
+
+    In chunks the inputs are read twice, and what is gained is that more programs run at once. Two chunks gain no more than
+    they cost.
     """
-    C = MIN_CHUNK * max(1, M // 2)
-    while C < T and B * tiles * T > FILL * C:
-        C *= 2
-    return C
+    tiles = -(-n // (32 * lanes_per_thread(M, n)))
+    C = max(min_chunk, -(-B * T * tiles // fill(M)))
+    return C if 2 * C < T else max(T, 1)
 
 
 def documents(cu_seqlens: torch.Tensor, T: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,10 +78,37 @@ def documents(cu_seqlens: torch.Tensor, T: int) -> tuple[torch.Tensor, torch.Ten
     return *(torch.where(x, seq, -1).int() for x in (starts, ends)), seq.int()
 
 
-def num_chunks(v: torch.Tensor, g: torch.Tensor, chunk: bool) -> int:
+def num_chunks(kernels: Kernels, v: torch.Tensor, g: torch.Tensor, chunk: bool) -> int:
     """Into how many chunks a call cuts time."""
     B, T, M, n = *v.shape[:2], g.shape[-2] - 1, g.shape[-1]
-    return -(-T // chunk_length(B, T, -(-n // (32 * lanes_per_thread(M, n))), M)) if chunk else 1
+    return -(-T // chunk_length(B, T, n, M, kernels.min_chunk(M))) if chunk else 1
+
+
+@functools.cache
+def autotuned(kernel: triton.JITFunction) -> Autotuner:
+    """The kernel behind Triton's autotuner, which chooses how many lanes a thread owns; T is not part of the key."""
+    return triton.autotune(
+        configs=[triton.Config({"VEC": VEC}, num_warps=1) for VEC in (1, 2, 4)],
+        key=[name for name, parameter in zip(kernel.arg_names, kernel.params) if parameter.is_constexpr and name != "VEC"],
+        prune_configs_by={"early_config_prune": _candidates},
+        **autotune_cache_kwargs,
+    )(kernel)
+
+
+def _candidates(configs: list, named_args: dict, **options) -> list:
+    """What `lanes_per_thread` says, and half of it if loads keep 4 bytes a thread."""
+    best = lanes_per_thread(options["M"], options.get("H") or options["N"])
+    least = 4 // named_args["g"].element_size()
+    return [config for config in configs if config.kwargs["VEC"] in {best, max(best // 2, least)}]
+
+
+def tunes() -> bool:
+    """Whether kernels may be tuned by timing: on by default, off by `FLA_BDLRU_AUTOTUNE=0` or where PyTorch is told to be
+    deterministic, since another choice may round differently."""
+    value = os.environ.get("FLA_BDLRU_AUTOTUNE", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"FLA_BDLRU_AUTOTUNE={value!r} is not known; expected 0 or 1.")
+    return value == "1" and not knobs.runtime.interpret and not torch.are_deterministic_algorithms_enabled()
 
 
 class Launch:
@@ -69,18 +116,17 @@ class Launch:
 
     def __init__(self, kernels: Kernels, v, g, cu_seqlens, gate_norm: str, chunk: bool):
         self.B, self.T = v.shape[:2]
-        M, n = g.shape[-2] - 1, g.shape[-1]
-        VEC = lanes_per_thread(M, n)
-        self.BN, self.M, self.n = 32 * VEC, M, n
-        self.tiles = triton.cdiv(n, self.BN)
-        self.C = chunk_length(self.B, self.T, self.tiles, M) if chunk else max(self.T, 1)
-        self.NC = triton.cdiv(self.T, self.C)
+        self.M, self.n = M, n = g.shape[-2] - 1, g.shape[-1]
+        self.VEC = lanes_per_thread(M, n)
+        self.NC = num_chunks(kernels, v, g, chunk)
+        self.C = triton.cdiv(self.T, max(self.NC, 1))
         self.num_seqs = self.B if cu_seqlens is None else len(cu_seqlens) - 1
-        shape = {"M": M, "MP": triton.next_power_of_2(M), "BN": self.BN, "VEC": VEC}
-        self.carry_options = {"H": n, **shape}
-        self.options = {kernels.lane_axis: n, **shape, "NORM": NORM_CODES[gate_norm], "VARLEN": cu_seqlens is not None}
-        if kernels.unrolls_rows:
-            self.options["UNROLL"] = M <= MAX_UNROLLED
+        self.tuned = M <= 8 and n > 32 and g.numel() >= TUNED_ELEMENTS and tunes()
+        self.shape = {"M": M, "MP": triton.next_power_of_2(M)}
+        self.options = {
+            kernels.lane_axis: n, **self.shape, **kernels.unrolled(M),
+            "NORM": NORM_CODES[gate_norm], "VARLEN": cu_seqlens is not None,
+        }  # fmt: skip
         self.starts = self.ends = self.seq = None
         if cu_seqlens is not None:
             self.starts, self.ends, self.seq = documents(cu_seqlens, self.T)
@@ -97,13 +143,27 @@ class Launch:
         return self.empty(self.B, self.NC, self.M, self.n)
 
     def run(self, kernel, *tensors, programs: int = 1, **options) -> None:
-        grid = (self.tiles * programs * self.NC * self.B,)
-        kernel[grid](*tensors, self.T, self.C, self.NC, 0, **options, **self.options, num_warps=1)
+        def grid(meta):
+            return (triton.cdiv(self.n, 32 * meta["VEC"]) * programs * self.NC * self.B,)
+
+        arguments = (*tensors, self.T, self.C, self.NC, 0)
+        if self.tuned:
+            autotuned(kernel)[grid](*arguments, **options, **self.options)
+        else:
+            kernel[grid](*arguments, VEC=self.VEC, **options, **self.options, num_warps=1)
 
     def carry(self, end, P, x0, x_in, x_last, reverse: bool) -> None:
-        carry_kernel[(self.tiles * self.B,)](
-            end, P, x0, x_in, x_last, self.NC, 0, HAS_X0=x0 is not None, REVERSE=reverse, num_warps=1, **self.carry_options
-        )
+        carry_kernel[(triton.cdiv(self.n, 32) * self.B,)](
+            end, P, x0, x_in, x_last, self.NC, 0,
+            H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse, num_warps=1,
+        )  # fmt: skip
+
+
+def empty_like_state(k: Launch, x: torch.Tensor | None, packed: bool) -> torch.Tensor:
+    """Room for a state of every sequence. Kernels write all of it, but for documents of no steps, which keep x."""
+    if not packed and k.T > 0:
+        return k.empty(k.num_seqs, k.M, k.n)
+    return k.empty(k.num_seqs, k.M, k.n).zero_() if x is None else x.clone()
 
 
 def triton_fwd(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
@@ -115,8 +175,7 @@ def triton_fwd(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
     k = Launch(kernels, v, g, cu_seqlens, gate_norm, chunk)
     packed, chunked = cu_seqlens is not None, k.NC > 1
     o = torch.empty_like(v)
-    # an empty document keeps its state
-    ht = k.empty(k.num_seqs, k.M, k.n).zero_() if h0 is None else h0.clone()
+    ht = empty_like_state(k, h0, packed)
     h_in, P = k.empty(0), k.empty(0)
     with k.context():
         if chunked:
@@ -140,7 +199,7 @@ def triton_bwd(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, ch
     k = Launch(kernels, v, g, cu_seqlens, gate_norm, chunk)
     packed, chunked = cu_seqlens is not None, k.NC > 1
     dv, dg = torch.empty_like(v), torch.empty_like(g)
-    dh0 = k.empty(k.num_seqs, k.M, k.n).zero_() if dht is None else dht.clone()
+    dh0 = empty_like_state(k, dht, packed)
     has = {"HAS_DO": do is not None, "HAS_DHT": dht is not None}
     u_in = dht
     with k.context():
@@ -150,7 +209,7 @@ def triton_bwd(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, ch
             k.carry(end, P, None if packed else dht, u_in, k.empty(k.B, k.M, k.n) if packed else dh0, reverse=True)
         has |= {"HAS_H0": h0 is not None, "HAS_U_IN": chunked or (dht is not None and not packed)}
         has["LAST"] = not (chunked or packed)
-        if kernels.unrolls_rows:
+        if kernels.lane_axis == "H":
             has["HAS_H_IN"] = chunked or (h0 is not None and not packed)
             before, documents_of = (h_in if chunked else h0,), ()
         else:

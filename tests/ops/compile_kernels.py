@@ -1,6 +1,7 @@
 """Compiles kernels for a GPU that need not be there, and prints what came out: one JSON object a kernel.
 
-`python tests/ops/compile_kernels.py` prints the table of the ops' READMEs; with a JSON list of jobs, their rows.
+`python tests/ops/compile_kernels.py` prints the tables of the ops' READMEs; with a JSON list of jobs, their rows. PyTorch is
+needed, a GPU is not.
 """
 
 import importlib
@@ -11,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="fla_bdlru_compile_")
@@ -22,9 +22,9 @@ from triton.compiler import ASTSource
 
 from fla_bdlru.ops.gate_kernels import NORM_CODES
 from fla_bdlru.ops.lane_kernels import carry_kernel
-from fla_bdlru.ops.triton_runtime import MAX_UNROLLED, columns, lanes_per_thread
+from fla_bdlru.ops.triton_runtime import chunks_ahead, columns, lanes_per_thread
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {"h0", "end", "P_out", "P", "x0", "x_in", "x_last", "h_in", "ht", "dht", "u_in", "dh0"}
 SCALARS = {"T", "C", "NC", "zero"}
 DOCUMENTS = {"starts": "*i32", "ends": "*i32", "seq": "*i32", "cu_seqlens": "*i64"}
@@ -45,9 +45,23 @@ def compile_kernel(kernel, constants, dtype, arch, packed):
             signature[name] = DOCUMENTS.get(name) or ("*fp32" if name in FLOAT32 else f"*{dtype}")
             hints[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
-    start = time.perf_counter()
+    start = sum(os.times()[:4])  # of this process and its children: ptxas is one
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1})
-    return binary, time.perf_counter() - start
+    return binary, sum(os.times()[:4]) - start
+
+
+def cuobjdump(option, path):
+    """What Triton's cuobjdump says; it looks for nvdisasm on the path."""
+    environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout
+
+
+def longest_loop(code):
+    """Instructions of the longest loop in machine code: what branches back, and the way to there."""
+    lines = {int(m[1], 16): m[2] for m in re.finditer(r"^\s+/\*([0-9a-f]{4,6})\*/\s+(.*?);", code, re.MULTILINE)}
+    back = [(int(m[1], 16), at) for at, x in lines.items() if (m := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", x))]
+    return max((sum(to <= at <= end for at in lines) for to, end in back if to < end), default=0)
 
 
 def read(binary):
@@ -55,12 +69,14 @@ def read(binary):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    registers, stack, _, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout).groups())
+        usage = cuobjdump("--dump-resource-usage", file.name)
+        code = cuobjdump("-sass", file.name)
+    registers, stack, _, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage).groups())
     ptx = binary.asm["ptx"]
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.(b\d+)", ptx)
     return {
         "registers": registers,
+        "instructions": longest_loop(code),
         "stack": stack,
         "local": local,
         "shared": binary.metadata.shared,
@@ -71,21 +87,22 @@ def read(binary):
     }
 
 
-def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024):
+def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024, VEC=None):
     """What the kernels of one configuration compile to."""
     module = importlib.import_module(f"fla_bdlru.ops.{op}.kernels").KERNELS
-    VEC = lanes_per_thread(M, n)
-    shape = {"M": M, "MP": triton.next_power_of_2(M), "BN": 32 * VEC, "VEC": VEC}
-    common = {**shape, module.lane_axis: n, "NORM": NORM_CODES[gate_norm], "VARLEN": packed, "HAS_H0": packed}
-    if module.unrolls_rows:
-        common["UNROLL"] = M <= MAX_UNROLLED
+    VEC = VEC or lanes_per_thread(M, n)
+    shape = {"M": M, "MP": triton.next_power_of_2(M)}
+    common = {**shape, "VEC": VEC, module.lane_axis: n, "NORM": NORM_CODES[gate_norm], "VARLEN": packed, "HAS_H0": packed}
+    common |= module.unrolled(M)
+    steps = common.get("TURN", 1)  # of the longest loop; a chunk's loop, where rows are not unrolled, is over rows
+    gates = VEC * (steps * (M + 1) if op == "hlru" else (M if common["UNROLL"] else 1) * (M + 1))
     backward = {"HAS_DO": True, "HAS_DHT": packed}
     configurations = {
         "fwd_chunk": (module.fwd_chunk, {**common, "CC": columns(M)}),
         "fwd_scan": (module.fwd_scan, {**common, "HAS_H_IN": True, "LAST": False}),
         "bwd_chunk": (module.bwd_chunk, {**common, **backward}),
         "bwd_scan": (module.bwd_scan, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
-        "carry": (carry_kernel, {**shape, "H": n, "HAS_X0": True, "REVERSE": True}),
+        "carry": (carry_kernel, {**shape, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
     }
     variant = f"{dtype} sm_{arch} {gate_norm}" + (" packed" if packed else "")
     for name, (kernel, constants) in configurations.items():
@@ -97,7 +114,9 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
             "kernel": name,
             "variant": variant,
             "dtype": dtype,
+            "VEC": VEC,
             "seconds": round(seconds, 2),
+            "gates": gates,
             **read(binary),
         }
 
@@ -109,7 +128,10 @@ def main():
                 print(json.dumps(row), flush=True)
         return
     for op, M in itertools.product(("bdlru", "hlru"), (1, 2, 3, 4, 5, 6, 8, 16)):
-        cells = [f"{r['registers']} / {r['local']} / {r['shuffles'] + r['barriers']}" for r in rows(op, M)]
+        cells = [
+            f"{r['registers']} / {r['instructions'] / r['gates']:.1f} / {r['local']} / {r['shuffles'] + r['barriers']}"
+            for r in rows(op, M)
+        ]
         print(f"| {op} {M} ({lanes_per_thread(M, 1024)}) | " + " | ".join(cells) + " |", flush=True)
 
 

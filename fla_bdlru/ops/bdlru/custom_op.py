@@ -18,9 +18,9 @@ def _native(backend: str):
 
         return cpu_bdlru_fwd, cpu_bdlru_bwd
     from fla_bdlru.ops.bdlru.kernels import KERNELS
-    from fla_bdlru.ops.triton_runtime import triton_bwd, triton_fwd
+    from fla_bdlru.ops.triton_runtime import num_chunks, triton_bwd, triton_fwd
 
-    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS)
+    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
 
 
 _bdlru = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))

@@ -1,8 +1,8 @@
 """Triton kernels of BD-LRU: one lane owns one block, and nothing crosses lanes.
 
 Gate-major memory (H has stride 1): g, dg [B, T, M, M+1, H]; v, o, do, dv [B, T, M, H]; states [S, M, H] fp32; per chunk
-h_in, u_in, end [B, NC, M, H] and P [B, NC, M, M, H] fp32. A row of gates is a tile [MP, BN]: j, padded to a power of two,
-is an axis inside a lane.
+h_in, u_in, end [B, NC, M, H] and P [B, NC, M, M, H] fp32. A row of gates is a tile [MP, BN], BN = 32 VEC lanes of one warp:
+j, padded to a power of two, is an axis inside a lane.
 
 Documents (`starts`): per step, the number of the document that starts there, or -1. A start resets the state to that
 document's, so chunks need not know about documents, and P is zero over a chunk that holds a start.
@@ -11,9 +11,9 @@ document's, so chunks need not know about documents, and P is zero over a chunk 
 import triton
 import triton.language as tl
 
-from fla_bdlru.ops.gate_kernels import gate_grad, gate_row
+from fla_bdlru.ops.gate_kernels import gate_grad, gate_row, rows_sum
 from fla_bdlru.ops.lane_kernels import lanes, pick, program
-from fla_bdlru.ops.triton_runtime import Kernels
+from fla_bdlru.ops.triton_runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC: tl.constexpr, 
     b = f_in * b_v
     Z = ()
     for c in tl.static_range(CC):
-        a = (tl.sum(f * X[c], axis=0, keep_dims=True) + b * w[c]) * r
+        a = (rows_sum(f * X[c], is_gate) + b * w[c]) * r
         Z = Z + (tl.where(rj == i, a, Y[c]),)
     return Z
 
@@ -44,7 +44,7 @@ def _state_row(i, p_g, p_v, h, y, rj, o_n, is_gate, in_n, M: tl.constexpr, H: tl
     x, x_in = _load_row(p_g + i * ((M + 1) * H), rj, o_n, is_gate, in_n, M, H)
     b_v = tl.load(p_v + i * H + o_n, mask=in_n, other=0.0).to(tl.float32)
     f, f_in, _, _, r, _ = gate_row(x, x_in, is_gate, M, NORM)
-    return tl.where(rj == i, (tl.sum(f * h, axis=0, keep_dims=True) + f_in * b_v) * r, y)
+    return tl.where(rj == i, (rows_sum(f * h, is_gate) + f_in * b_v) * r, y)
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M
     b_v = tl.load(v + (row0 + i) * H + o_n, mask=in_n, other=0.0).to(tl.float32)
     f, f_in, df, df_in, r, pull = gate_row(x, x_in, is_gate, M, NORM)
     # h_t again in fp32: the stored output is rounded
-    h = (tl.sum(f * h_prev, axis=0, keep_dims=True) + f_in * b_v) * r * pull
+    h = (rows_sum(f * h_prev, is_gate) + f_in * b_v) * r * pull
     q = pick(s, rj, i) * r
     dx = q * gate_grad(f, df, h_prev, h, NORM)
     dx_in = q * gate_grad(f_in, df_in, b_v, h, NORM)
@@ -77,16 +77,17 @@ def _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_fwd_chunk_kernel(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr, CC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, CC: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
     # splits of a tile are neighbours, so that all but the first find its gates in the L2 cache
-    i_n, i_c, i_b = program(tl.program_id(0) // SPLITS, NC, H, BN)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, H, VEC)
     c0 = tl.program_id(0) % SPLITS * CC
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_gate, in_n = rj < M, o_n < H
+    o_n, in_n = lanes(i_n, zero, H, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
@@ -100,7 +101,7 @@ def bdlru_fwd_chunk_kernel(
         if VARLEN:
             doc = tl.load(starts + i_c * C + t).to(tl.int64)
             if doc >= 0:
-                x = tl.zeros([MP, BN], tl.float32)
+                x = tl.zeros([MP, 32 * VEC], tl.float32)
                 if HAS_H0:
                     x = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
                 Z = ()
@@ -109,7 +110,7 @@ def bdlru_fwd_chunk_kernel(
                 X = Z
         Y = ()
         for c in tl.static_range(CC):
-            Y = Y + (tl.zeros([MP, BN], tl.float32),)
+            Y = Y + (tl.zeros([MP, 32 * VEC], tl.float32),)
         if UNROLL:
             for i in tl.static_range(M):
                 Y = _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC, M, H, NORM)
@@ -119,8 +120,8 @@ def bdlru_fwd_chunk_kernel(
         X = Y
         p_g += M * (M + 1) * H
         p_v += M * H
-    p_end = end + (i_b * NC + i_c) * (M * H) + rj * H + o_n
-    p_P = P_out + (i_b * NC + i_c) * (M * M * H) + rj * (M * H) + o_n
+    p_end = end + i_bc * (M * H) + rj * H + o_n
+    p_P = P_out + i_bc * (M * M * H) + rj * (M * H) + o_n
     for c in tl.static_range(CC):
         tl.store(p_P + (c0 + c) * H, X[c], mask=is_gate & in_n & (o_n < H * (c0 + c < M).to(tl.int32)))
         tl.store(p_end, X[c], mask=is_gate & in_n & (o_n < H * (c0 + c == M).to(tl.int32)))
@@ -129,29 +130,30 @@ def bdlru_fwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_fwd_scan_kernel(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, H, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_gate, in_n = rj < M, o_n < H
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
+    o_n, in_n = lanes(i_n, zero, H, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
     p_o = o + (i_b * T + i_c * C) * (M * H)
-    h = tl.zeros([MP, BN], tl.float32)
+    h = tl.zeros([MP, 32 * VEC], tl.float32)
     if HAS_H_IN:
-        h = tl.load(h_in + (i_b * NC + i_c) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
+        h = tl.load(h_in + i_bc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
     for t in tl.range(0, n_t):
         if VARLEN:
             doc = tl.load(starts + i_c * C + t).to(tl.int64)
             if doc >= 0:
-                h = tl.zeros([MP, BN], tl.float32)
+                h = tl.zeros([MP, 32 * VEC], tl.float32)
                 if HAS_H0:
                     h = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
-        y = tl.zeros([MP, BN], tl.float32)
+        y = tl.zeros([MP, 32 * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 y = _state_row(i, p_g, p_v, h, y, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -174,15 +176,16 @@ def bdlru_fwd_scan_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_bwd_chunk_kernel(
     g, do, dht, starts, ends, end, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, H, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_gate, in_n = rj < M, o_n < H
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
+    o_n, in_n = lanes(i_n, zero, H, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
-    u = tl.zeros([MP, BN], tl.float32)
+    u = tl.zeros([MP, 32 * VEC], tl.float32)
     for it in tl.range(0, n_t):
         t = i_c * C + n_t - 1 - it
         p_g = g + (i_b * T + t) * (M * (M + 1) * H)
@@ -193,7 +196,7 @@ def bdlru_bwd_chunk_kernel(
         s = u
         if HAS_DO:
             s += tl.load(do + (i_b * T + t) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0).to(tl.float32)
-        u = tl.zeros([MP, BN], tl.float32)
+        u = tl.zeros([MP, 32 * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 u = _adjoint_row(i, p_g, s, u, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -202,24 +205,25 @@ def bdlru_bwd_chunk_kernel(
                 u = _adjoint_row(i, p_g, s, u, rj, o_n, is_gate, in_n, M, H, NORM)
         if VARLEN:
             u = tl.where(tl.load(starts + t) >= 0, 0.0, u)
-    tl.store(end + (i_b * NC + i_c) * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
+    tl.store(end + i_bc * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_bwd_scan_kernel(
     g, v, o, h0, h_in, do, dht, u_in, starts, ends, dg, dv, dh0, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr, NORM: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, NORM: tl.constexpr,
     HAS_H0: tl.constexpr, HAS_H_IN: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
     VARLEN: tl.constexpr, LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, H, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_gate, in_n = rj < M, o_n < H
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
+    o_n, in_n = lanes(i_n, zero, H, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
-    u = tl.zeros([MP, BN], tl.float32)
+    u = tl.zeros([MP, 32 * VEC], tl.float32)
     if HAS_U_IN:
-        u = tl.load(u_in + (i_b * NC + i_c) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
+        u = tl.load(u_in + i_bc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
     for it in tl.range(0, n_t):
         t = i_c * C + n_t - 1 - it
         row0 = (i_b * T + t) * M
@@ -229,12 +233,12 @@ def bdlru_bwd_scan_kernel(
         h_prev = prev.to(tl.float32)
         if HAS_H_IN:
             m_first = is_gate & in_n & (rj < M * first.to(tl.int32))
-            h_prev += tl.load(h_in + (i_b * NC + i_c) * (M * H) + rj * H + o_n, mask=m_first, other=0.0)
+            h_prev += tl.load(h_in + i_bc * (M * H) + rj * H + o_n, mask=m_first, other=0.0)
         start = -1
         if VARLEN:
             start = tl.load(starts + t)
             if start >= 0:
-                h_prev = tl.zeros([MP, BN], tl.float32)
+                h_prev = tl.zeros([MP, 32 * VEC], tl.float32)
                 if HAS_H0:
                     h_prev = tl.load(h0 + start.to(tl.int64) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
             if HAS_DHT:
@@ -244,7 +248,7 @@ def bdlru_bwd_scan_kernel(
         s = u
         if HAS_DO:
             s += tl.load(do + (row0 + rj) * H + o_n, mask=is_gate & in_n, other=0.0).to(tl.float32)
-        u = tl.zeros([MP, BN], tl.float32)
+        u = tl.zeros([MP, 32 * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 u = _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -254,12 +258,12 @@ def bdlru_bwd_scan_kernel(
         if VARLEN:
             if start >= 0:
                 tl.store(dh0 + start.to(tl.int64) * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
-                u = tl.zeros([MP, BN], tl.float32)
+                u = tl.zeros([MP, 32 * VEC], tl.float32)
     if LAST:
         tl.store(dh0 + i_b * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
 
 
 KERNELS = Kernels(
     bdlru_fwd_chunk_kernel, bdlru_fwd_scan_kernel, bdlru_bwd_chunk_kernel, bdlru_bwd_scan_kernel,
-    lane_axis="H", unrolls_rows=True,
+    lane_axis="H", unrolled=lambda M: {"UNROLL": M <= MAX_UNROLLED}, min_chunk=lambda M: MIN_CHUNK,
 )  # fmt: skip

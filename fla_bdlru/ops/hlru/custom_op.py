@@ -18,9 +18,9 @@ def _native(backend: str):
 
         return cpu_hlru_fwd, cpu_hlru_bwd
     from fla_bdlru.ops.hlru.kernels import KERNELS
-    from fla_bdlru.ops.triton_runtime import triton_bwd, triton_fwd
+    from fla_bdlru.ops.triton_runtime import num_chunks, triton_bwd, triton_fwd
 
-    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS)
+    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
 
 
 _hlru = define_recurrence("hlru", _native, state_shape=lambda v, g: (g.shape[2] - 1, v.shape[2]))

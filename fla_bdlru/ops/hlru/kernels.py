@@ -3,8 +3,9 @@
 Gate-major memory (N has stride 1): g, dg [B, T, M+1, N]; v, o, do, dv [B, T, N]; states [S, M, N] fp32, newest first; per
 chunk h_in, u_in, end [B, NC, M, N] and P [B, NC, M, M, N] fp32. Pass 2 is BD-LRU's.
 
-The window of M values is a tile [MP, BN] whose row r holds the value of the time that is r modulo M: a step overwrites one
-row and shifts none. Before step t, row r is lag (t - 1 - r) mod M (0 is the newest), and logits are read in that order.
+The window of M values is a tile [MP, BN], BN = 32 VEC lanes of one warp, that does not move: a step overwrites the row of
+the oldest value. Before step k of a chunk, row r is lag (k - 1 - r) mod M (0 is the newest), and logits are read in that
+order. TURN steps are unrolled, M of them where M is small, so that the order is known when compiling.
 
 Documents: `starts` and `ends` as in BD-LRU; `seq` is the document of each step, `cu_seqlens` where it begins.
 """
@@ -12,15 +13,21 @@ Documents: `starts` and `ends` as in BD-LRU; `seq` is the document of each step,
 import triton
 import triton.language as tl
 
-from fla_bdlru.ops.gate_kernels import gate_grad, gate_row
+from fla_bdlru.ops.gate_kernels import gate_grad, gate_row, rows_sum
 from fla_bdlru.ops.lane_kernels import lanes, pick, program
-from fla_bdlru.ops.triton_runtime import Kernels
+from fla_bdlru.ops.triton_runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
 
 
 @triton.jit
-def _lag(t, rj, M: tl.constexpr):
-    """Lag that row r holds before step t; t + M keeps the dividend positive."""
-    return ((t % M).to(tl.int32) + 2 * M - 1 - rj) % M
+def _turn(i_t, k: tl.constexpr, M: tl.constexpr, TURN: tl.constexpr):
+    """Step i_t + k of a chunk modulo M; a constant where M steps are unrolled."""
+    return k if TURN == M else tl.cast(i_t % M, tl.int32)
+
+
+@triton.jit
+def _lag(turn, rj, M: tl.constexpr):
+    """Lag that row r holds before a step that is `turn` >= 0 modulo M."""
+    return (turn % M + 2 * M - 1 - rj) % M
 
 
 @triton.jit
@@ -33,48 +40,52 @@ def _load_gates(p_g, lag, o_n, is_row, in_n, M: tl.constexpr, N: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_fwd_chunk_kernel(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
-    CC: tl.constexpr, NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
+    CC: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
-    i_n, i_c, i_b = program(tl.program_id(0) // SPLITS, NC, N, BN)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, N, VEC)
     c0 = tl.program_id(0) % SPLITS * CC
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_row, in_n = rj < M, o_n < N
+    o_n, in_n = lanes(i_n, zero, N, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    lag = _lag(t0, rj, M)
+    lag = _lag(0, rj, M)
     X = ()
     w = ()
     for c in tl.static_range(CC):
         X = X + (tl.where((lag == c0 + c) & is_row & in_n, 1.0, 0.0),)
         w = w + (tl.where(c0 + c == M, 1.0, 0.0),)
-    for i_t in tl.range(0, n_t):
-        t = t0 + i_t
-        lag = _lag(t, rj, M)
-        if VARLEN:
-            doc = tl.load(starts + t).to(tl.int64)
-            if doc >= 0:
-                x = tl.zeros([MP, BN], tl.float32)
-                if HAS_H0:
-                    x = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
+    for i_t in tl.range(0, n_t, TURN):
+        for k in tl.static_range(TURN):
+            if i_t + k < n_t:
+                t = t0 + i_t + k
+                turn = _turn(i_t, k, M, TURN)
+                lag = _lag(turn, rj, M)
+                if VARLEN:
+                    doc = tl.load(starts + t).to(tl.int64)
+                    if doc >= 0:
+                        x = tl.zeros([MP, 32 * VEC], tl.float32)
+                        if HAS_H0:
+                            x = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
+                        Z = ()
+                        for c in tl.static_range(CC):
+                            Z = Z + (x * w[c],)
+                        X = Z
+                x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
+                b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
+                f, f_in, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
+                b = f_in * b_v
                 Z = ()
                 for c in tl.static_range(CC):
-                    Z = Z + (x * w[c],)
+                    a = (rows_sum(f * X[c], is_row) + b * w[c]) * r
+                    Z = Z + (tl.where(lag == M - 1, a, X[c]),)
                 X = Z
-        x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
-        b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
-        f, f_in, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
-        b = f_in * b_v
-        Z = ()
-        for c in tl.static_range(CC):
-            a = (tl.sum(f * X[c], axis=0, keep_dims=True) + b * w[c]) * r
-            Z = Z + (tl.where(lag == M - 1, a, X[c]),)
-        X = Z
-    lag = _lag(t0 + n_t, rj, M)
-    p_end = end + (i_b * NC + i_c) * (M * N) + lag * N + o_n
-    p_P = P_out + (i_b * NC + i_c) * (M * M * N) + lag * (M * N) + o_n
+    lag = _lag((n_t % M).to(tl.int32), rj, M)
+    p_end = end + i_bc * (M * N) + lag * N + o_n
+    p_P = P_out + i_bc * (M * M * N) + lag * (M * N) + o_n
     for c in tl.static_range(CC):
         tl.store(p_P + (c0 + c) * N, X[c], mask=is_row & in_n & (o_n < N * (c0 + c < M).to(tl.int32)))
         tl.store(p_end, X[c], mask=is_row & in_n & (o_n < N * (c0 + c == M).to(tl.int32)))
@@ -83,131 +94,145 @@ def hlru_fwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_fwd_scan_kernel(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, N, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_row, in_n = rj < M, o_n < N
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
+    o_n, in_n = lanes(i_n, zero, N, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    h = tl.zeros([MP, BN], tl.float32)
+    h = tl.zeros([MP, 32 * VEC], tl.float32)
     if HAS_H_IN:
-        h = tl.load(h_in + (i_b * NC + i_c) * (M * N) + _lag(t0, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
-    for i_t in tl.range(0, n_t):
-        t = t0 + i_t
-        lag = _lag(t, rj, M)
-        if VARLEN:
-            doc = tl.load(starts + t).to(tl.int64)
-            if doc >= 0:
-                h = tl.zeros([MP, BN], tl.float32)
-                if HAS_H0:
-                    h = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
-        x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
-        b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
-        f, f_in, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
-        a = (tl.sum(f * h, axis=0, keep_dims=True) + f_in * b_v) * r
-        tl.store(o + (i_b * T + t) * N + o_n, a.to(o.dtype.element_ty), mask=in_n)
-        h = tl.where(lag == M - 1, a, h)
-        if VARLEN:
-            doc = tl.load(ends + t).to(tl.int64)
-            if doc >= 0:
-                tl.store(ht + doc * (M * N) + _lag(t + 1, rj, M) * N + o_n, h, mask=is_row & in_n)
+        h = tl.load(h_in + i_bc * (M * N) + _lag(0, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
+    for i_t in tl.range(0, n_t, TURN):
+        for k in tl.static_range(TURN):
+            if i_t + k < n_t:
+                t = t0 + i_t + k
+                turn = _turn(i_t, k, M, TURN)
+                lag = _lag(turn, rj, M)
+                if VARLEN:
+                    doc = tl.load(starts + t).to(tl.int64)
+                    if doc >= 0:
+                        h = tl.zeros([MP, 32 * VEC], tl.float32)
+                        if HAS_H0:
+                            h = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
+                x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
+                b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
+                f, f_in, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
+                a = (rows_sum(f * h, is_row) + f_in * b_v) * r
+                tl.store(o + (i_b * T + t) * N + o_n, a.to(o.dtype.element_ty), mask=in_n)
+                h = tl.where(lag == M - 1, a, h)
+                if VARLEN:
+                    doc = tl.load(ends + t).to(tl.int64)
+                    if doc >= 0:
+                        tl.store(ht + doc * (M * N) + _lag(turn + 1, rj, M) * N + o_n, h, mask=is_row & in_n)
     if LAST:
-        tl.store(ht + i_b * (M * N) + _lag(t0 + n_t, rj, M) * N + o_n, h, mask=is_row & in_n)
+        tl.store(ht + i_b * (M * N) + _lag((n_t % M).to(tl.int32), rj, M) * N + o_n, h, mask=is_row & in_n)
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_bwd_chunk_kernel(
     g, do, dht, starts, ends, end, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, N, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_row, in_n = rj < M, o_n < N
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
+    o_n, in_n = lanes(i_n, zero, N, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    u = tl.zeros([MP, BN], tl.float32)
-    for i_t in tl.range(0, n_t):
-        t = t0 + n_t - 1 - i_t
-        lag = _lag(t, rj, M)
-        if VARLEN and HAS_DHT:
-            doc = tl.load(ends + t).to(tl.int64)
-            if doc >= 0:
-                u = tl.load(dht + doc * (M * N) + _lag(t + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
-        s = pick(u, lag, M - 1)
-        if HAS_DO:
-            s += tl.load(do + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
-        x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
-        f, _, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
-        u = tl.where(lag == M - 1, 0.0, u) + f * (s * r)
-        if VARLEN:
-            u = tl.where(tl.load(starts + t) >= 0, 0.0, u)
-    tl.store(end + (i_b * NC + i_c) * (M * N) + _lag(t0, rj, M) * N + o_n, u, mask=is_row & in_n)
+    u = tl.zeros([MP, 32 * VEC], tl.float32)
+    for i_t in tl.range(0, n_t, TURN):
+        for k in tl.static_range(TURN):
+            if i_t + k < n_t:
+                t = t0 + n_t - 1 - i_t - k
+                turn = M - _turn(i_t, k, M, TURN)
+                lag = _lag(turn, rj, M)
+                if VARLEN and HAS_DHT:
+                    doc = tl.load(ends + t).to(tl.int64)
+                    if doc >= 0:
+                        u = tl.load(dht + doc * (M * N) + _lag(turn + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
+                s = pick(u, lag, M - 1)
+                if HAS_DO:
+                    s += tl.load(do + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
+                x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
+                f, _, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
+                u = tl.where(lag == M - 1, 0.0, u) + f * (s * r)
+                if VARLEN:
+                    u = tl.where(tl.load(starts + t) >= 0, 0.0, u)
+    tl.store(end + i_bc * (M * N) + _lag(M + 1 - (n_t % M).to(tl.int32), rj, M) * N + o_n, u, mask=is_row & in_n)
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_bwd_scan_kernel(
     g, v, o, h0, do, dht, u_in, starts, ends, seq, cu_seqlens, dg, dv, dh0, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BN: tl.constexpr, VEC: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
     VARLEN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b = program(tl.program_id(0), NC, N, BN)
-    o_n, rj = lanes(i_n, zero, BN, VEC), tl.arange(0, MP)[:, None]
-    is_row, in_n = rj < M, o_n < N
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
+    o_n, in_n = lanes(i_n, zero, N, VEC)
+    rj = tl.arange(0, MP)[:, None]
+    is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    u = tl.zeros([MP, BN], tl.float32)
+    u = tl.zeros([MP, 32 * VEC], tl.float32)
     if HAS_U_IN:
-        u = tl.load(u_in + (i_b * NC + i_c) * (M * N) + _lag(t0 + n_t, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
-    for i_t in tl.range(0, n_t):
-        t = t0 + n_t - 1 - i_t
-        lag = _lag(t, rj, M)
-        # how many of the M values before this step belong to its sequence; the rest is the initial state
-        doc = i_b
-        since = t
-        if VARLEN:
-            doc = tl.load(seq + t).to(tl.int64)
-            since = t - tl.load(cu_seqlens + doc)
-        inside = tl.minimum(since, M).to(tl.int32)
-        window = tl.load(o + (i_b * T + t - 1 - lag) * N + o_n, mask=is_row & in_n & (lag < inside), other=0.0).to(tl.float32)
-        if HAS_H0:
-            if since < M:
-                p_h0 = h0 + doc * (M * N) + (lag - inside) * N + o_n
-                window += tl.load(p_h0, mask=is_row & in_n & (lag >= inside), other=0.0)
-        if VARLEN and HAS_DHT:
-            if tl.load(ends + t) >= 0:
-                u = tl.load(dht + doc * (M * N) + _lag(t + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
-        s = pick(u, lag, M - 1)
-        if HAS_DO:
-            s += tl.load(do + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
-        p = (i_b * T + t) * ((M + 1) * N)
-        x, x_in = _load_gates(g + p, lag, o_n, is_row, in_n, M, N)
-        b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
-        f, f_in, df, df_in, r, pull = gate_row(x, x_in, is_row, M, NORM)
-        # h_t again in fp32: the stored output is rounded
-        h = (tl.sum(f * window, axis=0, keep_dims=True) + f_in * b_v) * r * pull
-        q = s * r
-        dx = q * gate_grad(f, df, window, h, NORM)
-        dx_in = q * gate_grad(f_in, df_in, b_v, h, NORM)
-        tl.store(dg + p + lag * N + o_n, dx.to(dg.dtype.element_ty), mask=is_row & in_n)
-        tl.store(dg + p + M * N + o_n, dx_in.to(dg.dtype.element_ty), mask=in_n)
-        tl.store(dv + (i_b * T + t) * N + o_n, (q * f_in).to(dv.dtype.element_ty), mask=in_n)
-        u = tl.where(lag == M - 1, 0.0, u) + f * q
-        if VARLEN:
-            if since == 0:
-                tl.store(dh0 + doc * (M * N) + lag * N + o_n, u, mask=is_row & in_n)
-                u = tl.zeros([MP, BN], tl.float32)
+        u = tl.load(u_in + i_bc * (M * N) + _lag(M + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
+    for i_t in tl.range(0, n_t, TURN):
+        for k in tl.static_range(TURN):
+            if i_t + k < n_t:
+                t = t0 + n_t - 1 - i_t - k
+                turn = M - _turn(i_t, k, M, TURN)
+                lag = _lag(turn, rj, M)
+                # how many of the M values before this step belong to its sequence; the rest is the initial state
+                doc = i_b
+                since = t
+                if VARLEN:
+                    doc = tl.load(seq + t).to(tl.int64)
+                    since = t - tl.load(cu_seqlens + doc)
+                inside = tl.minimum(since, M).to(tl.int32)
+                window = tl.load(o + (i_b * T + t - 1 - lag) * N + o_n, mask=is_row & in_n & (lag < inside), other=0.0).to(
+                    tl.float32
+                )
+                if HAS_H0:
+                    if since < M:
+                        p_h0 = h0 + doc * (M * N) + (lag - inside) * N + o_n
+                        window += tl.load(p_h0, mask=is_row & in_n & (lag >= inside), other=0.0)
+                if VARLEN and HAS_DHT:
+                    if tl.load(ends + t) >= 0:
+                        u = tl.load(dht + doc * (M * N) + _lag(turn + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
+                s = pick(u, lag, M - 1)
+                if HAS_DO:
+                    s += tl.load(do + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
+                p = (i_b * T + t) * ((M + 1) * N)
+                x, x_in = _load_gates(g + p, lag, o_n, is_row, in_n, M, N)
+                b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
+                f, f_in, df, df_in, r, pull = gate_row(x, x_in, is_row, M, NORM)
+                # h_t again in fp32: the stored output is rounded
+                h = (rows_sum(f * window, is_row) + f_in * b_v) * r * pull
+                q = s * r
+                dx = q * gate_grad(f, df, window, h, NORM)
+                dx_in = q * gate_grad(f_in, df_in, b_v, h, NORM)
+                tl.store(dg + p + lag * N + o_n, dx.to(dg.dtype.element_ty), mask=is_row & in_n)
+                tl.store(dg + p + M * N + o_n, dx_in.to(dg.dtype.element_ty), mask=in_n)
+                tl.store(dv + (i_b * T + t) * N + o_n, (q * f_in).to(dv.dtype.element_ty), mask=in_n)
+                u = tl.where(lag == M - 1, 0.0, u) + f * q
+                if VARLEN:
+                    if since == 0:
+                        tl.store(dh0 + doc * (M * N) + lag * N + o_n, u, mask=is_row & in_n)
+                        u = tl.zeros([MP, 32 * VEC], tl.float32)
     if LAST:
-        tl.store(dh0 + i_b * (M * N) + _lag(t0, rj, M) * N + o_n, u, mask=is_row & in_n)
+        tl.store(dh0 + i_b * (M * N) + _lag(M + 1 - (n_t % M).to(tl.int32), rj, M) * N + o_n, u, mask=is_row & in_n)
 
 
 KERNELS = Kernels(
     hlru_fwd_chunk_kernel, hlru_fwd_scan_kernel, hlru_bwd_chunk_kernel, hlru_bwd_scan_kernel,
-    lane_axis="N", unrolls_rows=False,
+    lane_axis="N", unrolled=lambda M: {"TURN": M if M <= MAX_UNROLLED else 1}, min_chunk=lambda M: MIN_CHUNK * M,
 )  # fmt: skip
