@@ -101,9 +101,7 @@ class FuzzyInContextRecall(Task):
         keys = torch.cat([keys, probe], 1)
 
         order = torch.arange(keys.shape[1]).expand_as(keys)
-        first = torch.full_like(dictionary, keys.shape[1]).scatter_reduce(
-            1, keys, torch.where(shown, order, keys.shape[1]), "amin"
-        )
+        first = torch.full_like(dictionary, keys.shape[1]).scatter_reduce(1, keys, order, "amin")
         return keys, dictionary.gather(1, keys), shown, first.gather(1, keys) < order
 
     def _draw(self, generator: torch.Generator, batch_size: int, length: int, shortest_key: int) -> Batch:

@@ -107,5 +107,5 @@ def test_compression_is_learned_through_the_autoencoder():
 
 def test_memorization_is_learned_from_a_finite_set_and_holds_for_other_sequences():
     cell = replace(CELL, task="memorization", width=32, mlp_width=64, lengths=(32,), eval_lengths=(32, 64))
-    result = train_cell(replace(cell, train_examples=256, batch_size=128, steps=150, lr=1e-2))
+    result = train_cell(replace(cell, train_examples=64, batch_size=32, steps=150, lr=1e-2))
     assert all(scores["token_accuracy"] > 0.9 for scores in result["scores"])
