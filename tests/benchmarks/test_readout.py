@@ -1,10 +1,12 @@
 """The autoencoder readout: logits come from the last position's output and from positions, and from nothing else."""
 
+import doctest
 import math
 
 import pytest
 import torch
 
+from benchmarks import readout
 from benchmarks.models import build_model, quiet
 from benchmarks.readout import sinusoids
 
@@ -54,6 +56,11 @@ def test_every_token_reaches_every_logit_and_every_parameter_is_trained(model):
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert not any("lm_head" in name for name, _ in model.named_parameters())
+
+
+def test_docstring_examples():
+    result = doctest.testmod(readout)
+    assert (result.attempted > 0, result.failed) == (True, 0)
 
 
 def test_an_unknown_readout_is_refused():
