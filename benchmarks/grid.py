@@ -55,9 +55,11 @@ def plan(
     Raises:
         ValueError: if a mixer cannot be matched, or a length does not fit the task.
     """
-    eval_lengths = tuple(k * max(preset.lengths) for k in preset.multiples)
+    definition = get_task(task)
+    multiples = preset.multiples if definition.extrapolates else (1,)
+    eval_lengths = tuple(k * max(preset.lengths) for k in multiples)
     for length in (*preset.lengths, *eval_lengths):
-        get_task(task).check_length(length)
+        definition.check_length(length)
     cells, matches = [], {}
     for name in names:
         matched = matches[name] = match_variant(name, match, preset.width, budget)

@@ -13,11 +13,13 @@ import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
+from benchmarks.readout import AutoEncoder
 from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  # importing it adds `mixer=` to FLA's configs
 
 TOLERANCE = 0.05
 CLOSE_ENOUGH = 0.03
 MATCHES = ("params", "state")
+READOUTS = ("tokens", "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,9 @@ def _match_by_mlp(name: str, variant: Variant, match: str, width: int, budget: i
     return Matched(variant.args, extra, note)
 
 
-def build_model(mixer: str, args: dict, vocab_size: int, width: int, layers: int, mlp_width: int) -> nn.Module:
+def build_model(
+    mixer: str, args: dict, vocab_size: int, width: int, layers: int, mlp_width: int, readout: str = "tokens"
+) -> nn.Module:
     r"""The host model: FLA's Transformer with its attention replaced, `layers` blocks of mixer + SwiGLU MLP.
 
     Nothing outside the mixer encodes position.
@@ -259,11 +263,18 @@ def build_model(mixer: str, args: dict, vocab_size: int, width: int, layers: int
             Number of blocks.
         mlp_width (int):
             Inner width of the MLP.
+        readout (str):
+            `"tokens"`, the language-model head, or `"autoencoder"` (`benchmarks.readout`). Default: `"tokens"`.
 
     Returns:
         nn.Module:
-            A `TransformerForCausalLM`, initialised from torch's global generator.
+            A `TransformerForCausalLM`, or an `AutoEncoder` of its blocks, initialised from torch's global generator.
+
+    Raises:
+        ValueError: if the readout is unknown.
     """
+    if readout not in READOUTS:
+        raise ValueError(f"readout={readout!r} is not known; expected one of {', '.join(READOUTS)}.")
     config = TransformerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -276,4 +287,5 @@ def build_model(mixer: str, args: dict, vocab_size: int, width: int, layers: int
         eos_token_id=None,
         use_cache=False,
     )
-    return TransformerForCausalLM(config)
+    host = TransformerForCausalLM(config)
+    return AutoEncoder(host) if readout == "autoencoder" else host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,30 @@ class Preset:
     eval_examples: int = 512
 
 
-# `paper`, recall: the settings of MAD, arXiv 2403.17844 (12,800 examples, 200 epochs of 100 steps)
-STATE_TRACKING, RECALL = "state tracking", "recall"
+STATE_TRACKING, MAD = "state tracking", "mad"
+# what differs between MAD's tasks, arXiv 2403.17844: `paper` is 200 epochs of batches of 128
+MAD_TASKS: dict[str, dict[str, dict]] = {
+    "quick": {
+        "recall": {},
+        "noisy_recall": {},
+        "fuzzy_recall": {"lengths": (32, 64)},
+        "memorization": {"lengths": (32,)},
+        "selective_copying": {"lengths": (64,)},
+        "compression": {"lengths": (32,)},
+    },
+    "paper": {
+        "recall": {},
+        "noisy_recall": {},
+        "fuzzy_recall": {},
+        "memorization": {"lengths": (32,), "train_examples": 256, "steps": 400},
+        "selective_copying": {"lengths": (256,)},
+        "compression": {"lengths": (32,)},
+    },
+}
 PRESETS: dict[str, dict[str, Preset]] = {
     "quick": {
         STATE_TRACKING: Preset(),
-        RECALL: Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,)),
+        MAD: Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,)),
     },
     "paper": {
         STATE_TRACKING: Preset(
@@ -42,7 +60,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             seeds=(0, 1, 2, 3, 4),
             eval_examples=1280,
         ),
-        RECALL: Preset(
+        MAD: Preset(
             width=128,
             layers=2,
             mlp_width=256,
@@ -60,4 +78,6 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 def get_preset(name: str, task: str) -> Preset:
     """The settings of preset `name` for a task."""
-    return PRESETS[name][RECALL if task == "recall" else STATE_TRACKING]
+    if task in MAD_TASKS[name]:
+        return replace(PRESETS[name][MAD], **MAD_TASKS[name][task])
+    return PRESETS[name][STATE_TRACKING]

@@ -220,7 +220,8 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     """
     task = get_task(cell.task)
     torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
-    model = build_model(cell.mixer, cell.mixer_args, task.vocab_size, cell.width, cell.layers, cell.mlp_width).to(device)
+    sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
+    model = build_model(cell.mixer, cell.mixer_args, *sizes, readout=task.readout).to(device)
     optimizer = _optimizer(model, cell)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
     every = max(1, cell.steps // CURVE_POINTS)

@@ -1,41 +1,72 @@
 """Generated tasks; `get_task` finds one by its command-line name."""
 
+import re
 from collections.abc import Callable
 
 from benchmarks.tasks.base import IGNORE, Batch, Task, make_generator
-from benchmarks.tasks.parity import Parity
+from benchmarks.tasks.brackets import ModularArithmeticBrackets
+from benchmarks.tasks.compression import Compression
+from benchmarks.tasks.copying import SelectiveCopying
+from benchmarks.tasks.cyclic import CyclicComposition, Parity
+from benchmarks.tasks.fuzzy_recall import FuzzyInContextRecall
+from benchmarks.tasks.memorization import Memorization
 from benchmarks.tasks.permutations import PermutationComposition
-from benchmarks.tasks.recall import InContextRecall
+from benchmarks.tasks.recall import InContextRecall, NoisyInContextRecall
+from benchmarks.tasks.regular import CycleNavigation, EvenPairs, ModularArithmetic
 
 TASKS: dict[str, Callable[[], Task]] = {
     **{f"s{n}": (lambda n=n: PermutationComposition(n)) for n in range(2, 6)},
+    "a5": lambda: PermutationComposition(5, even=True),
+    **{f"z{n}": (lambda n=n: CyclicComposition(n)) for n in (2, 3, 5, 60)},  # `get_task` knows any n
     "parity": Parity,
+    "even_pairs": EvenPairs,
+    "cycle_navigation": CycleNavigation,
+    "modular_arithmetic": ModularArithmetic,
+    "modular_arithmetic_brackets": ModularArithmeticBrackets,
     "recall": InContextRecall,
+    "noisy_recall": NoisyInContextRecall,
+    "fuzzy_recall": FuzzyInContextRecall,
+    "memorization": Memorization,
+    "selective_copying": SelectiveCopying,
+    "compression": Compression,
 }
 
 
 def get_task(name: str) -> Task:
-    r"""The task called `name`.
+    r"""The task called `name`: one of `TASKS`, or `z<n>` for the cyclic group of any n.
 
     Raises:
         ValueError: if there is none.
 
     Example:
         >>> from benchmarks.tasks import get_task
-        >>> assert get_task("s3").vocab_size == 6
+        >>> assert get_task("s3").vocab_size == 6 and get_task("z7").vocab_size == 7
     """
-    if name not in TASKS:
-        raise ValueError(f"task={name!r} is not known; expected one of {', '.join(TASKS)}.")
-    return TASKS[name]()
+    if name in TASKS:
+        return TASKS[name]()
+    if re.fullmatch("z[1-9][0-9]*", name):
+        return CyclicComposition(int(name[1:]))
+    known = ", ".join(TASKS)
+    raise ValueError(f"task={name!r} is not known; expected one of {known}, or z<n> for any cyclic group (z7).")
 
 
 __all__ = [
     "IGNORE",
     "TASKS",
     "Batch",
+    "Compression",
+    "CycleNavigation",
+    "CyclicComposition",
+    "EvenPairs",
+    "FuzzyInContextRecall",
     "InContextRecall",
+    "Memorization",
+    "ModularArithmetic",
+    "ModularArithmeticBrackets",
+    "NoisyInContextRecall",
     "Parity",
     "PermutationComposition",
+    "SelectiveCopying",
     "Task",
     "get_task",
     "make_generator",

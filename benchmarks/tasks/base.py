@@ -20,16 +20,28 @@ class Task(ABC):
             The name used on the command line and in results.
         vocab_size (int):
             Number of tokens; inputs and targets are in `[0, vocab_size)`.
+        chance (float):
+            Token accuracy of the best answer that does not look at the input.
+        min_length (int):
+            The shortest length. Default: 1.
         length_step (int):
             Lengths must be a multiple of this. Default: 1.
-        chance (float):
-            Token accuracy of guessing.
+        extrapolates (bool):
+            Whether sequences longer than the training ones are a fair test; where they are not, the harness scores the
+            longest training length alone. Default: True.
+        readout (str):
+            What turns the last block's output into logits: `"tokens"`, the language-model head at every position, or
+            `"autoencoder"`, which decodes the whole sequence from the last position (`benchmarks.readout`). Default:
+            `"tokens"`.
     """
 
     name: str
     vocab_size: int
     chance: float
+    min_length: int = 1
     length_step: int = 1
+    extrapolates: bool = True
+    readout: str = "tokens"
 
     @abstractmethod
     def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
@@ -54,8 +66,8 @@ class Task(ABC):
 
     def check_length(self, length: int) -> None:
         """Raises `ValueError` unless sequences of `length` tokens exist."""
-        if length < self.length_step or length % self.length_step:
-            accepted = f"a positive multiple of {self.length_step}"
+        if length < self.min_length or length % self.length_step:
+            accepted = f"{self.min_length} or more" + f", a multiple of {self.length_step}" * (self.length_step > 1)
             raise ValueError(f"length={length} does not fit task {self.name!r}; expected {accepted}.")
 
 

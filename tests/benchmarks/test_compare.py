@@ -13,6 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.compare import app
+from benchmarks.grid import plan
+from benchmarks.presets import PRESETS, get_preset
+from benchmarks.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {"seconds", "finished"}
@@ -154,7 +157,7 @@ def test_interruption_is_quiet_and_says_how_to_go_on(number, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--task", "s9"], ["--task", "'s9'", "s2, s3, s4, s5, parity, recall"]),
+        (["--task", "s9"], ["--task", "'s9'", "s2, s3, s4, s5, a5", "compression", "z<n>"]),
         (["--mixers", "bdlru-m4,nope"], ["--mixers", "'nope'", "gated_deltanet"]),
         (["--mixers", ","], ["--mixers", "different names"]),
         (["--mixers", "lstm,lstm"], ["--mixers", "different names"]),
@@ -183,6 +186,53 @@ def test_wrong_input_is_named_and_answered_with_exit_code_2(arguments, words, tm
         assert word in text, text
     assert "Traceback" not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_task():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "1000"})
+    assert result.exit_code == 0
+    names = result.output.replace(",", " ").replace(";", " ").split()
+    assert not set(TASKS) - set(names)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", [*TASKS, "z7"])
+def test_every_preset_fits_every_task(preset, task):
+    settings = get_preset(preset, task)
+    grid, _ = plan(task, ("lstm",), "params", None, settings, "cpu")
+    cell = grid[0].cell
+    longest = max(settings.lengths)
+    # an autoencoder knows only the positions that it was trained on
+    multiples = (1,) if task == "compression" else settings.multiples
+    assert cell.eval_lengths == tuple(k * longest for k in multiples)
+
+
+def test_paper_settings_of_mad_are_its_published_ones():
+    published = {  # length, training examples; 200 epochs of batches of 128
+        "recall": (128, 12_800),
+        "noisy_recall": (128, 12_800),
+        "fuzzy_recall": (128, 12_800),
+        "memorization": (32, 256),
+        "selective_copying": (256, 12_800),
+        "compression": (32, 12_800),
+    }
+    for task, (length, examples) in published.items():
+        settings = get_preset("paper", task)
+        assert (settings.lengths, settings.train_examples) == ((length,), examples)
+        assert settings.steps * 128 == 200 * examples
+        assert (settings.batch_size, settings.eval_examples, settings.lrs) == (128, 1280, (5e-4,))
+        assert (settings.width, settings.layers) == (128, 2)
+
+
+def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
+    arguments = ["--task", "compression", "--mixers", "lstm", "--width", "16", "--steps", "4", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "--workers", "1"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path)
+    assert row["eval_lengths"] == "32"
+    for name in ("token_accuracy", "sequence_accuracy"):
+        assert [bool(row[f"{name}_{k}x"]) for k in (1, 2, 4, 8)] == [True, False, False, False]
+    assert (tmp_path / "compare-compression-params.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -94,3 +94,18 @@ def test_training_learns():
     result = train_cell(cell)
     assert result["scores"][0]["token_accuracy"] > 0.9
     assert result["curve"][-1][3] < result["curve"][0][3]
+
+
+def test_compression_is_learned_through_the_autoencoder():
+    # two tokens of seven fit into a state of 16: the encoder has to carry the first one to the last position
+    cell = replace(CELL, task="compression", mixer="lstm", mixer_args={"num_channels": 16}, lengths=(3,), eval_lengths=(3,))
+    result = train_cell(replace(cell, steps=300, batch_size=64, lr=1e-2))
+    assert result["scores"][0]["token_accuracy"] > 0.8
+    guessing = train_cell(replace(cell, steps=1))["scores"][0]["token_accuracy"]
+    assert guessing < 0.5
+
+
+def test_memorization_is_learned_from_a_finite_set_and_holds_for_other_sequences():
+    cell = replace(CELL, task="memorization", width=32, mlp_width=64, lengths=(32,), eval_lengths=(32, 64))
+    result = train_cell(replace(cell, train_examples=64, batch_size=32, steps=150, lr=1e-2))
+    assert all(scores["token_accuracy"] > 0.9 for scores in result["scores"])
