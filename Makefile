@@ -8,11 +8,12 @@ PY := $(VENV)/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test lint format clean
+.PHONY: help compare test test-gpu lint format clean
 
 help:
 	@echo "make compare  train BD-LRU and its baselines on S3 and show a table and a picture (ARGS='--help' for options)"
 	@echo "make test     lint, then run every test (ARGS='...' goes to pytest)"
+	@echo "make test-gpu run the tests that need a CUDA device"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make format   let ruff mend what it can"
 	@echo "make clean    remove .venv and caches; results/ stays"
@@ -23,6 +24,11 @@ compare:
 
 test: lint
 	@$(PY) -m pytest $(ARGS)
+
+# what needs a CUDA device: skipped by `make test` where there is none
+test-gpu:
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	@$(PY) -m pytest -m gpu $(ARGS)
 
 lint:
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark

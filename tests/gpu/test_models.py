@@ -1,0 +1,60 @@
+"""Layers and models on a GPU: the CPU path is the reference, which the other tests hold to the naive recurrences."""
+
+import copy
+
+import pytest
+import torch
+from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
+
+from fla_bdlru.layers import BDLRU, HLRU
+
+LAYERS = {"bdlru": lambda: BDLRU(64, block_size=4), "hlru": lambda: HLRU(64, order=4)}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@each_layer
+@pytest.mark.parametrize("packed", [False, True])
+def test_layer_equals_the_cpu_path(device, name, packed):
+    layer = LAYERS[name]()
+    other = copy.deepcopy(layer).to(device)
+    x = torch.randn(1 if packed else 3, 200, 64)
+    cu_seqlens = torch.tensor([0, 7, 64, 200]) if packed else None
+    leaf, other_leaf = x.clone().requires_grad_(), x.to(device).requires_grad_()
+    o = layer(leaf, cu_seqlens=cu_seqlens)[0]
+    got = other(other_leaf, cu_seqlens=None if cu_seqlens is None else cu_seqlens.to(device))[0]
+    o.square().sum().backward()
+    got.square().sum().backward()
+    torch.testing.assert_close(got.cpu(), o, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_leaf.grad.cpu(), leaf.grad, rtol=1e-3, atol=1e-4)
+
+
+@each_layer
+def test_a_model_trains_in_bfloat16(device, name):
+    """Autocast, one batch over and over: the loss falls to a fraction."""
+    torch.manual_seed(0)
+    config = GatedDeltaNetConfig(
+        hidden_size=64, num_hidden_layers=2, num_heads=2, head_dim=32, vocab_size=64, mixer=name, fuse_cross_entropy=False
+    )
+    model = GatedDeltaNetForCausalLM(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    tokens = torch.randint(0, 64, (4, 128), device=device)
+    losses = []
+    for _ in range(40):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@each_layer
+def test_generation_with_the_cache_equals_the_whole_forward(device, name):
+    config = GatedDeltaNetConfig(hidden_size=64, num_hidden_layers=2, num_heads=2, head_dim=32, vocab_size=64, mixer=name)
+    model = GatedDeltaNetForCausalLM(config).to(device).eval()
+    tokens = torch.randint(0, 64, (2, 10), device=device)
+    with torch.inference_mode():
+        out = model.generate(tokens, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        for n in range(10, out.shape[1]):
+            assert torch.equal(model(out[:, :n]).logits[:, -1].argmax(-1), out[:, n])
