@@ -29,7 +29,7 @@ def run(code: str, hidden: tuple[str, ...] = ()) -> str:
 def test_public_names():
     assert fla_bdlru.__all__ == [
         "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
-        "available_mixers", "backends", "build_mixer", "layers", "mixers", "models", "ops", "register_mixer",
+        "available_mixers", "backends", "build_mixer", "integrations", "layers", "mixers", "models", "ops", "register_mixer",
     ]  # fmt: skip
     assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
     assert fla_bdlru.ops.__all__ == [
