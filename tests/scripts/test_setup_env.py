@@ -83,7 +83,7 @@ def test_other_inputs_or_a_lost_environment_mean_a_new_set_up(setup_env, tmp_pat
     assert not commands
     monkeypatch.setattr(setup_env, "digest", lambda: "other")
     setup_env.set_up(tmp_path, {"benchmark"})
-    assert commands[1][-1].endswith("[benchmark,cpu,test]")
+    assert commands[2][-1].endswith("[benchmark,cpu,test]")
     assert commands[-1][-1].startswith("mamba-ssm==")
     setup_env.venv_python(tmp_path).unlink()
     commands.clear()
