@@ -52,7 +52,8 @@ def _set_up() -> str | None:
         globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
     globals()["mixers"].install_hook()
     globals()["backends"].register()
-    importlib.import_module("fla_bdlru.integrations.mamba_ssm").install_hook()
+    for name in ("saved_configs", "integrations.mamba_ssm"):
+        importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 
 
