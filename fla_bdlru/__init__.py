@@ -12,11 +12,12 @@ from fla_bdlru.layers import BDLRU, HLRU
 
 __version__ = "0.1.0"
 
-_NEED_FLA = ("backends", "mixers", "models", "integrations")
+_NEED_FLA = ("backends", "mixers", "models", "integrations", "decoding")
 _NAMES = {
     "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
     "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
     "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
+    "rewind_cache": "decoding",
 }  # fmt: skip
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "models",
     "ops",
     "register_mixer",
+    "rewind_cache",
 ]
 
 

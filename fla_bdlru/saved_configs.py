@@ -13,14 +13,17 @@ from typing import Any
 from fla.models.modeling_utils import FLAPreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from fla_bdlru.mixers import NATIVE
+
 MARK = "fla_bdlru"
 
 
 def needs_mark(config: PreTrainedConfig) -> bool:
     """Whether `config` is one of FLA's, and says that some layer is not the model's own."""
     mixer = getattr(config, "mixer", None)
-    names = {mixer} if isinstance(mixer, str) else set(mixer or ())
-    return bool(names - {"native"}) and any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
+    names = mixer if isinstance(mixer, (list, tuple)) else [mixer]
+    of_fla = any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
+    return of_fla and any(name not in (None, NATIVE) for name in names)
 
 
 def install_hook() -> None:

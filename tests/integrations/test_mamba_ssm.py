@@ -203,6 +203,10 @@ def test_half_types(dtype, cpu_events):
     with torch.no_grad():
         torch.testing.assert_close(model(x).logits.float(), reference(x).logits, rtol=0.1, atol=0.5)
     assert model.generate(x, max_length=9).shape == (2, 9)
+    for fp32 in (True, False):
+        block = build("bdlru", dtype=dtype, residual_in_fp32=fp32).backbone.layers[0]
+        hidden_states, residual = block(torch.randn(2, 3, D, dtype=dtype))
+        assert (hidden_states.dtype, residual.dtype) == (dtype, torch.float32 if fp32 else dtype)
 
 
 @each_cfg
