@@ -296,6 +296,20 @@ def test_packed_prefill_then_decode(name):
             torch.testing.assert_close(torch.stack(logits, 1)[i], expected, rtol=1e-4, atol=1e-4)
 
 
+@each_cfg
+def test_reused_inference_params_start_afresh(name):
+    """What `reset` leaves in the cache, as decoding with CUDA graphs does, belongs to another prompt."""
+    model, x = build(name), tokens(2, 2, 5)
+    params = InferenceParams(max_seqlen=5, max_batch_size=2)
+    with torch.no_grad():
+        for prompt in x:
+            params.reset(max_seqlen=5, max_batch_size=2)
+            logits = [model(prompt[:, :3], inference_params=params).logits]
+            params.seqlen_offset = 3
+            logits.append(model(prompt[:, 3:4], inference_params=params).logits)
+            torch.testing.assert_close(torch.cat(logits, 1), model(prompt[:, :4]).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_part_of_a_batch():
     """`batch_size_offset`: two halves of a batch decode into one cache."""
     model, x = build("bdlru"), tokens(4, 6)
