@@ -12,7 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from fla_bdlru.layers import BDLRU
 from fla_bdlru.layers.gated import GatedRecurrence
@@ -307,3 +314,25 @@ def test_a_checkpoint_without_the_mark_still_loads(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert isinstance(loaded.model.layers[0].attn, BDLRU)
     assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+def test_trainer_goes_on_from_a_checkpoint(tmp_path):
+    """transformers' Trainer: stopped after two steps and resumed, it ends with the weights of a run in one go."""
+    rows = [{"input_ids": row, "labels": row} for row in tokens(8, 6)]
+    start = build("gated_deltanet").state_dict()
+
+    def train(folder, resume=False, **kwargs):
+        model = build("gated_deltanet")
+        model.load_state_dict(start)
+        options = {"per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-2}
+        arguments = TrainingArguments(folder, report_to=[], use_cpu=True, disable_tqdm=True, seed=0, **{**options, **kwargs})
+        Trainer(model, arguments, train_dataset=rows).train(resume_from_checkpoint=resume)
+        return model
+
+    whole = train(tmp_path / "whole")
+    resumed = train(tmp_path / "whole", resume=str(tmp_path / "whole/checkpoint-2"))
+    for (key, a), b in zip(whole.named_parameters(), resumed.parameters()):
+        assert not torch.equal(a, start[key]), key
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/checkpoint-4")
+    assert torch.equal(saved.lm_head.weight, resumed.lm_head.weight)
