@@ -100,7 +100,8 @@ class Mixer(nn.Module):
         batch_size, q_len = hidden_states.shape[:2]
         cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states") or 0
         if num_steps:
-            check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache, cu_seqlens)
+            plain = cu_seqlens is None and kwargs.get("cp_context") is None
+            check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None:
             hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
                 hidden_states=hidden_states, cu_seqlens=None, attention_mask=attention_mask, q_len=q_len
@@ -135,14 +136,13 @@ def check_step_states(
     num_steps: int,
     q_len: int,
     attention_mask: torch.Tensor | None,
-    has_cache: bool,
-    cu_seqlens: torch.Tensor | None,
+    possible: bool,
 ) -> None:
     """Raises `ValueError` where the states before each of the last `num_steps` tokens cannot be kept."""
     if not 1 <= num_steps <= q_len:
         raise ValueError(f"step_states must lie between 1 and the number of tokens, {q_len}; got {num_steps}.")
-    if not has_cache or cu_seqlens is not None:
-        raise ValueError(f"step_states={num_steps} needs past_key_values, use_cache=True, and no cu_seqlens.")
+    if not possible:
+        raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
     if attention_mask is not None and not attention_mask[:, -q_len:].all():
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
 

@@ -165,10 +165,16 @@ def test_errors():
     keep = {"past_key_values": cache, "use_cache": True}
     with pytest.raises(ValueError, match="step_states must lie between 1 and the number of tokens, 4; got 5"):
         layer(x, step_states=5, **keep)
-    with pytest.raises(ValueError, match="step_states=2 needs past_key_values, use_cache=True, and no cu_seqlens"):
+    with pytest.raises(
+        ValueError, match="step_states=2 needs past_key_values and use_cache=True, no cu_seqlens or cp_context"
+    ):
         layer(x, step_states=2)
-    with pytest.raises(ValueError, match="step_states=2 needs past_key_values, use_cache=True, and no cu_seqlens"):
+    with pytest.raises(
+        ValueError, match="step_states=2 needs past_key_values and use_cache=True, no cu_seqlens or cp_context"
+    ):
         layer(x[:1], step_states=2, cu_seqlens=torch.tensor([0, 2, 4]), **keep)
+    with pytest.raises(ValueError, match="no cu_seqlens or cp_context"):
+        layer(x, step_states=2, cp_context=object(), **keep)
     with pytest.raises(ValueError, match="step_states=2 needs tokens without padding"):
         layer(x, step_states=2, attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]), **keep)
     with pytest.raises(NotImplementedError, match="LSTM does not keep the states between single steps"):
