@@ -1,7 +1,8 @@
 """BD-LRU and H-LRU (arXiv 2602.12021) as mixers for flash-linear-attention and mamba_ssm.
 
-Importing this package is all the set-up: from then on every FLA config takes `mixer=` and `mixer_config=`, and FLA's modules
-run on a CPU. Where FLA's layers cannot be imported (no Triton), the ops and the plain layers still work.
+Importing this package is all the set-up: from then on every FLA config takes `mixer=` and `mixer_config=`, mamba_ssm's
+`MambaConfig` takes `ssm_cfg={"layer": "BDLRU"}`, and FLA's modules run on a CPU. Where FLA's layers cannot be imported (no
+Triton), the ops and the plain layers still work.
 """
 
 import importlib
@@ -11,11 +12,12 @@ from fla_bdlru.layers import BDLRU, HLRU
 
 __version__ = "0.1.0"
 
-_NEED_FLA = ("backends", "mixers", "models")
+_NEED_FLA = ("backends", "mixers", "models", "integrations", "decoding")
 _NAMES = {
     "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
     "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
     "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
+    "rewind_cache": "decoding",
 }  # fmt: skip
 
 __all__ = [
@@ -30,16 +32,18 @@ __all__ = [
     "available_mixers",
     "backends",
     "build_mixer",
+    "integrations",
     "layers",
     "mixers",
     "models",
     "ops",
     "register_mixer",
+    "rewind_cache",
 ]
 
 
 def _set_up() -> str | None:
-    """Installs the hook and the CPU backend; returns the name of the missing module where FLA's layers need one."""
+    """Installs the hooks and the CPU backend; returns the name of the missing module where FLA's layers need one."""
     try:
         importlib.import_module("fla.layers")
     except ModuleNotFoundError as error:
@@ -50,6 +54,8 @@ def _set_up() -> str | None:
         globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
     globals()["mixers"].install_hook()
     globals()["backends"].register()
+    for name in ("saved_configs", "integrations.mamba_ssm"):
+        importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 
 

@@ -114,6 +114,14 @@ def mixer_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters if name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
+def check_arguments(field: str, name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Raises `ValueError` for what the constructor of the layer `name` does not take; `field` is where it was given."""
+    accepted = [argument for argument in mixer_arguments(cls) if argument not in ("hidden_size", "layer_idx")]
+    for argument, value in arguments.items():
+        if argument not in accepted:
+            raise ValueError(f"{field}: {argument}={value!r} is not an argument of {name!r}; it takes {', '.join(accepted)}.")
+
+
 def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mixer_config: Any) -> nn.Module:
     r"""Builds a registered layer.
 
@@ -143,12 +151,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
         near = get_close_matches(str(name), _MIXERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
-    accepted = [argument for argument in mixer_arguments(_MIXERS[name]) if argument not in ("hidden_size", "layer_idx")]
-    for argument, value in mixer_config.items():
-        if argument not in accepted:
-            raise ValueError(
-                f"mixer_config: {argument}={value!r} is not an argument of {name!r}; it takes {', '.join(accepted)}."
-            )
+    check_arguments("mixer_config", name, _MIXERS[name], mixer_config)
     try:
         return _MIXERS[name](hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
     except AssertionError as error:

@@ -58,11 +58,11 @@ def has_nvidia_gpu() -> bool:
     return done.returncode == 0 and b"GPU" in done.stdout
 
 
-def pinned_torch() -> str:
-    """The requirement on torch in constraints.txt."""
-    match = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+def pinned(package: str) -> str:
+    """The requirement on a package in constraints.txt."""
+    match = re.search(rf"^{package}==[^\s;]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     if match is None:
-        raise SetupError("constraints.txt does not pin torch; add a line such as torch==2.13.0.")
+        raise SetupError(f"constraints.txt does not pin {package}; add a line such as {package}==1.0.")
     return match.group()
 
 
@@ -98,13 +98,13 @@ def torch_arguments(gpu: bool, platform: str, environ, is_reachable=reachable) -
     """
     index = environ.get("TORCH_INDEX_URL")
     if index:
-        return ["--extra-index-url", index, pinned_torch()]
+        return ["--extra-index-url", index, pinned("torch")]
     if gpu or platform == "darwin":  # the default builds are the right ones
-        return [pinned_torch()]
+        return [pinned("torch")]
     if is_reachable(CPU_INDEX + "/torch/"):
-        return ["--extra-index-url", CPU_INDEX, pinned_torch()]
+        return ["--extra-index-url", CPU_INDEX, pinned("torch")]
     say(f"{CPU_INDEX} does not answer; torch comes from pip's usual indexes (PyPI's Linux build brings CUDA: gigabytes).")
-    return [pinned_torch()]
+    return [pinned("torch")]
 
 
 def digest() -> str:
@@ -139,12 +139,32 @@ def say(text: str) -> None:
     print(f"[setup] {text}", flush=True)
 
 
-def run(*command) -> None:
+def run(*command, **variables) -> None:
     words = [str(word) for word in command]
-    say("$ " + " ".join(words))
-    code = subprocess.call(words, cwd=str(ROOT))
+    say("$ " + " ".join([*(f"{name}={value}" for name, value in variables.items()), *words]))
+    code = subprocess.call(words, cwd=str(ROOT), env={**os.environ, **variables})
     if code:
         raise SetupError(f"that command failed (exit code {code}); its output above says why. Mend it and run this again.")
+
+
+def install_mamba_ssm(install: list, environ) -> None:
+    """Installs the Python part of mamba_ssm, which `fla_bdlru.integrations.mamba_ssm` is tested with.
+
+    Its sources build against the torch that is there, so not in isolation; its CUDA extension and its other requirements
+    are left out. If that fails the tests are skipped; in continuous integration it is an error.
+    """
+    try:
+        run(*install, "-c", ROOT / "constraints.txt", "setuptools", "packaging")
+        run(
+            *install, "--no-build-isolation", "--no-deps", pinned("mamba-ssm"),
+            MAMBA_FORCE_BUILD="TRUE", MAMBA_SKIP_CUDA_BUILD="TRUE",
+        )  # fmt: skip
+    except SetupError as error:
+        if environ.get("CI"):
+            raise
+        say("*" * 100)
+        say(f"mamba_ssm could not be installed: tests/integrations/test_mamba_ssm.py WILL BE SKIPPED. {error}")
+        say("*" * 100)
 
 
 def set_up(venv: Path, extras: set) -> None:
@@ -175,6 +195,8 @@ def set_up(venv: Path, extras: set) -> None:
     run(*install, *torch_arguments(gpu, sys.platform, os.environ))
     names = sorted(extras | {"cuda"} if gpu else extras)
     run(*install, "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[{','.join(names)}]")
+    if "test" in extras:
+        install_mamba_ssm(install, os.environ)
     (venv / "setup-stamp.json").write_text(json.dumps({"digest": wanted, "extras": sorted(extras)}))
     say(f"{venv} is ready")
 

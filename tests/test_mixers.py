@@ -113,33 +113,6 @@ def test_mamba_keeps_its_time_steps_in_another_model():
     assert layer.in_proj.weight.std() < 0.03
 
 
-def test_generation_gradient_checkpointing_and_padding():
-    model = build(mixer="bdlru").eval()
-    x = torch.randint(3, 40, (2, 6))
-    mask = torch.ones_like(x)
-    greedy = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "attention_mask": mask}
-    assert torch.equal(model.generate(x, use_cache=True, **greedy), model.generate(x, use_cache=False, **greedy))
-    padded, mask = (
-        torch.cat([torch.zeros(2, 3, dtype=torch.long), x], 1),
-        torch.cat([torch.zeros(2, 3, dtype=torch.long), mask], 1),
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], model(x).logits, rtol=1e-4, atol=1e-5)
-
-    def gradients(cu_seqlens=None):
-        model.zero_grad()
-        model(x[:1], labels=x[:1], cu_seqlens=cu_seqlens, use_cache=False).loss.backward()
-        return [p.grad.clone() for p in model.parameters()]
-
-    model.train()
-    for cu_seqlens in (None, torch.tensor([0, 2, 6])):
-        plain = gradients(cu_seqlens)
-        for use_reentrant in (True, False):
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, gradients(cu_seqlens)))
-            model.gradient_checkpointing_disable()
-
-
 def test_register_mixer(registry):
     class Doubled(BDLRU):
         def mix(self, *args):

@@ -129,8 +129,8 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "")
     return wrapper
 
 
-def wrap_functions(table: Mapping[str, Callable]) -> None:
-    """Wraps functions and methods without a dispatch point, under every name that an FLA module holds them by."""
+def wrap_functions(table: Mapping[str, Callable], package: str = "fla") -> None:
+    """Wraps functions and methods without a dispatch point, under every name that a module of `package` holds them by."""
     wrappers = {}
     for target, implementation in table.items():
         try:
@@ -145,7 +145,7 @@ def wrap_functions(table: Mapping[str, Callable]) -> None:
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)
     for module_name, module in list(sys.modules.items()):
-        if module_name != "fla" and not module_name.startswith("fla."):
+        if module_name != package and not module_name.startswith(f"{package}."):
             continue
         for name, value in list(vars(module).items()):
             if id(value) in wrappers:
@@ -186,4 +186,5 @@ def _resolve(target: str) -> tuple[Any, str, Any]:
 
 
 def _warn_missing(target: str) -> None:
-    warnings.warn(f"fla_bdlru: {target} is not in this version of FLA; it will not run on a CPU.", stacklevel=3)
+    library = "FLA" if target.startswith("fla.") else target.partition(".")[0]
+    warnings.warn(f"fla_bdlru: {target} is not in this version of {library}; it will not run on a CPU.", stacklevel=3)

@@ -39,6 +39,12 @@ class Mixer(nn.Module):
         """Mixes unpadded inputs; returns outputs, the recurrent state, and the convolution's state (or `None`)."""
         raise NotImplementedError
 
+    def mix_steps(
+        self, hidden_states: torch.Tensor, last_state: dict | None, num_steps: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, list[dict | None]]:
+        """As `mix` with a cache, and the states (as `last_state`) before each of the last `num_steps` tokens."""
+        raise NotImplementedError(f"{type(self).__name__} does not keep the states between single steps (step_states).")
+
     def state_size(self) -> int:
         """Number of values that one sequence carries from step to step (a short convolution's cache included)."""
         raise NotImplementedError
@@ -75,14 +81,16 @@ class Mixer(nn.Module):
                 Accepted for FLA's signature; there are none. Default: `False`.
             **kwargs:
                 `cu_seqlens` (torch.LongTensor): document boundaries of a packed batch, B = 1; wins over `attention_mask`.
-                `cp_context`: passed to the op. Anything else is ignored, as in FLA's layers.
+                `cp_context`: passed to the op.
+                `step_states` (int): keep the states before each of the last so many tokens in the cache, for
+                `fla_bdlru.rewind_cache`; needs tokens without padding. Anything else is ignored, as in FLA's layers.
 
         Returns:
             (torch.Tensor, None, fla.models.utils.Cache | None):
                 Outputs of shape `[B, T, hidden_size]`, no attentions, and the cache.
 
         Raises:
-            ValueError: if `attention_mask` is not two-dimensional, or as the op does.
+            ValueError: if `attention_mask` is not two-dimensional, `step_states` cannot be kept, or as the op does.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(
@@ -90,30 +98,53 @@ class Mixer(nn.Module):
                 f"for a recurrence); got {list(attention_mask.shape)}."
             )
         batch_size, q_len = hidden_states.shape[:2]
-        cu_seqlens, indices = kwargs.get("cu_seqlens"), None
-        if attention_mask is not None and cu_seqlens is None:
+        cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states") or 0
+        if num_steps:
+            plain = cu_seqlens is None and kwargs.get("cp_context") is None
+            check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
+        elif attention_mask is not None and cu_seqlens is None:
             hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
                 hidden_states=hidden_states, cu_seqlens=None, attention_mask=attention_mask, q_len=q_len
             )
         last_state = None
         if past_key_values is not None:
             last_state = fla_part("fla.layers.utils", "get_layer_cache")(module=self, past_key_values=past_key_values)
-        o, recurrent_state, conv_state = self.mix(
-            hidden_states, last_state, bool(use_cache), cu_seqlens, kwargs.get("cp_context")
-        )
+        if num_steps:
+            o, recurrent_state, conv_state, step_states = self.mix_steps(hidden_states, last_state, num_steps)
+        else:
+            o, recurrent_state, conv_state = self.mix(
+                hidden_states, last_state, bool(use_cache), cu_seqlens, kwargs.get("cp_context")
+            )
+            step_states = None
         if past_key_values is not None and use_cache:
-            fla_part("fla.layers.utils", "update_layer_cache")(
+            state = fla_part("fla.layers.utils", "update_layer_cache")(
                 module=self,
                 past_key_values=past_key_values,
                 recurrent_state=recurrent_state,
                 conv_state=conv_state,
                 offset=q_len,
             )
+            state["step_states"] = step_states
         if indices is not None:
             o = fla_part("fla.layers.utils", "repad_hidden_states")(
                 hidden_states=o, indices=indices, batch_size=batch_size, q_len=q_len
             )
         return o, None, past_key_values
+
+
+def check_step_states(
+    num_steps: int,
+    q_len: int,
+    attention_mask: torch.Tensor | None,
+    possible: bool,
+) -> None:
+    """Raises `ValueError` where the states before each of the last `num_steps` tokens cannot be kept."""
+    if not 1 <= num_steps <= q_len:
+        raise ValueError(f"step_states must lie between 1 and the number of tokens, {q_len}; got {num_steps}.")
+    if not possible:
+        raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
+    if attention_mask is not None and not attention_mask[:, -q_len:].all():
+        raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
 
 
 def channels_from(field: str, count: int | None, unit: int, hidden_size: int, expand: float) -> int:

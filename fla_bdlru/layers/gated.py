@@ -138,23 +138,58 @@ class GatedRecurrence(Mixer):
         cu_seqlens: torch.LongTensor | None,
         cp_context: object | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        v, conv_state = self.v_proj(hidden_states), None
+        v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
+        readout, state = self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context)
+        return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
+
+    def mix_steps(
+        self, hidden_states: torch.Tensor, last_state: dict | None, num_steps: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, list[dict | None]]:
+        v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
+        first = hidden_states.shape[1] - num_steps
+        pieces = [first] * (first > 0) + [1] * num_steps
+        # a snapshot: the cache's own dictionary is about to change
+        first_state = last_state and {name: last_state[name] for name in ("recurrent_state", "conv_state")}
+        readouts, states = [], [first_state]
+        for v_piece, g_piece in zip(v.split(pieces, 1), g.split(pieces, 1)):
+            readout, state = self.scan(v_piece, g_piece, states[-1], True)
+            readouts.append(readout)
+            states.append(state)
+        *before, state = states
+        o = self.project_out(torch.cat(readouts, 1), hidden_states)
+        return o, state["recurrent_state"], state["conv_state"], before[-num_steps:]
+
+    def scan(
+        self,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        last_state: dict | None,
+        use_cache: bool,
+        cu_seqlens: torch.LongTensor | None = None,
+        cp_context: object | None = None,
+    ) -> tuple[torch.Tensor, dict]:
+        """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
+        conv_state = None
         if self.use_short_conv:
             # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
             conv_state = None if last_state is None else last_state["conv_state"].clone()
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
         readout, state = self.recur(
             v,
-            self.a_proj(hidden_states).unflatten(-1, self.gate_shape),
+            g.unflatten(-1, self.gate_shape),
             initial_state=None if last_state is None else last_state["recurrent_state"],
             output_final_state=use_cache,
             gate_norm=self.gate_norm,
             cu_seqlens=cu_seqlens,
             cp_context=cp_context,
         )
+        return readout, {"recurrent_state": state, "conv_state": conv_state}
+
+    def project_out(self, readout: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Output gate and projection."""
         if self.use_output_gate:
             readout = self.o_norm(readout, self.g_proj(hidden_states))
-        return self.o_proj(readout), state, conv_state
+        return self.o_proj(readout)
 
     def extra_repr(self) -> str:
         return f"gate_norm={self.gate_norm}, selective={self.selective}, gate_bias={self.gate_bias}"

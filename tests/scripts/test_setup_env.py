@@ -20,8 +20,10 @@ def setup_env():
 
 
 def test_torch_is_pinned_and_fits_the_machine(setup_env):
-    pin = setup_env.pinned_torch()
+    pin = setup_env.pinned("torch")
     assert pin.startswith("torch==")
+    with pytest.raises(setup_env.SetupError, match="does not pin left-pad"):
+        setup_env.pinned("left-pad")
 
     def choose(gpu=False, platform="linux", environ=(), answers=True):
         return setup_env.torch_arguments(gpu, platform, dict(environ), lambda url: answers)
@@ -68,18 +70,21 @@ def test_other_inputs_or_a_lost_environment_mean_a_new_set_up(setup_env, tmp_pat
     monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(setup_env, "reachable", lambda url: True)
     setup_env.set_up(tmp_path, {"cpu", "test"})
-    made, torch, package = commands
+    made, torch, package, _, mamba = commands
     assert "venv" in made
     assert torch[-1].startswith("torch==")
     assert package[-1].endswith("[cpu,test]")
     assert str(ROOT / "constraints.txt") in package
+    assert mamba[-1] == setup_env.pinned("mamba-ssm")
+    assert {"--no-build-isolation", "--no-deps"} <= set(mamba)
 
     commands.clear()
     setup_env.set_up(tmp_path, {"cpu"})
     assert not commands
     monkeypatch.setattr(setup_env, "digest", lambda: "other")
     setup_env.set_up(tmp_path, {"benchmark"})
-    assert commands[-1][-1].endswith("[benchmark,cpu,test]")
+    assert commands[2][-1].endswith("[benchmark,cpu,test]")
+    assert commands[-1][-1].startswith("mamba-ssm==")
     setup_env.venv_python(tmp_path).unlink()
     commands.clear()
     setup_env.set_up(tmp_path, {"cpu"})
@@ -100,6 +105,21 @@ def test_a_failed_command_leaves_no_stamp_and_says_so(setup_env, tmp_path, monke
     with pytest.raises(setup_env.SetupError, match="exit code 1"):
         setup_env.set_up(tmp_path, {"cpu"})
     assert not (tmp_path / "setup-stamp.json").exists()
+
+
+def test_mamba_ssm_that_cannot_be_built_is_said_loudly_and_fails_in_ci(setup_env, monkeypatch, capfd):
+    calls = []
+
+    def fail(command, env, **_):
+        calls.append((command, env))
+        return int("--no-build-isolation" in command)
+
+    monkeypatch.setattr(setup_env.subprocess, "call", fail)
+    setup_env.install_mamba_ssm(["pip", "install"], {})
+    assert calls[-1][1]["MAMBA_SKIP_CUDA_BUILD"] == "TRUE"
+    assert "mamba_ssm could not be installed: tests/integrations/test_mamba_ssm.py WILL BE SKIPPED" in capfd.readouterr().out
+    with pytest.raises(setup_env.SetupError, match="exit code 1"):
+        setup_env.install_mamba_ssm(["pip", "install"], {"CI": "true"})
 
 
 def test_old_python_and_missing_venv_are_explained(setup_env, monkeypatch):

@@ -1,0 +1,64 @@
+"""Taking tokens back from a cache: speculative decoding, prefix reuse."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fla.models.utils import Cache
+
+RECURRENT = ("recurrent_state", "conv_state", "ffn_state")
+
+
+def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
+    r"""The cache as it was before its last `num_tokens` tokens; the given one stays as it is.
+
+    BD-LRU and H-LRU layers go back to states that they kept: call the model with `step_states=k`, and up to k tokens of that
+    call can be taken back. Softmax attention forgets keys and values. States are shared with the given cache, not copied.
+
+    Args:
+        past_key_values (fla.models.utils.Cache):
+            A cache that a model or a layer returned.
+        num_tokens (int):
+            How many tokens to take back.
+
+    Returns:
+        fla.models.utils.Cache:
+            A new cache.
+
+    Raises:
+        ValueError: if `num_tokens` is negative, or a layer did not keep the state; the message names the layer.
+
+    Example:
+        >>> import torch
+        >>> from fla.models.utils import Cache
+        >>> from fla_bdlru import rewind_cache
+        >>> from fla_bdlru.layers import BDLRU
+        >>> layer, x, cache = BDLRU(hidden_size=32, layer_idx=0).eval(), torch.randn(1, 6, 32), Cache()
+        >>> with torch.no_grad():
+        ...     _ = layer(x, past_key_values=cache, use_cache=True, step_states=4)
+        ...     after_three = layer(x[:, :3], past_key_values=Cache(), use_cache=True)[2]
+        >>> rewound = rewind_cache(cache, 3)
+        >>> assert (rewound.get_seq_length(), cache.get_seq_length()) == (3, 6)
+        >>> assert torch.allclose(rewound[0]["recurrent_state"], after_three[0]["recurrent_state"])
+    """
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens must not be negative; got {num_tokens}.")
+    rewound = copy(past_key_values)
+    rewound.layers = [copy(layer) for layer in past_key_values.layers]
+    for layer_idx, layer in enumerate(rewound.layers):
+        layer.state = dict(layer.state or {})  # which decoding changes
+        length = layer.get_seq_length() - num_tokens
+        if num_tokens == 0 or not any(layer.state.get(name) is not None for name in RECURRENT):
+            layer.crop(length)
+            continue
+        kept = layer.state.get("step_states") or []
+        if len(kept) < num_tokens or kept[-num_tokens] is None:
+            raise ValueError(
+                f"num_tokens={num_tokens}: layer {layer_idx} kept {sum(state is not None for state in kept)} earlier states; "
+                "call the model with step_states set to the number of tokens that may be taken back."
+            )
+        layer.state.update(kept[-num_tokens], step_states=kept[:-num_tokens])
+        layer._seen_tokens = length
+    return rewound

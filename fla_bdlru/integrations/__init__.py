@@ -1,0 +1,1 @@
+"""Libraries, other than flash-linear-attention, whose models take the layers; nothing here imports them."""
