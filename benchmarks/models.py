@@ -204,7 +204,7 @@ def match_variant(name: str, match: str, width: int, budget: int | None = None) 
     measure = layer_params if match == "params" else layer_state
     tried = []
     for size in variant.sizes:
-        args, got = _nearest(lambda n, size=size: {**variant.args, **size(width, n)}, variant.mixer, measure, width, budget)
+        args, got = nearest_size(lambda n, size=size: {**variant.args, **size(width, n)}, variant.mixer, measure, width, budget)
         tried.append((abs(got - budget) / budget, got, args))
         if tried[-1][0] <= CLOSE_ENOUGH:
             break
@@ -219,7 +219,7 @@ def match_variant(name: str, match: str, width: int, budget: int | None = None) 
     return Matched(args)
 
 
-def _nearest(make: Callable[[int], dict], mixer: str, measure: Callable, width: int, budget: int) -> tuple[dict, int]:
+def nearest_size(make: Callable[[int], dict], mixer: str, measure: Callable, width: int, budget: int) -> tuple[dict, int]:
     # sizes grow with n, so bisect; n channels always cost at least one element, so n need not pass the budget
     def size(n: int) -> int:
         return measure(mixer, width, make(n))
