@@ -7,10 +7,12 @@ import math
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
@@ -18,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.lm.evaluate import octaves, position_losses, scored_tokens
 from benchmarks.lm.models import build_model
 from benchmarks.lm.settings import Entry, Settings
-from benchmarks.lm.text import Blocks, Corpus
+from benchmarks.lm.text import Blocks, Corpus, Windows
 from benchmarks.train import decays
 
 COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing
@@ -106,7 +108,6 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
         output_dir=str(folder),
         max_steps=t.steps,
         per_device_train_batch_size=size,
-        per_device_eval_batch_size=max(1, run.settings.evaluation.batch_tokens // run.settings.data.length),
         gradient_accumulation_steps=accumulation,
         optim="adamw_torch",
         learning_rate=t.lr,
@@ -132,7 +133,6 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
         ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
-        prediction_loss_only=True,
         disable_tqdm=True,
         report_to="none",
         **sharding,
@@ -140,10 +140,11 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
 
 
 class LMTrainer(Trainer):
-    """The Trainer, with this harness's rule for weight decay, an exact mean over micro-batches, and a clock in its logs."""
+    """The Trainer, with this harness's validation and rule for weight decay, exact means, and a clock in its logs."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, validate: Callable[[torch.nn.Module, Accelerator], float], **kwargs):
         super().__init__(*args, **kwargs)
+        self.validate = validate
         self.model_accepts_loss_kwargs = False  # sequences are equally long: the mean of means is the mean
         self.clock = time.perf_counter()
         self.stop = StopOnSignal(self)
@@ -152,6 +153,12 @@ class LMTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, p in model.named_parameters() if decays(p)]
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = {"eval_loss": self.validate(self.model_wrapped, self.accelerator)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # the history is part of a checkpoint, so the clock goes on where a resumed run stopped
@@ -278,7 +285,17 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
     disable_progress_bar()  # of writing a checkpoint
     set_seed(run.seed)
     model = build_model(run.config)
-    trainer = LMTrainer(model, arguments, train_dataset=blocks, eval_dataset=Blocks(corpus.validation[:total], length))
+
+    def losses(n: int, model: torch.nn.Module, accelerator: Accelerator) -> torch.Tensor:
+        return position_losses(model, corpus.validation, n, total, accelerator, settings.evaluation.batch_tokens)
+
+    trainer = LMTrainer(
+        model,
+        arguments,
+        train_dataset=blocks,
+        eval_dataset=Windows(corpus.validation, length, total),
+        validate=lambda *prepared: losses(length, *prepared).mean().item(),
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PrintProgress(run.title, say))
 
@@ -295,10 +312,7 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
         raise Interrupted(trainer.state.global_step)
 
     model = trainer.model_wrapped
-    by_length = [
-        position_losses(model, corpus.validation, n, total, accelerator, settings.evaluation.batch_tokens)
-        for n in settings.eval_lengths
-    ]
+    by_length = [losses(n, model, accelerator) for n in settings.eval_lengths]
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(out / "models" / run.key, state_dict=weights)
@@ -306,7 +320,7 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     validated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return {
-        "losses": [losses.mean().item() for losses in by_length],
+        "losses": [by_position.mean().item() for by_position in by_length],
         "positions": octaves(by_length[-1]),
         "scored": total,
         "train_loss": logged[-1]["loss"] if logged else None,
