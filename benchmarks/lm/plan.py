@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.lm.evaluate import scored_tokens
 from benchmarks.lm.models import make_config, measure
 from benchmarks.lm.settings import Settings
-from benchmarks.lm.text import Blocks, Corpus, get_tokenizer, prepare
+from benchmarks.lm.text import BUILT_IN, Blocks, Corpus, get_tokenizer, prepare
 from benchmarks.lm.train import Run, micro_batch
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ NOT_IN_KEY = ("micro_batch_size", "log_every", "eval_every", "save_every", "keep
 def prepare_corpus(settings: Settings, out: Path, say: Callable[[str], None]) -> Corpus:
     """The settings' text, prepared under `out/text`, and its sizes said; raises `ValueError` if it cannot serve."""
     data, t = settings.data, settings.training
-    say(f"text: {data.dataset}, tokenizer {data.tokenizer}; the first time it is prepared, which may take a while")
+    if data.dataset not in BUILT_IN:
+        say(f"text: {data.dataset} is read and tokenised the first time; once begun it has to finish in one go")
     corpus = prepare(data, data.train_tokens or t.steps * t.batch_size * data.length, out / "text")
     Blocks(corpus.train, data.length, t.batch_size)
     total = scored_tokens(len(corpus.validation), max(settings.eval_lengths), settings.evaluation.tokens)

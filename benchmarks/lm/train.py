@@ -310,6 +310,9 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stop.stopped:
         raise Interrupted(trainer.state.global_step)
+    if fsdp:
+        local = sum(p.to_local().numel() for p in trainer.model_wrapped.parameters())
+        say(f"{run.title}: {local:,} parameters on each of {processes} processes")
 
     model = trainer.model_wrapped
     by_length = [losses(n, model, accelerator) for n in settings.eval_lengths]
