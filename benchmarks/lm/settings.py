@@ -91,7 +91,7 @@ class Training:
         log_every, eval_every, save_every (int):
             Steps between points of the curve, validations and checkpoints.
         keep (int):
-            Checkpoints that are kept of a run in progress. Default: 2.
+            Checkpoints that are kept of a run in progress, 2 or more: one may be incomplete. Default: 2.
         seeds (tuple[int, ...]):
             One run each. A seed sets the initial weights and the order of the data.
     """
@@ -116,9 +116,10 @@ class Training:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        names = "steps batch_size micro_batch_size lr clip log_every eval_every save_every keep"
+        names = "steps batch_size micro_batch_size lr clip log_every eval_every save_every"
         _check_positive("training", self, *names.split())
         _check("training.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        _check("training.keep", self.keep, self.keep >= 2, "at least 2")
         warm = f"a number from 0 up to training.steps={self.steps}"
         _check("training.warmup_steps", self.warmup_steps, 0 <= self.warmup_steps <= self.steps, warm)
         for name in ("min_lr_ratio", "beta1", "beta2"):

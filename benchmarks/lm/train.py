@@ -120,7 +120,6 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
         max_grad_norm=t.clip,
         bf16=wants_bf16(t.precision, device),
         torch_compile=t.torch_compile,
-        gradient_checkpointing=t.gradient_checkpointing,
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -135,6 +134,7 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
+        **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
         **sharding,
     )
 
