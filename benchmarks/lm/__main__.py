@@ -45,7 +45,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Under torchrun: shard the model over the processes (FSDP2) instead of copying it.")
+        bool, typer.Option("--fsdp", help="Under torchrun, on GPUs: shard the model (FSDP2), not copy it (DDP).")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
@@ -90,12 +90,15 @@ def _where(device: str, fsdp: bool) -> tuple[str, int]:
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise ValueError("device='cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
+    if device == "auto":
+        device = "cuda" if found else "cpu"
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if fsdp and processes == 1:
+    if fsdp and (device == "cpu" or processes == 1):  # accelerate would ignore it in silence
         raise ValueError(
-            "fsdp shards over processes, and there is one; start it with torchrun --nproc-per-node N -m benchmarks.lm."
+            "fsdp shards over GPUs: torchrun --nproc-per-node 8 -m benchmarks.lm --fsdp; without it the model is copied, which "
+            f"works everywhere. Here: device {device}, {processes} process(es)."
         )
-    return ("cuda" if found else "cpu") if device == "auto" else device, processes
+    return device, processes
 
 
 def _announce(console: Console, say, settings: Settings, device: str, processes: int) -> Settings:

@@ -38,7 +38,15 @@ def test_a_comparison_gives_rows_curves_models_a_table_and_a_picture(unbroken):
     assert abs(int(found["lstm"]["params"]) / int(found["bdlru-m4"]["params"]) - 1) < 0.05
     assert not list(out.glob("checkpoints/*"))
     assert (out / "lm-quick.png").read_bytes().startswith(b"\x89PNG")
-    for text in ("2 runs, 0 of them", "bdlru-m4", "bits/byte", "perplexity", "lm.csv", "lm-quick.png", "5,120 training tokens"):
+    for text in (
+        "2 runs, 0 of them",
+        "bdlru-m4",
+        "bits/byte",
+        "perplexity",
+        "lm.csv",
+        "lm-quick.png",
+        "5,120 training tokens",
+    ):
         assert text in stdout, text
 
 
@@ -97,16 +105,16 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
         (["--mixers", "bdlru-m4,nope"], ["'nope' is not known", "gated_deltanet"]),
         (["--mixers", ","], ["mixers=[]", "at least one"]),
         (["--mixers", "lstm,lstm"], ["mixers=['lstm', 'lstm']", "different names"]),
-        (["--seeds", "0"], ["--seeds", "0 is not in the range"]),
+        (["--seeds", "0"], ["--seeds", "greater than or equal to 1"]),
         (["--set", "training.lr"], ["set='training.lr'", "section.field=value"]),
         (["--set", "data.length=0"], ["data.length=0", "greater than 1"]),
         (["--set", "data.dataset=nobody/nothing"], ["data.dataset='nobody/nothing'", "pydoc, stdlib"]),
         (["--set", "data.dataset=pydoc", "--set", "data.length=50000"], ["data.length=50,000"]),
-        (["--set", "data.dataset=pydoc", "--set", "data.validation_tokens=1000"], ["window of 2,048", "evaluation.multiples"]),
+        (["--set", "data.dataset=pydoc", "--set", "evaluation.tokens=1000"], ["window of 2,048", "evaluation.multiples"]),
         (["--set", "training.micro_batch_size=3"], ["training.batch_size=16", "micro_batch_size=3"]),
         (["--set", "model.type=gpt"], ["model.type='gpt'", "transformer"]),
         (["--device", "tpu"], ["device='tpu'", "auto, cpu, cuda"]),
-        (["--fsdp"], ["fsdp", "torchrun"]),
+        (["--fsdp", "--device", "cpu"], ["fsdp shards over GPUs", "without it the model is copied"]),
     ],
 )
 def test_wrong_input_is_named_and_answered_with_exit_code_2(arguments, words, tmp_path):
