@@ -95,8 +95,8 @@ def _where(device: str, fsdp: bool) -> tuple[str, int]:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if fsdp and (device == "cpu" or processes == 1):  # accelerate would ignore it in silence
         raise ValueError(
-            "fsdp shards over GPUs: torchrun --nproc-per-node 8 -m benchmarks.lm --fsdp; without it the model is copied, which "
-            f"works everywhere. Here: device {device}, {processes} process(es)."
+            "fsdp shards over GPUs: torchrun --nproc-per-node 8 -m benchmarks.lm --fsdp; without it the model is copied, as "
+            f"works everywhere. Here: device={device!r}, {processes} process(es)."
         )
     return device, processes
 

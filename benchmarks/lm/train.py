@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
@@ -24,6 +25,10 @@ from benchmarks.lm.text import Blocks, Corpus, Windows
 from benchmarks.train import decays
 
 COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing
+
+
+# a block is a unit; each process writes its own part of a checkpoint
+FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
 
 
 class Interrupted(Exception):
@@ -103,7 +108,7 @@ def training_arguments(run: Run, folder: Path, device: str, fsdp: bool, processe
     """What the Trainer is given: AdamW, warm-up and cosine, the batch split among `processes`, DDP or FSDP2."""
     t = run.settings.training
     size, accumulation = micro_batch(t.batch_size, t.micro_batch_size, processes)
-    sharding = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}} if fsdp else {}
+    sharding = {"fsdp": True, "fsdp_config": dict(FSDP2)} if fsdp else {}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=t.steps,
@@ -316,9 +321,11 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
 
     model = trainer.model_wrapped
     by_length = [losses(n, model, accelerator) for n in settings.eval_lengths]
-    weights = accelerator.get_state_dict(model)
+    # every process takes part in gathering what is sharded
+    weights = {name: w.full_tensor().cpu() if isinstance(w, DTensor) else w for name, w in model.state_dict().items()}
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(out / "models" / run.key, state_dict=weights)
+        whole = accelerator.unwrap_model(model)
+        whole.save_pretrained(out / "models" / run.key, state_dict=weights if fsdp else None)
     points = curve(trainer.state.log_history, batch * length)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     validated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

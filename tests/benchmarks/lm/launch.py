@@ -20,9 +20,14 @@ SETTINGS = (
 
 def start(out, *arguments, processes=1, changes=()):
     """The command on a small model; `processes` > 1 starts it under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     options = [word for change in (*SETTINGS, *changes) for word in ("--set", change)]
-    command = [sys.executable, *launcher, "-m", "benchmarks.lm", "--device", "cpu", "--out", str(out), *options, *arguments]
+    return launch(processes, "-m", "benchmarks.lm", "--device", "cpu", "--out", str(out), *options, *arguments)
+
+
+def launch(processes, *words):
+    """Python with `words`, under torchrun if there are several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command,

@@ -1,16 +1,21 @@
 """Two processes under torchrun (gloo): copied and sharded models, killed at a random step and resumed."""
 
+import csv
 import json
 import random
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.benchmarks.lm.launch import curve, finish, kill_all, rows, start, wait_for_checkpoint, weights
+from tests.benchmarks.lm.launch import SETTINGS, curve, finish, kill_all, launch, rows, start, wait_for_checkpoint, weights
 
 NAME = "bdlru-m4"
+WORKER = Path(__file__).with_name("fsdp_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +34,46 @@ def numbers(out, column):
     return [float(point[column]) for point in curve(out, NAME) if point[column]]
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_kill_and_resume_gives_the_losses_of_an_unbroken_run(unbroken, tmp_path, sharded):
-    arguments = ["--mixers", NAME, *(["--fsdp"] if sharded else [])]
-    process = start(tmp_path, *arguments, processes=2)
-    wait_for_checkpoint(tmp_path, process)
+def killed_at_random(process, out):
+    wait_for_checkpoint(out, process)
     time.sleep(random.uniform(0, 0.5))
     kill_all(process)
-    assert not (tmp_path / "lm.csv").exists(), "the run had ended before it was killed"
-    assert 5 <= last_step(tmp_path) < 60
+    assert not list(out.glob("*.csv")), "the run had ended before it was killed"
+    assert 5 <= last_step(out) < 60
 
-    stdout = finish(start(tmp_path, *arguments, processes=2))
-    assert "goes on from" in stdout
+
+def test_kill_and_resume_is_bit_equal_to_an_unbroken_run(unbroken, tmp_path):
+    killed_at_random(start(tmp_path, "--mixers", NAME, processes=2), tmp_path)
+    assert "goes on from" in finish(start(tmp_path, "--mixers", NAME, processes=2))
     assert len(curve(tmp_path, NAME)) == 60
-    if not sharded:  # the same arithmetic: bit-equal, weights included
-        assert curve(tmp_path, NAME) == curve(unbroken, NAME)
-        assert weights(tmp_path, NAME) == weights(unbroken, NAME)
-        return
-    params = int(rows(tmp_path)[NAME]["params"])
+    assert curve(tmp_path, NAME) == curve(unbroken, NAME)
+    assert weights(tmp_path, NAME) == weights(unbroken, NAME)
+
+
+def test_sharded_killed_and_resumed_gives_the_losses_of_copies(unbroken, tmp_path):
+    command = [2, str(WORKER), str(tmp_path), *SETTINGS, f'mixers=["{NAME}"]']
+    killed_at_random(launch(*command), tmp_path)
+    stdout = finish(launch(*command))
+    assert "goes on from" in stdout
+    params = int(rows(unbroken)[NAME]["params"])
     assert f"{params // 2:,} parameters on each of 2 processes" in stdout
+    with open(next(tmp_path.glob("curves/*.csv")), newline="") as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == 60
     for column in ("loss", "grad_norm", "validation_loss"):
-        assert numbers(tmp_path, column) == pytest.approx(numbers(unbroken, column), rel=1e-4)
-    assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-5)
+        assert [float(p[column]) for p in points if p[column]] == pytest.approx(numbers(unbroken, column), rel=1e-4)
+    with open(tmp_path / "fsdp.csv", newline="") as file:
+        scored = [float(loss) for loss in next(csv.DictReader(file))["loss"].split()]
+    assert scored == pytest.approx(losses(unbroken), rel=1e-4)
+    saved, other = (load_file(next(out.glob("models/*/model.safetensors"))) for out in (tmp_path, unbroken))
+    assert saved.keys() == other.keys()
+    assert all(torch.allclose(saved[name], other[name], atol=1e-3) for name in saved)
+
+
+def test_sharding_takes_tied_embeddings(tmp_path):
+    changes = ("training.steps=4", "training.save_every=4", "training.warmup_steps=1", "model.tie_word_embeddings=true")
+    stdout = finish(launch(2, str(WORKER), str(tmp_path), *SETTINGS, *changes, f'mixers=["{NAME}"]'))
+    assert "parameters on each of 2 processes" in stdout
 
 
 def losses(out):
