@@ -53,7 +53,7 @@ def _hub_documents(data: Data) -> Iterator[str]:
     except ImportError:
         raise ValueError(
             f"data.dataset={data.dataset!r} is not a built-in text ({', '.join(BUILT_IN)}), and other datasets need the "
-            'package `datasets`: pip install "fla-bdlru[lm]".'
+            "package `datasets`: pip install datasets (it is the extra `lm`)."
         ) from None
     try:
         rows = datasets.load_dataset(data.dataset, data.name, data_files=data.files, split=data.split, streaming=True)

@@ -141,9 +141,7 @@ def test_a_dataset_that_cannot_be_had_is_refused_with_a_way_out(tmp_path):
 
 def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        ValueError, match=r"'fineweb' is not a built-in text \(pydoc, stdlib\).*pip install \"fla-bdlru\[lm\]\""
-    ):
+    with pytest.raises(ValueError, match=r"'fineweb' is not a built-in text \(pydoc, stdlib\).*pip install datasets"):
         prepare(Data("fineweb"), 100, tmp_path)
     assert len(prepare(Data("pydoc", validation_tokens=1000), 100, tmp_path).train) == 100
 
