@@ -150,7 +150,8 @@ class LMTrainer(Trainer):
     def __init__(self, *args, validate: Callable[[torch.nn.Module, Accelerator], float], **kwargs):
         super().__init__(*args, **kwargs)
         self.validate = validate
-        self.model_accepts_loss_kwargs = False  # sequences are equally long: the mean of means is the mean
+        # sequences are equally long, so the mean of means is the mean; not every model's loss takes a count of tokens
+        self.model_accepts_loss_kwargs = False
         self.clock = time.perf_counter()
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)

@@ -79,6 +79,21 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(plain, tmp_path):
     assert split["losses"] == pytest.approx(plain["losses"], rel=1e-5)
 
 
+def test_a_model_is_not_asked_to_count_tokens(tmp_path, monkeypatch):
+    """The Trainer would leave the mean over micro-batches to the model, and not every model's loss takes the count."""
+    seen = set()
+
+    def build(config, original=module.build_model):
+        model = original(config)
+        model.register_forward_pre_hook(lambda m, args, kwargs: seen.update(kwargs), with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(module, "build_model", build)
+    trained(tmp_path, "training.micro_batch_size=2", "training.steps=2", "training.warmup_steps=1")
+    assert {"input_ids", "labels"} <= seen
+    assert "num_items_in_batch" not in seen
+
+
 def test_bf16_autocast_trains(plain, tmp_path):
     half = trained(tmp_path, "training.precision=bf16")
     assert half["precision"] == "bf16"
