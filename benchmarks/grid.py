@@ -17,7 +17,7 @@ from benchmarks.presets import Preset
 from benchmarks.tasks import get_task
 from benchmarks.train import Cell
 
-PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "numba", "fla-bdlru")
+PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "accelerate", "numba", "fla-bdlru")
 
 
 @dataclass(frozen=True)

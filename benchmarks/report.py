@@ -164,7 +164,8 @@ def _family(variant: str) -> str:
     return max((name for name in FAMILIES if variant.startswith(name)), key=len, default="")
 
 
-def _styles(variants: list[str]) -> dict[str, dict]:
+def line_styles(variants: list[str]) -> dict[str, dict]:
+    """Colour, marker and dash of each variant: one colour a family."""
     styles, members = {}, {}
     for variant in sorted(variants, reverse=True):  # the largest of a family gets the solid line
         colour = FAMILIES.get(_family(variant), OTHER)
@@ -191,7 +192,7 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path) -> None:
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
     chance = get_task(task_name).chance
-    styles = _styles([line.variant for line in lines])
+    styles = line_styles([line.variant for line in lines])
     figure = Figure(figsize=(14, max(4.5, 1.6 + 0.36 * len(lines))), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)

@@ -47,7 +47,7 @@ CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
 class ResultStore:
-    r"""Rows by key, in a folder: `compare.csv` and `curves/<key>.csv`.
+    r"""Rows by key, in a folder: `<name>.csv` and `curves/<key>.csv`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
     old or the new file. One process at a time may hold a store; use it as a context manager.
@@ -55,17 +55,28 @@ class ResultStore:
     Args:
         folder (str | Path):
             Where results are kept; made if it is not there.
+        name (str):
+            Name of the rows' file. Default: `"compare"`.
+        columns, curve_columns (tuple[str, ...]):
+            Columns of a row, the key first, and of a curve. Default: those of a comparison.
 
     Raises:
         ValueError: on entering, if the folder cannot be written, another run holds it, or the file is not ours.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(
+        self,
+        folder: str | Path,
+        name: str = "compare",
+        columns: tuple[str, ...] = COLUMNS,
+        curve_columns: tuple[str, ...] = CURVE_COLUMNS,
+    ):
         self.folder = Path(folder)
-        self.path = self.folder / "compare.csv"
+        self.path = self.folder / f"{name}.csv"
+        self.columns, self.curve_columns = columns, curve_columns
         self.rows: dict[str, dict[str, str]] = {}
         self.dropped: list[int] = []
-        self._lock = FileLock(self.folder / ".compare.lock", timeout=0)
+        self._lock = FileLock(self.folder / f".{name}.lock", timeout=0)
 
     def __enter__(self) -> ResultStore:
         try:
@@ -92,8 +103,8 @@ class ResultStore:
         names = next(csv.reader([header]), [])
         if not lines:  # killed while an older program wrote the header
             return
-        if tuple(names) != COLUMNS:
-            raise ValueError(f"out={str(self.folder)!r} holds a compare.csv with other columns; move it or name another.")
+        if tuple(names) != self.columns:
+            raise ValueError(f"out={str(self.folder)!r} holds a {self.path.name} with other columns; move it or name another.")
         # the last element is what follows the last newline: empty in a whole file
         for number, line in enumerate(lines, 2):
             values = next(csv.reader([line]), []) if "\0" not in line else []
@@ -104,13 +115,13 @@ class ResultStore:
 
     def add(self, row: dict, curve: list[tuple] = ()) -> None:
         """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty."""
-        unknown = set(row) - set(COLUMNS)
+        unknown = set(row) - set(self.columns)
         assert not unknown, f"unknown columns {unknown}"
         if curve:
-            self._write(self.folder / "curves" / f"{row['key']}.csv", CURVE_COLUMNS, curve)
-        row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+            self._write(self.folder / "curves" / f"{row['key']}.csv", self.curve_columns, curve)
+        row = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
         rows = {**self.rows, row["key"]: row}
-        self._write(self.path, COLUMNS, [r.values() for r in rows.values()])
+        self._write(self.path, self.columns, [r.values() for r in rows.values()])
         self.rows = rows
 
     @staticmethod

@@ -188,11 +188,12 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
 
-def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
-    # biases, norms and what a layer marks as such are not decayed
-    def decays(p):
-        return p.ndim > 1 and not getattr(p, "_no_weight_decay", False)
+def decays(p: torch.nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms and what a layer marks as such."""
+    return p.ndim > 1 and not getattr(p, "_no_weight_decay", False)
 
+
+def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if decays(p)], "weight_decay": cell.weight_decay},

@@ -1,0 +1,208 @@
+"""Trains language models that differ in their mixer, and scores them at the training length and beyond it.
+
+Run it with `python -m benchmarks.lm --help`, or under `torchrun` on several devices.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.lm.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from benchmarks.lm.text import Corpus
+    from benchmarks.lm.train import Run
+    from benchmarks.store import ResultStore
+
+warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
+
+GO_ON = "The same command goes on from there."
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    preset: Annotated[str, typer.Option(help="A name in benchmarks/lm/configs, or a .toml file.")] = "quick",
+    mixers: Annotated[
+        str | None,
+        typer.Option(help="Comma list: entries of the preset or variants of benchmarks.models. Default: the preset's."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds: 3 means 0, 1, 2. Default: the preset's.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as training.lr=1e-3; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Under torchrun, on GPUs: shard the model (FSDP2), not copy it (DDP).")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
+    rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show models, sizes and plan; train nothing.")] = False,
+) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160, quiet=not _is_main(), highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    try:
+        settings = load_settings(preset, tuple(change or ()))
+        if mixers is not None:
+            settings = settings.select(tuple(name.strip() for name in mixers.split(",") if name.strip()))
+        if seeds is not None:
+            settings = replace(settings, training=replace(settings.training, seeds=tuple(range(seeds))))
+        device, processes = _where(device, fsdp)
+        settings = _announce(console, say, settings, device, processes)
+        if dry_run:
+            return
+        runs, corpus = _prepare(say, settings, out, processes)
+    except ValueError as error:
+        console.print("[bold red]Error:[/]", end=" ")
+        say(str(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        say("Stopped before training.")
+        raise typer.Exit(130) from None
+    raise typer.Exit(_train_all(console, say, Path(preset).stem, runs, corpus, device, fsdp, processes, out, rerun))
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _where(device: str, fsdp: bool) -> tuple[str, int]:
+    # the device and the number of processes
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r} is not known; expected one of auto, cpu, cuda.")
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ValueError("device='cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
+    if device == "auto":
+        device = "cuda" if found else "cpu"
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if fsdp and (device == "cpu" or processes == 1):  # accelerate would ignore it in silence
+        raise ValueError(
+            "fsdp shards over GPUs: torchrun --nproc-per-node 8 -m benchmarks.lm --fsdp; without it the model is copied, as "
+            f"works everywhere. Here: device={device!r}, {processes} process(es)."
+        )
+    return device, processes
+
+
+def _announce(console: Console, say, settings: Settings, device: str, processes: int) -> Settings:
+    from benchmarks.lm.models import settle
+    from benchmarks.lm.plan import describe, size_table
+    from benchmarks.models import quiet
+
+    quiet()
+    settings = settle(settings)
+    for line in describe(settings, processes):
+        say(line)
+    console.print(size_table(settings, device))
+    return settings
+
+
+def _prepare(say, settings: Settings, out: Path, processes: int) -> tuple[list[Run], Corpus]:
+    from benchmarks.lm.plan import make_runs, prepare_corpus
+
+    try:
+        corpus = prepare_corpus(settings, out, say)
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r} cannot be written: {error.strerror or error}.") from None
+    return make_runs(settings, corpus, processes), corpus
+
+
+def _train_all(
+    console: Console, say, preset: str, runs: list[Run], corpus: Corpus, device, fsdp, processes, out: Path, rerun
+) -> int:
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from benchmarks.lm.models import measure
+    from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, make_row
+    from benchmarks.lm.train import Interrupted, train
+    from benchmarks.store import ResultStore
+
+    PartialState(cpu=device == "cpu")  # joins the processes of torchrun: gloo on a CPU, NCCL on GPUs
+    store, failed, is_main = ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS), 0, _is_main()
+    with ExitStack() as stack:
+        answer = [None, None]  # what the main process, which alone holds the store, tells the others
+        if is_main:
+            try:
+                stack.enter_context(store)
+                answer[0] = [run.key for run in runs if rerun or run.key not in store.rows]
+            except ValueError as error:
+                answer[1] = str(error)
+        todo, refusal = broadcast_object_list(answer)
+        if refusal:
+            say(f"Error: {refusal}")
+            return 2
+        say(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {store.path} already")
+        for run in (run for run in runs if run.key in todo):
+            try:
+                result = train(run, corpus, out, device, fsdp, processes, say)
+            except Interrupted as stop:
+                say(f"{run.title}: {stop}, in {out / 'checkpoints' / run.key}. {GO_ON}")
+                return 130
+            except KeyboardInterrupt:
+                say(f"{run.title}: stopped at once; the same command goes on from its last checkpoint, if it has one.")
+                return 130
+            except Exception as error:
+                if processes > 1:
+                    raise  # the other processes may be waiting for this one
+                failed += 1
+                path = out / f"error-{run.key}.txt"
+                path.write_text(traceback.format_exc())
+                say(f"{run.title}: failed: {type(error).__name__}: {error} (see {path})")
+                continue
+            if is_main:
+                store.add(
+                    make_row(run, measure(run.config, device), corpus, result, device, torch.get_num_threads()),
+                    result["curve"],
+                )
+                shutil.rmtree(out / "checkpoints" / run.key)
+        if is_main:
+            _show(console, say, store, preset, runs)
+    return 1 if failed else 0
+
+
+def _show(console: Console, say, store: ResultStore, preset: str, runs: list[Run]) -> None:
+    from benchmarks.lm.report import draw, make_table, summarise
+
+    rows = [store.rows[run.key] for run in runs if run.key in store.rows]
+    if not rows:
+        return
+    lines = summarise(rows)
+    curves = {}
+    for row in rows:
+        with open(store.folder / "curves" / f"{row['key']}.csv", newline="") as file:
+            curves[row["key"]] = list(csv.DictReader(file))
+    first = rows[0]
+    title = (
+        f"{first['dataset']} by {first['tokenizer']}: {int(first['steps']):,} steps of {first['batch_size']} sequences of "
+        f"{first['length']}, {lines[0].params / 1e6:.2f}M parameters"
+    )
+    console.print(make_table(lines, title))
+    for line in lines:
+        if line.diverged:
+            say(f"{line.name}: {line.diverged} of {len(line.keys)} runs had a loss that was not finite.")
+    picture = store.folder / f"lm-{preset}.png"
+    draw(lines, curves, title, picture)
+    say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")
+
+
+if __name__ == "__main__":
+    app()

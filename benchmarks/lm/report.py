@@ -1,0 +1,263 @@
+"""What a comparison of language models leaves: rows, curves, a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import mean
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.grid import commit, device_name, versions
+from benchmarks.lm.evaluate import bits_per_byte, perplexity
+from benchmarks.lm.models import Sizes
+from benchmarks.lm.text import Corpus
+from benchmarks.lm.train import Run
+from benchmarks.report import line_styles
+
+# lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
+COLUMNS = (
+    "key",
+    "name",
+    "mixer",
+    "mixer_config",
+    "model",
+    "params",
+    "embedding_params",
+    "mixer_params",
+    "state_size",
+    "seed",
+    "eval_lengths",
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "loss_by_position",
+    "scored_tokens",
+    "train_loss",
+    "validation_loss",
+    "diverged",
+    "seconds",
+    "steps",
+    "batch_size",
+    "length",
+    "lr",
+    "warmup_steps",
+    "weight_decay",
+    "precision",
+    "dataset",
+    "tokenizer",
+    "vocab_size",
+    "train_tokens",
+    "validation_tokens",
+    "bytes_per_token",
+    "text_digest",
+    "processes",
+    "device",
+    "threads",
+    "versions",
+    "commit",
+    "finished",
+)
+CURVE_COLUMNS = ("step", "tokens", "lr", "loss", "grad_norm", "validation_loss", "seconds")
+
+
+def make_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str, threads: int) -> dict:
+    """The row of a finished run."""
+    t, data = run.settings.training, run.settings.data
+
+    def several(values) -> str:
+        return " ".join(f"{value:.6f}" for value in values)
+
+    return {
+        "key": run.key,
+        "name": run.entry.name,
+        "mixer": run.entry.mixer if isinstance(run.entry.mixer, str) else json.dumps(run.entry.mixer),
+        "mixer_config": json.dumps(run.entry.mixer_config, sort_keys=True),
+        "model": json.dumps({**run.settings.model, **run.entry.model}, sort_keys=True),
+        "params": sizes.params,
+        "embedding_params": sizes.embedding_params,
+        "mixer_params": sizes.mixer_params,
+        "state_size": sizes.state_size,
+        "seed": run.seed,
+        "eval_lengths": " ".join(map(str, run.settings.eval_lengths)),
+        "loss": several(result["losses"]),
+        "perplexity": several(map(perplexity, result["losses"])),
+        "bits_per_byte": several(bits_per_byte(loss, corpus.bytes_per_token) for loss in result["losses"]),
+        "loss_by_position": " ".join(f"{last}:{loss:.6f}" for last, loss in result["positions"]),
+        "scored_tokens": result["scored"],
+        "train_loss": result["train_loss"],
+        "validation_loss": result["validation_loss"],
+        "diverged": result["diverged"],
+        "seconds": f"{result['seconds']:.2f}",
+        "steps": t.steps,
+        "batch_size": t.batch_size,
+        "length": data.length,
+        "lr": t.lr,
+        "warmup_steps": t.warmup_steps,
+        "weight_decay": t.weight_decay,
+        "precision": result["precision"],
+        "dataset": data.dataset,
+        "tokenizer": data.tokenizer,
+        "vocab_size": run.config.vocab_size,
+        "train_tokens": len(corpus.train),
+        "validation_tokens": len(corpus.validation),
+        "bytes_per_token": f"{corpus.bytes_per_token:.6f}",
+        "text_digest": corpus.digest,
+        "processes": result["processes"],
+        "device": device_name(device),
+        "threads": threads,
+        "versions": versions(),
+        "commit": commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    r"""A model's results over its seeds.
+
+    Attributes:
+        name (str):
+            Name of the entry.
+        params, mixer_params (int):
+            Parameters of the model and of its mixers.
+        state (str):
+            State values per sequence; empty if it grows.
+        lengths (list[int]):
+            Evaluated lengths.
+        bits, perplexities (list[list[float]]):
+            One list per length, one value per seed.
+        positions (list[tuple[int, float]]):
+            Last position of each octave, and the loss in it, averaged over seeds.
+        speed (float):
+            Training tokens per second, validation included.
+        keys (list[str]):
+            Keys of the runs, whose curves are drawn.
+        diverged (int):
+            Number of runs with a loss that was not finite.
+    """
+
+    name: str
+    params: int
+    mixer_params: int
+    state: str
+    lengths: list[int]
+    bits: list[list[float]]
+    perplexities: list[list[float]]
+    positions: list[tuple[int, float]]
+    speed: float
+    keys: list[str]
+    diverged: int
+
+
+def _numbers(rows: list[dict[str, str]], column: str) -> list[list[float]]:
+    # per length, one value per seed
+    return [list(values) for values in zip(*([float(x) for x in row[column].split()] for row in rows))]
+
+
+def summarise(rows: list[dict[str, str]]) -> list[Line]:
+    """Averages rows over seeds, best at the training length first."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["name"], []).append(row)
+    lines = []
+    for name, runs in groups.items():
+        first = runs[0]
+        octaves = [[pair.split(":") for pair in row["loss_by_position"].split()] for row in runs]
+        lines.append(
+            Line(
+                name=name,
+                params=int(first["params"]),
+                mixer_params=int(first["mixer_params"]),
+                state=first["state_size"],
+                lengths=[int(length) for length in first["eval_lengths"].split()],
+                bits=_numbers(runs, "bits_per_byte"),
+                perplexities=_numbers(runs, "perplexity"),
+                positions=[(int(pairs[0][0]), mean(float(loss) for _, loss in pairs)) for pairs in zip(*octaves)],
+                speed=mean(int(r["steps"]) * int(r["batch_size"]) * int(r["length"]) / float(r["seconds"]) for r in runs),
+                keys=[row["key"] for row in runs],
+                diverged=sum(row["diverged"] == "True" for row in runs),
+            )
+        )
+    return sorted(lines, key=lambda line: mean(line.bits[0]))
+
+
+def make_table(lines: list[Line], title: str) -> Table:
+    """The table, best first; with several seeds a cell is the mean and, below it, the range."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for heading in ("params", "mixer\nparams", "state"):
+        table.add_column(heading, justify="right")
+    for length in lines[0].lengths:
+        table.add_column(f"bits/byte\n@{length}", justify="right")
+    table.add_column(f"perplexity\n@{lines[0].lengths[0]}", justify="right")
+    table.add_column("tokens/s", justify="right")
+    for line in lines:
+        table.add_row(
+            line.name,
+            _short(line.params),
+            _short(line.mixer_params),
+            line.state or "grows",
+            *(_spread(values, 4) for values in line.bits),
+            _spread(line.perplexities[0], 3),
+            f"{line.speed:,.0f}",
+            style="bold" if line.name.startswith(("bdlru", "hlru")) else "",
+        )
+    return table
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.1f}M" if number >= 10**7 else f"{number / 1e3:.1f}k"
+
+
+def _spread(values: list[float], digits: int) -> str:
+    ranges = f"\n{min(values):.{digits}f}-{max(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{ranges}"
+
+
+def draw(lines: list[Line], curves: dict[str, list[dict[str, str]]], title: str, path: Path) -> None:
+    r"""Draws validation loss by tokens seen, bits per byte by window length, and loss by position.
+
+    Args:
+        lines (list[Line]):
+            What `summarise` returned.
+        curves (dict[str, list[dict[str, str]]]):
+            Learning curves by key, as their files hold them.
+        title (str):
+            Stands above the picture.
+        path (Path):
+            A PNG file; replaced if it is there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+    styles = line_styles([line.name for line in lines])
+    figure = Figure(figsize=(15, 5), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    learning, lengths, positions = figure.subplots(1, 3)
+    for line in lines:
+        style = {"linewidth": 2.4 if line.name.startswith(("bdlru", "hlru")) else 1.4, "markersize": 5, **styles[line.name]}
+        for i, key in enumerate(line.keys):
+            points = [(int(p["tokens"]), float(p["validation_loss"])) for p in curves.get(key, ()) if p["validation_loss"]]
+            if points:
+                learning.plot(*zip(*points), label=line.name if i == 0 else None, **style)
+        lengths.plot(line.lengths, [mean(values) for values in line.bits], label=line.name, **style)
+        positions.plot(*zip(*line.positions), label=line.name, **style)
+    learning.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
+    lengths.set(xlabel=f"window (trained at {lines[0].lengths[0]})", ylabel="bits per byte")
+    lengths.set_xscale("log", base=2)
+    lengths.set_xticks(lines[0].lengths)
+    lengths.xaxis.set_major_formatter(ScalarFormatter())
+    lengths.minorticks_off()
+    positions.set(xlabel=f"position in a window of {lines[0].lengths[-1]}, by octave", ylabel="loss (nats per token)")
+    positions.set_xscale("log", base=2)
+    positions.axvline(lines[0].lengths[0], color="#777777", linewidth=1, linestyle=(0, (1, 3)))
+    for axes in (learning, lengths, positions):
+        axes.grid(alpha=0.3)
+    learning.legend(fontsize=8)
+    figure.savefig(path)
