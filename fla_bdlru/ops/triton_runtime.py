@@ -89,7 +89,7 @@ def autotuned(kernel: triton.JITFunction) -> Autotuner:
     """The kernel behind Triton's autotuner, which chooses how many lanes a thread owns; T is not part of the key."""
     return triton.autotune(
         configs=[triton.Config({"VEC": VEC}, num_warps=1) for VEC in (1, 2, 4)],
-        key=[name for name, parameter in zip(kernel.arg_names, kernel.params) if parameter.is_constexpr and name != "VEC"],
+        key=[name for name in kernel.fn.__annotations__ if name != "VEC"],  # the constants: nothing else is annotated
         prune_configs_by={"early_config_prune": _candidates},
         **autotune_cache_kwargs,
     )(kernel)

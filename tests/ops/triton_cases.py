@@ -3,8 +3,13 @@
 The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps, two tiles of lanes at most.
 """
 
+from importlib import import_module
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fla_bdlru.ops.triton_runtime as runtime
 from fla_bdlru.ops import (
@@ -156,6 +161,84 @@ def test_no_decay(name, chunks):
         index = torch.stack([torch.randperm(4) for _ in range(48)]).view(1, 24, 2, 4, 1)
     g.scatter_(-1, index, torch.randint(0, 2, index.shape) * 2.0 - 1)
     compare(name, v, g, h0, gate_norm="linear")
+
+
+@each_op
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_shapes_norms_chunks_and_documents(name, data, monkeypatch):
+    """Whatever T, width, M, norm and chunk length, dense or packed, with boundaries anywhere."""
+    T, width, M, length = (data.draw(st.integers(1, most)) for most in (12, 40, 6, 13))
+    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, min_chunk: min(length, T))
+    kwargs = {"gate_norm": data.draw(st.sampled_from(GATE_NORMS[:-1]))}
+    B = 1
+    if data.draw(st.booleans()):
+        inner = data.draw(st.lists(st.integers(0, T), max_size=5))
+        kwargs["cu_seqlens"] = torch.tensor([0, *sorted(inner), T])
+    else:
+        B = data.draw(st.integers(1, 2))
+    num_seqs = len(kwargs["cu_seqlens"]) - 1 if "cu_seqlens" in kwargs else B
+    v, g, h0 = make_inputs(name, B, T, width, M, num_seqs)
+    if kwargs["gate_norm"] in ("linear", "silu", "tanh"):
+        g = g.abs() + 0.1 * g.sign() + 0.2  # away from denominators near zero, where rounding is the error of any float32
+    compare(name, v, g, h0 if data.draw(st.booleans()) else None, fused=data.draw(st.booleans()), **kwargs)
+
+
+class Computations(TorchDispatchMode):
+    """Names of what PyTorch runs, but for views and uninitialised memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+@each_op
+def test_a_decode_step_is_one_launch(name, with_state, monkeypatch):
+    """One kernel, and nothing that PyTorch computes."""
+    launches = []
+    monkeypatch.setattr(runtime.Launch, "run", lambda self, kernel, *args, **options: launches.append(kernel))
+    monkeypatch.setattr(runtime.Launch, "carry", lambda self, *args, **options: launches.append("carry"))
+    v, g = (
+        (torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 5, 3))
+        if name == "bdlru"
+        else (torch.randn(2, 1, 3), torch.randn(2, 1, 5, 3))
+    )
+    h0 = torch.randn(2, 4, 3) if with_state else None
+    kernels = import_module(f"fla_bdlru.ops.{name}.kernels").KERNELS
+    for chunk in (True, False):
+        launches.clear()
+        with Computations() as seen:
+            o, ht, *_ = runtime.triton_fwd(kernels, v, g, h0, None, "softmax", chunk)
+        assert launches == [kernels.fwd_scan]
+        assert seen.names == []
+        assert (o.shape, ht.shape) == (v.shape, (2, 4, 3))
+
+
+@each_op
+def test_tuned_kernels(name, chunks, monkeypatch):
+    """Behind the autotuner, with times made up: the narrower tile is chosen, once for all T, and is as right."""
+    timed = []
+
+    def bench(self, *args, config, **meta):
+        timed.append((self.base_fn.__name__, config.kwargs["VEC"]))
+        return [float(config.kwargs["VEC"])] * 3
+
+    monkeypatch.setattr(runtime, "tunes", lambda: True)
+    monkeypatch.setattr(runtime, "TUNED_ELEMENTS", 0)
+    monkeypatch.setattr(runtime.Autotuner, "_bench", bench)
+    runtime.autotuned.cache_clear()
+    for T in (6, 9):
+        compare(name, *make_inputs(name, T=T, width=130, M=2))
+        assert len(timed) == 2 * 4
+    assert {VEC for _, VEC in timed} == {2, 4}
+    runtime.autotuned.cache_clear()
 
 
 @each_op
