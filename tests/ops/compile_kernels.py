@@ -128,10 +128,11 @@ def main():
                 print(json.dumps(row), flush=True)
         return
     for op, M in itertools.product(("bdlru", "hlru"), (1, 2, 3, 4, 5, 6, 8, 16)):
-        cells = [
-            f"{r['registers']} / {r['instructions'] / r['gates']:.1f} / {r['local']} / {r['shuffles'] + r['barriers']}"
-            for r in rows(op, M)
-        ]
+        cells = []
+        for r in rows(op, M):
+            bad = {name: r[name] for name in ("stack", "local", "shared", "shuffles", "barriers", "atomics") if r[name]}
+            gates = "" if r["kernel"] == "carry" else f" / {r['instructions'] / r['gates']:.1f}"
+            cells.append(f"{r['registers']}{gates}{bad or ''}")
         print(f"| {op} {M} ({lanes_per_thread(M, 1024)}) | " + " | ".join(cells) + " |", flush=True)
 
 
