@@ -7,14 +7,25 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fla_bdlru.ops import triton_runtime
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
 from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels
-from fla_bdlru.ops.triton_runtime import autotuned, chunk_length, columns, fill, lanes_per_thread, tunes
+from fla_bdlru.ops.triton_runtime import (
+    autotuned,
+    chunk_length,
+    columns,
+    fill,
+    lanes_per_thread,
+    triton_bwd,
+    triton_fwd,
+    tunes,
+)
 
 HERE = Path(__file__).parent
 
@@ -69,6 +80,38 @@ def test_what_the_tuner_may_choose(monkeypatch):
         assert not tunes()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Recorder:
+    """Stands for a kernel and keeps the grids it was launched on."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getitem__(self, grid):
+        self.grids.append(grid({"VEC": 1}) if callable(grid) else grid)
+        return lambda *args, **options: None
+
+
+@pytest.mark.parametrize("kernels", [bdlru_kernels, hlru_kernels])
+def test_grids_do_not_grow_with_documents(kernels, monkeypatch):
+    """100,000 documents: the grids of one, all of it on axis x, which alone holds more than 65,535."""
+    carry = Recorder()
+    monkeypatch.setattr(triton_runtime, "carry_kernel", carry)
+    T, M, n = 200_000, 2, 3
+    shape = (1, T, M, n) if kernels is bdlru_kernels else (1, T, n)
+    v = torch.zeros(shape)
+    g = torch.zeros(1, T, M, M + 1, n) if kernels is bdlru_kernels else torch.zeros(1, T, M + 1, n)
+    found = []
+    for cu_seqlens in (torch.tensor([0, T]), torch.arange(0, T + 1, 2)):
+        names = ("fwd_chunk", "fwd_scan", "bwd_chunk", "bwd_scan")
+        recorded = replace(kernels, **{name: Recorder() for name in names})
+        o, _, h_in, P = triton_fwd(recorded, v, g, None, cu_seqlens, "softmax", True)
+        triton_bwd(recorded, v, g, o, h_in, P, None, v, None, cu_seqlens, "softmax", True)
+        found.append([getattr(recorded, name).grids for name in names])
+    assert found[0] == found[1]
+    assert all(len(grid) == 1 for grids in found[0] for grid in grids)
+    assert len(carry.grids) == 4
 
 
 # ------------------------------------------------------------------------------------------------------- compiled
