@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from difflib import get_close_matches
 from functools import wraps
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import fla.layers
@@ -14,6 +15,8 @@ from fla.models.configuration_utils import get_attention_spec
 from fla.models.modeling_utils import FLAPreTrainedModel
 from torch import nn
 
+from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
+from fla_bdlru.integrations.lrnnx import lrnnx_mixer
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 from fla_bdlru.layers.gated import GatedRecurrence
 
@@ -64,29 +67,36 @@ _REFUSED = {
 }
 
 
+def find_mixer(name: str) -> type[nn.Module] | None:
+    """The layer class of a mixer, or `None` if there is no such mixer; imports lrnnx for one of its layers."""
+    return lrnnx_mixer(name) if name in LRNNX_LAYERS and name not in _MIXERS else _MIXERS.get(name)
+
+
 def register_mixer(name: str, cls: type[nn.Module]) -> None:
     r"""Adds a layer class to what `mixer="..."` accepts.
 
-    Args:
-        name (str):
-            The name; must be new.
-        cls (type[nn.Module]):
-            A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
-            `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
-            `(o, None, past_key_values)`.
+        Args:
+            name (str):
+                The name; must be new.
+            cls (type[nn.Module]):
+                A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
+                `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
+                `(o, None, past_key_values)`.
 
-    Raises:
-        ValueError: if the name is taken, or the constructor lacks one of the two arguments.
+        Raises:
+            ValueError: if the name is taken, or the constructor lacks one of the two arguments.
 
-    Example:
-        >>> from fla_bdlru.layers import BDLRU
-        >>> from fla_bdlru.mixers import available_mixers, register_mixer
-        >>> class MyMixer(BDLRU):
-        ...     pass
-        >>> register_mixer("my_mixer", MyMixer)
-        >>> assert "my_mixer" in available_mixers()
+        Example:
+            >>> from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
+    from fla_bdlru.integrations.lrnnx import lrnnx_mixer
+    from fla_bdlru.layers import BDLRU
+            >>> from fla_bdlru.mixers import available_mixers, register_mixer
+            >>> class MyMixer(BDLRU):
+            ...     pass
+            >>> register_mixer("my_mixer", MyMixer)
+            >>> assert "my_mixer" in available_mixers()
     """
-    if name == NATIVE or name in _MIXERS:
+    if name == NATIVE or name in available_mixers():
         raise ValueError(
             f"mixer name {name!r} is taken; registered are {', '.join(map(repr, [NATIVE, *available_mixers()]))}."
         )
@@ -99,13 +109,13 @@ def register_mixer(name: str, cls: type[nn.Module]) -> None:
 
 
 def available_mixers() -> list[str]:
-    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside.
+    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside; those of lrnnx where it is installed.
 
     Example:
         >>> from fla_bdlru.mixers import available_mixers
         >>> assert {"bdlru", "hlru", "lstm", "gated_deltanet", "mamba2"} <= set(available_mixers())
     """
-    return sorted(_MIXERS)
+    return sorted([*_MIXERS, *(LRNNX_LAYERS if find_spec("lrnnx") else ())])
 
 
 def mixer_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -147,13 +157,14 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
         >>> layer = build_mixer("bdlru", hidden_size=32, block_size=2)
         >>> assert layer.num_blocks == 16
     """
-    if name not in _MIXERS:
-        near = get_close_matches(str(name), _MIXERS, n=1)
+    cls = find_mixer(name)
+    if cls is None:
+        near = get_close_matches(str(name), available_mixers(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
-    check_arguments("mixer_config", name, _MIXERS[name], mixer_config)
+    check_arguments("mixer_config", name, cls, mixer_config)
     try:
-        return _MIXERS[name](hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
+        return cls(hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
     except AssertionError as error:
         raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
 
@@ -177,7 +188,7 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
     if len(names) != num_layers:
         raise ValueError(f"mixer must have one entry for each of the {num_layers} layers; got {len(names)}: {names!r}.")
     for name in names:
-        if name != NATIVE and name not in _MIXERS:
+        if name != NATIVE and find_mixer(name) is None:
             build_mixer(name, config.hidden_size)
     if isinstance(arguments, (list, tuple)):
         if len(arguments) != num_layers:

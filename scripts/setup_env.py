@@ -147,24 +147,29 @@ def run(*command, **variables) -> None:
         raise SetupError(f"that command failed (exit code {code}); its output above says why. Mend it and run this again.")
 
 
-def install_mamba_ssm(install: list, environ) -> None:
-    """Installs the Python part of mamba_ssm, which `fla_bdlru.integrations.mamba_ssm` is tested with.
+# packages whose CUDA extensions are left out, and the tests of ours that run with their Python part
+PYTHON_PARTS = {
+    "mamba-ssm": ("tests/integrations/test_mamba_ssm.py", {"MAMBA_FORCE_BUILD": "TRUE", "MAMBA_SKIP_CUDA_BUILD": "TRUE"}),
+    "lrnnx": ("tests/integrations/test_lrnnx.py", {}),
+}
 
-    Its sources build against the torch that is there, so not in isolation; its CUDA extension and its other requirements
-    are left out. If that fails the tests are skipped; in continuous integration it is an error.
+
+def install_python_parts(install: list, environ) -> None:
+    """Installs the Python parts of packages that are built from source, for the tests of our integrations.
+
+    Sources build against the torch that is there, so not in isolation, and without their other requirements. If that fails
+    the tests are skipped; in continuous integration it is an error.
     """
-    try:
-        run(*install, "-c", ROOT / "constraints.txt", "setuptools", "packaging")
-        run(
-            *install, "--no-build-isolation", "--no-deps", pinned("mamba-ssm"),
-            MAMBA_FORCE_BUILD="TRUE", MAMBA_SKIP_CUDA_BUILD="TRUE",
-        )  # fmt: skip
-    except SetupError as error:
-        if environ.get("CI"):
-            raise
-        say("*" * 100)
-        say(f"mamba_ssm could not be installed: tests/integrations/test_mamba_ssm.py WILL BE SKIPPED. {error}")
-        say("*" * 100)
+    for package, (tests, variables) in PYTHON_PARTS.items():
+        try:
+            run(*install, "-c", ROOT / "constraints.txt", "setuptools", "packaging")
+            run(*install, "--no-build-isolation", "--no-deps", pinned(package), **variables)
+        except SetupError as error:
+            if environ.get("CI"):
+                raise
+            say("*" * 100)
+            say(f"{package} could not be installed: {tests} WILL BE SKIPPED. {error}")
+            say("*" * 100)
 
 
 def set_up(venv: Path, extras: set) -> None:
@@ -196,7 +201,7 @@ def set_up(venv: Path, extras: set) -> None:
     names = sorted(extras | {"cuda"} if gpu else extras)
     run(*install, "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[{','.join(names)}]")
     if "test" in extras:
-        install_mamba_ssm(install, os.environ)
+        install_python_parts(install, os.environ)
     (venv / "setup-stamp.json").write_text(json.dumps({"digest": wanted, "extras": sorted(extras)}))
     say(f"{venv} is ready")
 

@@ -70,13 +70,14 @@ def test_other_inputs_or_a_lost_environment_mean_a_new_set_up(setup_env, tmp_pat
     monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(setup_env, "reachable", lambda url: True)
     setup_env.set_up(tmp_path, {"cpu", "test"})
-    made, torch, package, _, mamba = commands
+    made, torch, package, _, mamba, _, lrnnx = commands
     assert "venv" in made
     assert torch[-1].startswith("torch==")
     assert package[-1].endswith("[cpu,test]")
     assert str(ROOT / "constraints.txt") in package
     assert mamba[-1] == setup_env.pinned("mamba-ssm")
-    assert {"--no-build-isolation", "--no-deps"} <= set(mamba)
+    assert lrnnx[-1] == setup_env.pinned("lrnnx")
+    assert {"--no-build-isolation", "--no-deps"} <= set(mamba) & set(lrnnx)
 
     commands.clear()
     setup_env.set_up(tmp_path, {"cpu"})
@@ -84,7 +85,7 @@ def test_other_inputs_or_a_lost_environment_mean_a_new_set_up(setup_env, tmp_pat
     monkeypatch.setattr(setup_env, "digest", lambda: "other")
     setup_env.set_up(tmp_path, {"benchmark"})
     assert commands[2][-1].endswith("[benchmark,cpu,test]")
-    assert commands[-1][-1].startswith("mamba-ssm==")
+    assert [command[-1].split("==")[0] for command in commands[-3::2]] == ["mamba-ssm", "lrnnx"]
     setup_env.venv_python(tmp_path).unlink()
     commands.clear()
     setup_env.set_up(tmp_path, {"cpu"})
@@ -107,7 +108,7 @@ def test_a_failed_command_leaves_no_stamp_and_says_so(setup_env, tmp_path, monke
     assert not (tmp_path / "setup-stamp.json").exists()
 
 
-def test_mamba_ssm_that_cannot_be_built_is_said_loudly_and_fails_in_ci(setup_env, monkeypatch, capfd):
+def test_what_cannot_be_built_is_said_loudly_and_fails_in_ci(setup_env, monkeypatch, capfd):
     calls = []
 
     def fail(command, env, **_):
@@ -115,11 +116,13 @@ def test_mamba_ssm_that_cannot_be_built_is_said_loudly_and_fails_in_ci(setup_env
         return int("--no-build-isolation" in command)
 
     monkeypatch.setattr(setup_env.subprocess, "call", fail)
-    setup_env.install_mamba_ssm(["pip", "install"], {})
-    assert calls[-1][1]["MAMBA_SKIP_CUDA_BUILD"] == "TRUE"
-    assert "mamba_ssm could not be installed: tests/integrations/test_mamba_ssm.py WILL BE SKIPPED" in capfd.readouterr().out
+    setup_env.install_python_parts(["pip", "install"], {})
+    assert calls[1][1]["MAMBA_SKIP_CUDA_BUILD"] == "TRUE"
+    said = capfd.readouterr().out
+    for package, tests in (("mamba-ssm", "test_mamba_ssm.py"), ("lrnnx", "test_lrnnx.py")):
+        assert f"{package} could not be installed: tests/integrations/{tests} WILL BE SKIPPED" in said
     with pytest.raises(setup_env.SetupError, match="exit code 1"):
-        setup_env.install_mamba_ssm(["pip", "install"], {"CI": "true"})
+        setup_env.install_python_parts(["pip", "install"], {"CI": "true"})
 
 
 def test_old_python_and_missing_venv_are_explained(setup_env, monkeypatch):
