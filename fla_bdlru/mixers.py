@@ -75,26 +75,24 @@ def find_mixer(name: str) -> type[nn.Module] | None:
 def register_mixer(name: str, cls: type[nn.Module]) -> None:
     r"""Adds a layer class to what `mixer="..."` accepts.
 
-        Args:
-            name (str):
-                The name; must be new.
-            cls (type[nn.Module]):
-                A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
-                `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
-                `(o, None, past_key_values)`.
+    Args:
+        name (str):
+            The name; must be new.
+        cls (type[nn.Module]):
+            A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
+            `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
+            `(o, None, past_key_values)`.
 
-        Raises:
-            ValueError: if the name is taken, or the constructor lacks one of the two arguments.
+    Raises:
+        ValueError: if the name is taken, or the constructor lacks one of the two arguments.
 
-        Example:
-            >>> from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
-    from fla_bdlru.integrations.lrnnx import lrnnx_mixer
-    from fla_bdlru.layers import BDLRU
-            >>> from fla_bdlru.mixers import available_mixers, register_mixer
-            >>> class MyMixer(BDLRU):
-            ...     pass
-            >>> register_mixer("my_mixer", MyMixer)
-            >>> assert "my_mixer" in available_mixers()
+    Example:
+        >>> from fla_bdlru.layers import BDLRU
+        >>> from fla_bdlru.mixers import available_mixers, register_mixer
+        >>> class MyMixer(BDLRU):
+        ...     pass
+        >>> register_mixer("my_mixer", MyMixer)
+        >>> assert "my_mixer" in available_mixers()
     """
     if name == NATIVE or name in available_mixers():
         raise ValueError(
