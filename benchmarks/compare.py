@@ -226,7 +226,9 @@ def _announce(console, store, task, match, settings, grid, todo, workers, thread
 
 
 def _show(console, store, task, match, rows, matches) -> None:
-    from benchmarks.report import draw, make_table, summarise
+    from benchmarks.plots import draw
+    from benchmarks.summary import summarise
+    from benchmarks.tables import make_table
 
     lines = summarise(rows)
     first = rows[0]

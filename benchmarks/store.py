@@ -20,6 +20,10 @@ COLUMNS = (
     "params",
     "mixer_params",
     "state_size",
+    "flops_per_token",
+    "mixer_flops",
+    "recurrent_flops",
+    "matched",
     "seed",
     *(f"{score}_{k}x" for score in SCORES for k in MULTIPLES),
     "validation_token_accuracy",
@@ -43,7 +47,64 @@ COLUMNS = (
     "commit",
     "finished",
 )
+LATER_COLUMNS = {"matched", "mixer_flops", "recurrent_flops", "flops_per_token"}  # older files lack some
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
+
+
+def read_rows(path: str | Path) -> tuple[dict[str, dict[str, str]], list[int]]:
+    r"""Reads a results file, also one that a killed program or an older version left.
+
+    Args:
+        path (str | Path):
+            A CSV file of finished runs.
+
+    Returns:
+        (dict[str, dict[str, str]], list[int]):
+            Rows by key, with every column of `COLUMNS` (empty where the file lacks it), and the numbers of broken lines.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
+    header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    names = next(csv.reader([header]), [])
+    if not lines:  # killed while an older program wrote the header
+        return {}, []
+    if not set(COLUMNS) - LATER_COLUMNS <= set(names) <= set(COLUMNS):
+        raise ValueError(
+            f"{path} has other columns than a comparison's results; move it or name another folder "
+            f"(unknown: {sorted(set(names) - set(COLUMNS))}, missing: {sorted(set(COLUMNS) - LATER_COLUMNS - set(names))})."
+        )
+    rows, broken = {}, []
+    # the last element is what follows the last newline: empty in a whole file
+    for number, line in enumerate(lines, 2):
+        values = next(csv.reader([line]), []) if "\0" not in line else []
+        if len(values) == len(names) and number < len(lines) + 1:
+            found = dict(zip(names, values))
+            rows[found["key"]] = {name: found.get(name, "") for name in COLUMNS}
+        elif line:
+            broken.append(number)
+    return rows, broken
+
+
+def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
+    r"""All finished runs of a folder, from every `compare*.csv` in it.
+
+    Args:
+        folder (str | Path):
+            Where results are kept.
+
+    Returns:
+        dict[str, dict[str, str]]:
+            Rows by key; of rows with one key, the one that finished last.
+
+    Raises:
+        ValueError: if there is no such file, or one with other columns.
+    """
+    paths = sorted(Path(folder).glob("compare*.csv"))
+    if not paths:
+        raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
+    rows = [row for path in paths for row in read_rows(path)[0].values()]
+    return {row["key"]: row for row in sorted(rows, key=lambda row: row["finished"])}
 
 
 class ResultStore:
@@ -76,7 +137,8 @@ class ResultStore:
         except OSError as error:
             raise ValueError(f"out={str(self.folder)!r} cannot be written: {error.strerror or error}.") from None
         try:
-            self._load()
+            if self.path.exists():
+                self.rows, self.dropped = read_rows(self.path)
         except ValueError:
             self._lock.release()
             raise
@@ -84,23 +146,6 @@ class ResultStore:
 
     def __exit__(self, *_) -> None:
         self._lock.release()
-
-    def _load(self) -> None:
-        if not self.path.exists():
-            return
-        header, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        names = next(csv.reader([header]), [])
-        if not lines:  # killed while an older program wrote the header
-            return
-        if tuple(names) != COLUMNS:
-            raise ValueError(f"out={str(self.folder)!r} holds a compare.csv with other columns; move it or name another.")
-        # the last element is what follows the last newline: empty in a whole file
-        for number, line in enumerate(lines, 2):
-            values = next(csv.reader([line]), []) if "\0" not in line else []
-            if len(values) == len(names) and number < len(lines) + 1:
-                self.rows[values[0]] = dict(zip(names, values))
-            elif line:
-                self.dropped.append(number)
 
     def add(self, row: dict, curve: list[tuple] = ()) -> None:
         """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty."""
