@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.models import VARIANTS, Matched, layer_params, layer_state, match_variant
+from benchmarks.models import VARIANTS, Matched, layer_flops, layer_params, layer_state, match_variant
 from benchmarks.presets import Preset
 from benchmarks.tasks import get_task
 from benchmarks.train import Cell
@@ -22,11 +22,24 @@ PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "numba"
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell with what its row says about the mixer's size."""
+    r"""A cell with what its row says about the mixer, all layers together.
+
+    Attributes:
+        cell (Cell):
+            The experiment.
+        mixer_params (int):
+            Parameters of the mixers.
+        state_size (int, Optional):
+            State elements per sequence; `None` where it grows.
+        mixer_flops, recurrent_flops (int, Optional):
+            FLOPs per token of the mixers, all and without their linear maps; `None` where they cannot be counted.
+    """
 
     cell: Cell
     mixer_params: int
     state_size: int | None
+    mixer_flops: int | None
+    recurrent_flops: int | None
 
 
 def plan(
@@ -66,6 +79,7 @@ def plan(
         mixer, growing = VARIANTS[name].mixer, VARIANTS[name].fixed
         mixer_params = preset.layers * layer_params(mixer, preset.width, matched.args)
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
+        flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
         for lr in preset.lrs:
             for seed in preset.seeds:
                 cell = Cell(
@@ -86,7 +100,7 @@ def plan(
                     train_examples=preset.train_examples,
                     eval_examples=preset.eval_examples,
                 )
-                cells.append(Planned(cell, mixer_params, state))
+                cells.append(Planned(cell, mixer_params, state, *flops))
     return cells, matches
 
 
@@ -132,12 +146,17 @@ def device_name(device: str) -> str:
 
 def make_row(planned: Planned, result: dict, device: str, threads: int) -> dict:
     """The row of a finished cell."""
+    counted = planned.recurrent_flops is not None
+    flops = result["linear_flops"] + planned.recurrent_flops if counted else None
     row = {
         "key": planned.cell.key,
         **planned.cell.describe(),
         "params": result["params"],
         "mixer_params": planned.mixer_params,
         "state_size": planned.state_size,
+        "flops_per_token": flops,
+        "mixer_flops": planned.mixer_flops,
+        "recurrent_flops": planned.recurrent_flops,
         "validation_token_accuracy": f"{result['validation']:.6f}",
         "train_loss": f"{result['train_loss']:.6g}",
         "diverged": result["diverged"],

@@ -14,6 +14,7 @@ from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
 from benchmarks.readout import AutoEncoder
+from fla_bdlru.flops import linear_flops_per_token, measure_flops_per_token
 from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  # importing it adds `mixer=` to FLA's configs
 
 TOLERANCE = 0.05
@@ -143,6 +144,19 @@ def layer_params(mixer: str, width: int, args: dict) -> int:
 def layer_state(mixer: str, width: int, args: dict, device: str = "cpu") -> int:
     """Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution)."""
     return measure_state_size(build_layer(mixer, width, args).to(device))
+
+
+def layer_flops(mixer: str, width: int, args: dict, context: int) -> tuple[int | None, int | None]:
+    """FLOPs of one layer's forward pass for the last of `context` tokens: all, and without its linear maps.
+
+    `None` where they cannot be counted; `fla_bdlru.flops` says what is.
+    """
+    layer = build_layer(mixer, width, args)
+    try:
+        flops = measure_flops_per_token(layer, context)
+    except ValueError:
+        return None, None
+    return flops, flops - linear_flops_per_token(layer)
 
 
 def reference_args(width: int) -> tuple[str, dict]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.models import build_model
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
+from fla_bdlru.flops import linear_flops_per_token
 from fla_bdlru.mixers import count_parameters
 
 EVAL_BATCH = 256
@@ -214,9 +215,10 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
 
     Returns:
         dict:
-            `params`, `scores` (one dict per evaluated length, in order), `validation` (token accuracy at the training
-            length, for choices between runs), `train_loss`, `seconds` of training, `diverged` (a loss that was not
-            finite), and `curve`, a list of (step, length, learning rate, loss, token accuracy).
+            `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
+            `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of
+            training, `diverged` (a loss that was not finite), and `curve`, a list of (step, length, learning rate, loss,
+            token accuracy).
     """
     task = get_task(cell.task)
     torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
@@ -253,6 +255,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     validation = evaluate(model, task, max(cell.lengths), cell.eval_examples, device, "validation")
     return {
         "params": count_parameters(model),
+        "linear_flops": linear_flops_per_token(model),
         "scores": [evaluate(model, task, length, cell.eval_examples, device) for length in cell.eval_lengths],
         "validation": validation["token_accuracy"],
         "train_loss": curve[-1][3],

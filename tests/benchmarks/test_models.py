@@ -11,6 +11,7 @@ from benchmarks.models import (
     build_layer,
     build_model,
     default_budget,
+    layer_flops,
     layer_params,
     layer_state,
     match_variant,
@@ -117,3 +118,12 @@ def test_mamba_keeps_the_time_steps_that_its_constructor_draws():
     assert steps.min() > 0.0009  # dt_min
     assert steps.max() < 0.11  # dt_max
     assert layer.conv1d.weight.std() > 0.1
+
+
+def test_flops_of_every_mixer_are_counted():
+    for name, variant in VARIANTS.items():
+        args = match_variant(name, "params", 64).args
+        total, recurrent = layer_flops(variant.mixer, 64, args, context=8)
+        assert 0 < recurrent < total, name
+        params = layer_params(variant.mixer, 64, args)
+        assert total > 1.5 * params, name  # nearly every parameter is multiplied and added
