@@ -30,7 +30,7 @@ def _family(variant: str) -> str:
     return max((name for name in FAMILIES if variant.startswith(name)), key=len, default="")
 
 
-def _styles(variants: list[str]) -> dict[str, dict]:
+def variant_styles(variants: list[str]) -> dict[str, dict]:
     styles, members = {}, {}
     for variant in sorted(variants, reverse=True):  # the largest of a family gets the solid line
         colour = FAMILIES.get(_family(variant), OTHER)
@@ -65,7 +65,7 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path | BinaryIO) -
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
     chance = get_task(task_name).chance
-    styles = _styles([line.variant for line in lines])
+    styles = variant_styles([line.variant for line in lines])
     figure = new_figure(14, max(4.5, 1.6 + 0.36 * len(lines)))
     figure.suptitle(title, fontsize=12)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
@@ -136,7 +136,7 @@ def draw_curves(
     """
     from matplotlib.ticker import PercentFormatter
 
-    styles = _styles(list(curves))
+    styles = variant_styles(list(curves))
     figure = new_figure(9, 4)
     axes = figure.subplots()
     for variant, seeds in curves.items():

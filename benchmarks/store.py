@@ -31,6 +31,8 @@ COLUMNS = (
     "diverged",
     "seconds",
     "steps",
+    "stop_at",
+    "steps_done",
     "lr",
     "batch_size",
     "weight_decay",
@@ -47,7 +49,14 @@ COLUMNS = (
     "commit",
     "finished",
 )
-LATER_COLUMNS = {"matched", "mixer_flops", "recurrent_flops", "flops_per_token"}  # older files lack some
+LATER_COLUMNS = {
+    "matched",
+    "mixer_flops",
+    "recurrent_flops",
+    "flops_per_token",
+    "stop_at",
+    "steps_done",
+}  # older files lack some
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
@@ -108,7 +117,7 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
 
 
 class ResultStore:
-    r"""Rows by key, in a folder: `compare.csv` and `curves/<key>.csv`.
+    r"""Rows by key, in a folder: `compare.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
     old or the new file. One process at a time may hold a store; use it as a context manager.
@@ -147,26 +156,36 @@ class ResultStore:
     def __exit__(self, *_) -> None:
         self._lock.release()
 
-    def add(self, row: dict, curve: list[tuple] = ()) -> None:
-        """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty."""
+    def add(self, row: dict, curve: list[tuple] = (), weights: bytes | None = None) -> None:
+        """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty.
+
+        The row is written last: where it is, its curve and weights are.
+        """
         unknown = set(row) - set(COLUMNS)
         assert not unknown, f"unknown columns {unknown}"
         if curve:
-            self._write(self.folder / "curves" / f"{row['key']}.csv", CURVE_COLUMNS, curve)
+            _write(self.folder / "curves" / f"{row['key']}.csv", _csv(CURVE_COLUMNS, curve))
+        if weights:
+            (self.folder / "weights").mkdir(exist_ok=True)
+            _write(self.folder / "weights" / f"{row['key']}.safetensors", weights)
         row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
         rows = {**self.rows, row["key"]: row}
-        self._write(self.path, COLUMNS, [r.values() for r in rows.values()])
+        _write(self.path, _csv(COLUMNS, [r.values() for r in rows.values()]))
         self.rows = rows
 
-    @staticmethod
-    def _write(path: Path, header: tuple[str, ...], rows) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        temporary = path.with_name(f".{path.name}.new")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+def _csv(header: tuple[str, ...], rows) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

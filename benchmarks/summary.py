@@ -14,6 +14,7 @@ SETTINGS = (
     "layers",
     "width",
     "steps",
+    "stop_at",
     "batch_size",
     "weight_decay",
     "lengths",
@@ -41,6 +42,8 @@ class Line:
             State elements per sequence; empty where it grows.
         flops (str):
             FLOPs of the model's forward pass, per token; empty where not recorded.
+        recurrent_flops (str):
+            FLOPs per token of the mixers without their linear maps; empty where not recorded.
         lengths (list[int]):
             Evaluated lengths.
         tokens, sequences (list[list[float]]):
@@ -60,6 +63,7 @@ class Line:
     mixer_params: int
     state: str
     flops: str
+    recurrent_flops: str
     lengths: list[int]
     tokens: list[list[float]]
     sequences: list[list[float]]
@@ -106,6 +110,7 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
                 mixer_params=int(first["mixer_params"]),
                 state=first["state_size"],
                 flops=first["flops_per_token"],
+                recurrent_flops=first["recurrent_flops"],
                 lengths=[int(length) for length in first["eval_lengths"].split()],
                 tokens=[[float(r[f"token_accuracy_{k}x"]) for r in runs] for k in multiples],
                 sequences=[[float(r[f"sequence_accuracy_{k}x"]) for r in runs] for k in multiples],
