@@ -31,7 +31,7 @@ def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
     title = f"{comparison.task}: eigenvalues of the learned transitions, {_seeds(comparison)}"
     draw_spectra(table, accuracies, title, picture)
     summarise_eigenvalues(table).round(4).to_csv(summary, index=False)
-    table.round(6).to_csv(values, index=False)
+    table.to_csv(values, index=False, float_format="%.4g")
     return [picture, summary, values]
 
 

@@ -85,7 +85,8 @@ def draw_costs(comparison: Comparison, path: Path) -> None:
         style = {**styles[line.variant], "linestyle": "none"}
         axes.errorbar(int(line.recurrent_flops), means, spread, capsize=3, label=line.variant, markersize=8, **style)
     axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    axes.set_xscale("log")
+    costs = [int(line.recurrent_flops) for line in lines]
+    axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
     xlabel = "FLOPs of a recurrent step (mixers without their linear maps, per token)"
     axes.set(title=f"{comparison.task}: {comparison.description}", xlabel=xlabel, ylim=(0, 1.03))
     axes.set_ylabel(f"token accuracy @{comparison.lengths[0]} (mean, range)")

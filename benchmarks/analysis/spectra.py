@@ -125,13 +125,12 @@ def draw_spectra(table: pd.DataFrame, accuracies: dict[str, float], title: str, 
         line = summary.loc[variant]
         head = f"{variant}, accuracy {accuracies[variant]:.3f}"
         axes.set_title(f"{head}\nnegative {line['negative']:.0%}, complex {line['complex']:.0%}", fontsize=9)
-        axes.set(aspect="equal", xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
+        axes.set(aspect="equal", xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), xlabel="real part")
     for axes in list(panels):
         axes.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, markerscale=2)
-    figure.supxlabel("real part", fontsize=9)
-    figure.supylabel("imaginary part", fontsize=9)
+    figure.axes[0].set_ylabel("imaginary part")
     figure.savefig(path, format="png")
 
 

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from benchmarks.compare import app
 from benchmarks.grid import plan
+from benchmarks.models import DEFAULT_VARIANTS
 from benchmarks.presets import PRESETS, get_preset
+from benchmarks.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,9 +279,31 @@ def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
     assert (tmp_path / "compare-compression-params.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
-    from benchmarks.store import ResultStore
+def test_a_run_that_stands_in_a_second_comparison_is_not_done_again(tmp_path):
+    arguments = ["--mixers", "bdlru-m4", "--width", "16", "--steps", "4", "--workers", "1", "--no-weights"]
+    for match, already, labels in (("params", 0, "params 1872"), ("state", 1, "params 1872; state 16")):
+        result = CliRunner().invoke(app, [*arguments, "--match", match, "--out", str(tmp_path)], env={"COLUMNS": "160"})
+        assert result.exit_code == 0, result.output
+        assert f"1 runs, {already} of them in" in result.output
+        (row,) = rows(tmp_path)
+        assert row["matched"] == labels
+        assert 0 < int(row["recurrent_flops"]) < int(row["mixer_flops"]) < int(row["flops_per_token"])
+    assert not (tmp_path / "weights").exists()
 
+
+def test_results_of_an_older_version_are_known(tmp_path):
+    """The stored quick comparison has fewer columns; its runs are those that the command would do."""
+    stored, broken = read_rows(ROOT / "benchmarks" / "results" / "compare-s3-quick.csv")
+    assert not broken
+    assert {row["flops_per_token"] for row in stored.values()} == {""}
+    grid, _ = plan("s3", DEFAULT_VARIANTS, "params", None, get_preset("quick", "s3"), "cpu")
+    assert {planned.cell.key for planned in grid} == set(stored)
+    (tmp_path / "compare.csv").write_bytes((ROOT / "benchmarks" / "results" / "compare-s3-quick.csv").read_bytes())
+    with ResultStore(tmp_path) as store:
+        assert store.rows == stored
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
     with ResultStore(tmp_path):
         result = CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)])
     assert result.exit_code == 2
