@@ -104,7 +104,8 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
 
     Returns:
         dict[str, dict[str, str]]:
-            Rows by key; of rows with one key, the one that finished last.
+            Rows by key; of rows with one key, the one that finished last, with what all of them were `matched` by (an older
+            row that does not say stays comparable with others that do not).
 
     Raises:
         ValueError: if there is no such file, or one with other columns.
@@ -113,7 +114,11 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
     if not paths:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
     rows = [row for path in paths for row in read_rows(path)[0].values()]
-    return {row["key"]: row for row in sorted(rows, key=lambda row: row["finished"])}
+    found: dict[str, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: row["finished"]):
+        before = found.get(row["key"], row)["matched"].split("; ")
+        found[row["key"]] = {**row, "matched": "; ".join(dict.fromkeys(before + row["matched"].split("; ")))}
+    return found
 
 
 class ResultStore:

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.report import app, make_report
-from benchmarks.store import ResultStore
+from benchmarks.store import ResultStore, read_folder
+from benchmarks.summary import compare
 
 # longest names and most columns that a page has to hold
 ACCURACIES = {
@@ -67,6 +68,8 @@ def test_rows_of_an_older_file_are_shown(make_row, tmp_path):
 def test_the_stored_results_make_a_page():
     page = make_report("benchmarks/results")
     assert "gated_deltaproduct-neg</span>" in page
+    (older,) = [c for c in compare(list(read_folder("benchmarks/results").values())) if not c.matched]
+    assert {"bdlru-m4", "lstm"} <= {line.variant for line in older.lines}  # newer rows of the same runs do not tear it apart
 
 
 def test_command_line(folder, tmp_path):
