@@ -9,16 +9,15 @@ import os
 import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from benchmarks.presets import PRESETS, get_preset
-
 if TYPE_CHECKING:
+    from benchmarks.sweep import Part
     from benchmarks.train import Cell
 
 # FLA says on import that there is no GPU; worker processes import this module first, too
@@ -31,11 +30,21 @@ TASK_NAMES = (
     "selective_copying, compression"
 )
 
+DEVICES = ("auto", "cpu", "cuda")
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _fail(option: str, message: str) -> None:
-    raise typer.BadParameter(message, param_hint=option)
+def _device(name: str, ray_address: str | None) -> str:
+    import torch
+
+    if name not in DEVICES:
+        raise typer.BadParameter(f"{name!r} is not known; expected one of {', '.join(DEVICES)}.", param_hint="--device")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ray_address is None and not torch.cuda.is_available():
+        raise typer.BadParameter("'cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.", param_hint="--device")
+    return name
 
 
 def _count(text: str) -> int:
@@ -49,118 +58,88 @@ def _count(text: str) -> int:
     return value
 
 
-def _numbers(option: str, text: str, kind: type, accepted: str) -> tuple:
-    try:
-        values = tuple(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
-    except ValueError:
-        values = ()
-    if not values:
-        _fail(option, f"{text!r} is not accepted; expected {accepted}.")
-    return values
-
-
-def _parse_seeds(text: str) -> tuple[int, ...]:
-    accepted = "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"
-    values = _numbers("--seeds", text, int, accepted)
-    if "," not in text:
-        values = tuple(range(values[0]))
-    if not values or min(values) < 0:
-        _fail("--seeds", f"{text!r} is not accepted; expected {accepted}.")
-    return values
-
-
-def _parse_mixers(text: str | None) -> tuple[str, ...]:
-    from benchmarks.models import DEFAULT_VARIANTS, get_variant
-
-    names = DEFAULT_VARIANTS if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or len(set(names)) < len(names):
-        _fail("--mixers", f"{text!r} is not accepted; expected different names, separated by commas.")
-    for name in names:
-        try:
-            get_variant(name)
-        except ValueError as error:
-            _fail("--mixers", str(error))
-    return names
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        _fail("--device", "'cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
-    return name
-
-
 def _summary(cell: Cell, result: dict) -> str:
     scores = ", ".join(f"{s['token_accuracy']:.3f} @{n}" for n, s in zip(cell.eval_lengths, result["scores"]))
-    return f"token accuracy {scores} ({result['seconds']:.0f} s)" + (", DIVERGED" if result["diverged"] else "")
+    early = f", solved at step {result['steps_done']}" if result["steps_done"] < cell.steps else ""
+    return f"token accuracy {scores} ({result['seconds']:.0f} s{early})" + (", DIVERGED" if result["diverged"] else "")
 
 
 @app.command(help=__doc__)
 def main(
-    task: Annotated[str, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = "s3",
+    grid: Annotated[Path | None, typer.Option(help="TOML file with the fields below; benchmarks/sweep.py shows one.")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = None,
     mixers: Annotated[str | None, typer.Option(help="Comma list; a wrong name prints all. Default: 14 of them.")] = None,
     seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7).")] = None,
-    match: Annotated[str, typer.Option(help="What is made equal: params or state.")] = "params",
-    budget: Annotated[
-        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Size of one mixer layer. Default: that of bdlru-m4.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="quick (minutes on two cores) or paper (long).")] = "quick",
-    steps: Annotated[int | None, typer.Option(parser=_count, metavar="INTEGER", help="Optimiser steps.")] = None,
-    width: Annotated[
-        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Width of the model, a multiple of 8.")
-    ] = None,
-    layers: Annotated[int | None, typer.Option(parser=_count, metavar="INTEGER", help="Number of blocks.")] = None,
+    match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick (default; minutes on two cores) or paper (long).")] = None,
+    steps: Annotated[str | None, typer.Option(help="Optimiser steps.")] = None,
+    width: Annotated[str | None, typer.Option(help="Width of the model, a multiple of 8.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Number of blocks.")] = None,
     lr: Annotated[
         str | None, typer.Option(help="Peak learning rate; of a comma list, each mixer's best on validation is shown.")
     ] = None,
+    stop_at: Annotated[
+        str | None, typer.Option(help="End a run early at this validation token accuracy. Default: 0, never.")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Processes. Default: one per core; one on a GPU.")
+        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Runs at once. Default: one per core; one on a GPU.")
     ] = None,
     threads: Annotated[int, typer.Option(parser=_count, metavar="INTEGER", help="Threads of each process.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Run by Ray: local, auto or a cluster's address; workers: all it has room for.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
+    weights: Annotated[bool, typer.Option(help="Keep the trained weights, which benchmarks.analysis reads.")] = True,
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
-    from benchmarks.tasks import get_task
+    given = {
+        "task": task,
+        "mixers": mixers,
+        "seeds": seeds,
+        "match": match,
+        "budget": budget,
+        "preset": preset,
+        "steps": steps,
+        "width": width,
+        "layers": layers,
+        "lr": lr,
+        "stop_at": stop_at,
+    }
+    from benchmarks.sweep import FieldError, lay_out, parse_field, read_grid
 
     try:
-        get_task(task)
-    except ValueError as error:
-        _fail("--task", str(error))
-    for option, value, known in (
-        ("--match", match, ("params", "state")),
-        ("--preset", preset, tuple(PRESETS)),
-        ("--device", device, ("auto", "cpu", "cuda")),
-    ):
-        if value not in known:
-            _fail(option, f"{value!r} is not known; expected one of {', '.join(known)}.")
-    if width is not None and (width < 8 or width % 8):
-        _fail("--width", f"{width} is not accepted; expected a positive multiple of 8.")
-    lrs = None if lr is None else _numbers("--lr", lr, float, "a number such as 3e-3, or several separated by commas")
-    for value in lrs or ():
-        if not 0 < value < float("inf"):
-            _fail("--lr", f"{value:g} is not accepted; expected numbers greater than 0.")
-    names = _parse_mixers(mixers)
-    chosen = {"steps": steps, "width": width, "layers": layers, "lrs": lrs, "seeds": seeds and _parse_seeds(seeds)}
-    if width is not None:
-        chosen["mlp_width"] = 2 * width
-    settings = replace(
-        get_preset(preset, task),
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
-    if settings.steps < len(settings.lengths):
-        _fail("--steps", f"{settings.steps} is not accepted; expected at least one per length {settings.lengths}.")
-    device = _device(device)
-    workers = workers or (1 if device == "cuda" else max(1, (os.cpu_count() or 1) // threads))
-    raise typer.Exit(_compare(console, task, names, match, budget, settings, device, workers, threads, out, rerun))
+        flags = {
+            name: parse_field(name, value, f"--{name.replace('_', '-')}") for name, value in given.items() if value is not None
+        }
+        fields, settings = read_grid(grid) if grid else ({}, {})
+        parts = lay_out(flags, fields, settings)
+    except FieldError as error:
+        raise typer.BadParameter(error.message, param_hint=error.where) from None
+    device = _device(device, ray_address)
+    if workers is None and ray_address is None:
+        workers = 1 if device == "cuda" else max(1, (os.cpu_count() or 1) // threads)
+    raise typer.Exit(_compare(console, parts, Machine(device, workers, threads, ray_address), out, weights, rerun))
 
 
-def _compare(console, task, names, match, budget, settings, device, workers, threads, out, rerun) -> int:
-    from benchmarks.grid import make_row, plan
+@dataclass(frozen=True)
+class Machine:
+    """What runs the cells."""
+
+    device: str
+    workers: int | None
+    threads: int
+    ray_address: str | None
+
+    def __str__(self) -> str:
+        by = f" by Ray at {self.ray_address}" if self.ray_address else ""
+        return f"{self.workers or 'as many as fit'} worker(s) of {self.threads} thread(s){by}"
+
+
+def _compare(console: Console, parts: list[Part], machine: Machine, out: Path, weights: bool, rerun: bool) -> int:
+    from benchmarks.grid import join_labels, make_row, merge, plan
     from benchmarks.models import quiet
     from benchmarks.runner import Interrupted, WorkerDied, run_cells
     from benchmarks.store import ResultStore
@@ -168,33 +147,48 @@ def _compare(console, task, names, match, budget, settings, device, workers, thr
     quiet()
     with ExitStack() as stack:
         try:
-            grid, matches = plan(task, names, match, budget, settings, device)
+            grids = [plan(p.task, p.mixers, p.match, p.budget, p.settings, machine.device) for p in parts]
             store = stack.enter_context(ResultStore(out))
         except ValueError as error:
-            console.print(f"[bold red]Error:[/] {error}", highlight=False)
-            return 2
-        planned = {p.cell.key: p for p in grid}
-        todo = [p.cell for p in grid if rerun or p.cell.key not in store.rows]
-        _announce(console, store, task, match, settings, grid, todo, workers, threads)
+            return _error(console, error)
+        planned = merge([grid for grid, _ in grids])
+        todo = [p.cell for p in planned.values() if rerun or p.cell.key not in store.rows]
+        _announce(console, store, parts, list(planned), todo, machine)
+        labels = {key: row["matched"] for key, row in store.rows.items()}
+        for key, p in planned.items():
+            if key in labels and join_labels(labels[key], p.matched) != labels[key]:
+                store.add({**store.rows[key], "matched": join_labels(labels[key], p.matched)})
 
         def finished(cell: Cell, result: dict) -> str:
-            store.add(make_row(planned[cell.key], result, device, threads), result["curve"])
+            row = make_row(planned[cell.key], result, labels.get(cell.key, ""))
+            store.add(row, result["curve"], result["weights"] if weights else None)
             return _summary(cell, result)
 
         try:
-            failures = run_cells(todo, finished, device, workers, threads, console)
+            failures = run_cells(
+                todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address
+            )
+        except ValueError as error:
+            return _error(console, error)
         except Interrupted:
             return _stopped(console, store, planned, "Stopped.", 130)
         except WorkerDied:
             return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
-        rows = [store.rows[key] for key in planned if key in store.rows]
-        if rows:
-            _show(console, store, task, match, rows, matches)
+        for part, (grid, matches) in zip(parts, grids):
+            rows = [store.rows[p.cell.key] for p in grid if p.cell.key in store.rows]
+            if rows:
+                _show(console, store, part, _picture_name(part, parts), rows, matches)
+        console.print(f"rows: {store.path}\ncurves: {store.folder / 'curves'}", highlight=False)
         for key, failure in failures.items():
             path = store.folder / f"error-{key}.txt"
             path.write_text(failure["traceback"])
             console.print(f"[red]failed:[/] {planned[key].cell.title}: {failure['error']} (see {path})", highlight=False)
         return 1 if failures else 0
+
+
+def _error(console: Console, error: ValueError) -> int:
+    console.print(f"[bold red]Error:[/] {error}", highlight=False)
+    return 2
 
 
 def _stopped(console, store, planned, reason: str, code: int) -> int:
@@ -204,35 +198,48 @@ def _stopped(console, store, planned, reason: str, code: int) -> int:
     return code
 
 
-def _announce(console, store, task, match, settings, grid, todo, workers, threads) -> None:
-    from benchmarks.grid import commit
+def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], machine: Machine) -> None:
+    from benchmarks.machine import commit
 
     for number in store.dropped:
         console.print(f"{store.path}: line {number} is incomplete; its run is done again.", highlight=False)
-    lengths = "/".join(map(str, settings.lengths))
+    for part in parts:
+        s = part.settings
+        console.print(
+            f"task {part.task}, matched by {part.match}: {s.layers} block(s) of width {s.width}, {s.steps:,} steps of "
+            f"{s.batch_size} sequences, lengths {'/'.join(map(str, s.lengths))}, AdamW lr {'/'.join(f'{x:g}' for x in s.lrs)}",
+            highlight=False,
+        )
     console.print(
-        f"task {task}, matched by {match}: {settings.layers} block(s) of width {settings.width}, {settings.steps:,} steps "
-        f"of {settings.batch_size} sequences, lengths {lengths}, AdamW lr {'/'.join(f'{x:g}' for x in settings.lrs)}",
-        highlight=False,
+        f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.path} already; {machine}", highlight=False
     )
-    console.print(
-        f"{len(grid)} runs, {len(grid) - len(todo)} of them in {store.path} already; "
-        f"{workers} worker(s) of {threads} thread(s)",
-        highlight=False,
-    )
-    old = {store.rows[p.cell.key]["commit"] for p in grid if p.cell not in todo} - {commit()}
+    new = {cell.key for cell in todo}
+    old = {store.rows[key]["commit"] for key in planned if key not in new} - {commit()}
     if old:
         console.print(f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
 
 
-def _show(console, store, task, match, rows, matches) -> None:
-    from benchmarks.report import draw, make_table, summarise
+def _picture_name(part: Part, parts: list[Part]) -> str:
+    # what tells it from the other parts of the same task and rule of matching
+    alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
+    sizes = {
+        "w": (part.settings.width, {p.settings.width for p in alike}),
+        "l": (part.settings.layers, {p.settings.layers for p in alike}),
+        "b": (part.budget, {p.budget for p in alike}),
+    }
+    varying = "".join(f"-{letter}{value}" for letter, (value, values) in sizes.items() if len(values) > 1)
+    return f"compare-{part.task}-{part.match}{varying}.png"
+
+
+def _show(console, store, part: Part, picture: str, rows, matches) -> None:
+    from benchmarks.plots import draw
+    from benchmarks.summary import summarise
+    from benchmarks.tables import make_table
 
     lines = summarise(rows)
-    first = rows[0]
     title = (
-        f"{task}: trained up to length {lines[0].lengths[0]}, {int(first['steps']):,} steps, width {first['width']}, "
-        f"{first['layers']} block(s), matched by {match}"
+        f"{part.task}: trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
+        f"{part.settings.width}, {part.settings.layers} block(s), matched by {part.match}"
     )
     console.print(make_table(lines, title, console.width))
     for name, matched in matches.items():
@@ -241,9 +248,8 @@ def _show(console, store, task, match, rows, matches) -> None:
     for line in lines:
         if line.diverged:
             console.print(f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
-    picture = store.folder / f"compare-{task}-{match}.png"
-    draw(lines, task, title, picture)
-    console.print(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\npicture: {picture}", highlight=False)
+    draw(lines, part.task, title, store.folder / picture)
+    console.print(f"picture: {store.folder / picture}", highlight=False)
 
 
 if __name__ == "__main__":

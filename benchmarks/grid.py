@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 
-import torch
-
-from benchmarks.models import VARIANTS, Matched, layer_params, layer_state, match_variant
+from benchmarks.machine import commit
+from benchmarks.models import Matched, default_budget, get_variant, layer_flops, layer_params, layer_state, match_variant
 from benchmarks.presets import Preset
 from benchmarks.tasks import get_task
 from benchmarks.train import Cell
 
-PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "accelerate", "numba", "fla-bdlru")
-
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell with what its row says about the mixer's size."""
+    r"""A cell with what its row says about the mixer, all layers together.
+
+    Attributes:
+        cell (Cell):
+            The experiment.
+        mixer_params (int):
+            Parameters of the mixers.
+        state_size (int, Optional):
+            State elements per sequence; `None` where it grows.
+        mixer_flops, recurrent_flops (int, Optional):
+            FLOPs per token of the mixers, all and without their linear maps; `None` where they cannot be counted.
+        matched (str):
+            What was made equal, and the budget of a layer: `"params 28992"`; several are separated by semicolons.
+    """
 
     cell: Cell
     mixer_params: int
     state_size: int | None
+    mixer_flops: int | None
+    recurrent_flops: int | None
+    matched: str
 
 
 def plan(
@@ -60,12 +68,14 @@ def plan(
     eval_lengths = tuple(k * max(preset.lengths) for k in multiples)
     for length in (*preset.lengths, *eval_lengths):
         definition.check_length(length)
+    label = f"{match} {default_budget(match, preset.width) if budget is None else budget}"
     cells, matches = [], {}
     for name in names:
         matched = matches[name] = match_variant(name, match, preset.width, budget)
-        mixer, growing = VARIANTS[name].mixer, VARIANTS[name].fixed
+        mixer, growing = get_variant(name).mixer, get_variant(name).fixed
         mixer_params = preset.layers * layer_params(mixer, preset.width, matched.args)
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
+        flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
         for lr in preset.lrs:
             for seed in preset.seeds:
                 cell = Cell(
@@ -85,66 +95,55 @@ def plan(
                     seed=seed,
                     train_examples=preset.train_examples,
                     eval_examples=preset.eval_examples,
+                    stop_at=preset.stop_at,
                 )
-                cells.append(Planned(cell, mixer_params, state))
+                cells.append(Planned(cell, mixer_params, state, *flops, label))
     return cells, matches
 
 
-@cache
-def versions() -> str:
-    """Python and the packages that results may depend on."""
-    found = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+def join_labels(*labels: str) -> str:
+    """Labels of `Planned.matched`, each once.
+
+    Example:
+        >>> from benchmarks.grid import join_labels
+        >>> assert join_labels("params 99; state 64", "", "params 99") == "params 99; state 64"
+    """
+    return "; ".join(dict.fromkeys(part for label in labels for part in label.split("; ") if part))
 
 
-@cache
-def commit() -> str:
-    """The commit of this checkout, marked if files differ from it; empty outside git."""
-
-    def git(*words: str) -> str:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
+    """The cells of several grids by key; one that stands in more than one is run once and bears all labels."""
+    cells: dict[str, Planned] = {}
+    for planned in (p for grid in grids for p in grid):
+        before = cells.get(planned.cell.key)
+        cells[planned.cell.key] = (
+            planned if before is None else replace(before, matched=join_labels(before.matched, planned.matched))
+        )
+    return cells
 
 
-@cache
-def device_name(device: str) -> str:
-    """What the machine calls its processor or GPU."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"cpu: {model}"
-
-
-def make_row(planned: Planned, result: dict, device: str, threads: int) -> dict:
-    """The row of a finished cell."""
+def make_row(planned: Planned, result: dict, labels: str = "") -> dict:
+    """The row of a finished cell; `labels` are those of an older row that it replaces."""
+    counted = planned.recurrent_flops is not None
+    flops = result["linear_flops"] + planned.recurrent_flops if counted else None
     row = {
         "key": planned.cell.key,
         **planned.cell.describe(),
         "params": result["params"],
         "mixer_params": planned.mixer_params,
         "state_size": planned.state_size,
+        "flops_per_token": flops,
+        "mixer_flops": planned.mixer_flops,
+        "recurrent_flops": planned.recurrent_flops,
         "validation_token_accuracy": f"{result['validation']:.6f}",
         "train_loss": f"{result['train_loss']:.6g}",
         "diverged": result["diverged"],
         "seconds": f"{result['seconds']:.2f}",
-        "device": device_name(device),
-        "threads": threads,
-        "versions": versions(),
+        "steps_done": result["steps_done"],
+        "matched": join_labels(labels, planned.matched),
+        "device": result["device"],
+        "threads": result["threads"],
+        "versions": result["versions"],
         "commit": commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
 from benchmarks.readout import AutoEncoder
+from fla_bdlru.flops import linear_flops_per_token, measure_flops_per_token
 from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  # importing it adds `mixer=` to FLA's configs
+from fla_bdlru.ops import GATE_NORMS
 
 TOLERANCE = 0.05
 CLOSE_ENOUGH = 0.03
@@ -48,8 +51,8 @@ def _bdlru(m: int, **args) -> Variant:
     return Variant("bdlru", (lambda width, n: {"num_blocks": n},), {"block_size": m, **args})
 
 
-def _hlru(m: int) -> Variant:
-    return Variant("hlru", (lambda width, n: {"num_channels": n},), {"order": m})
+def _hlru(m: int, **args) -> Variant:
+    return Variant("hlru", (lambda width, n: {"num_channels": n},), {"order": m, **args})
 
 
 def _ratio(n: int, width: int) -> float:
@@ -117,10 +120,25 @@ DEFAULT_VARIANTS = (
 
 
 def get_variant(name: str) -> Variant:
-    """The variant called `name`; raises `ValueError` if there is none."""
-    if name not in VARIANTS:
-        raise ValueError(f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}.")
-    return VARIANTS[name]
+    r"""The variant called `name`: one of `VARIANTS`, or a BD-LRU or H-LRU of any size and gate norm (`bdlru-m6-silu`).
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> from benchmarks.models import get_variant
+        >>> assert get_variant("hlru-m3-relu").args == {"order": 3, "gate_norm": "relu"}
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    named = re.fullmatch(rf"(bdlru|hlru)-m([1-9][0-9]?)(?:-({'|'.join(GATE_NORMS)}))?", name)
+    if named is None:
+        raise ValueError(
+            f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}, or bdlru-m<M> and hlru-m<M> with a gate "
+            f"norm (bdlru-m4-silu) of {', '.join(GATE_NORMS)}."
+        )
+    family, m, norm = named.groups()
+    return (_bdlru if family == "bdlru" else _hlru)(int(m), **({"gate_norm": norm} if norm else {}))
 
 
 def quiet() -> None:
@@ -143,6 +161,19 @@ def layer_params(mixer: str, width: int, args: dict) -> int:
 def layer_state(mixer: str, width: int, args: dict, device: str = "cpu") -> int:
     """Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution)."""
     return measure_state_size(build_layer(mixer, width, args).to(device))
+
+
+def layer_flops(mixer: str, width: int, args: dict, context: int) -> tuple[int | None, int | None]:
+    """FLOPs of one layer's forward pass for the last of `context` tokens: all, and without its linear maps.
+
+    `None` where they cannot be counted; `fla_bdlru.flops` says what is.
+    """
+    layer = build_layer(mixer, width, args)
+    try:
+        flops = measure_flops_per_token(layer, context)
+    except ValueError:
+        return None, None
+    return flops, flops - linear_flops_per_token(layer)
 
 
 def reference_args(width: int) -> tuple[str, dict]:

@@ -21,6 +21,7 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
     train_examples: int = 0
     eval_examples: int = 512
+    stop_at: float = 0.0
 
 
 STATE_TRACKING, MAD = "state tracking", "mad"

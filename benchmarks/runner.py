@@ -1,4 +1,4 @@
-"""Runs cells in worker processes and stores each as it ends."""
+"""Runs cells, in worker processes of this machine or by Ray, and hands each result over as it ends."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import os
 import queue
 import signal
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.progress import BarDisplay, PlainDisplay, TimeLeft
 from benchmarks.train import Cell
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-PLAIN_SECONDS = 15.0
 
 _messages = None
 
@@ -33,17 +32,77 @@ class WorkerDied(Exception):
     """A worker process ended on its own, for instance for lack of memory."""
 
 
-def _start_worker(messages, threads: int) -> None:
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    threading.Thread(target=_follow_parent, daemon=True).start()
+def set_up_worker(threads: int) -> None:
+    """What a worker process does before its first cell."""
     import torch
 
     from benchmarks.models import quiet
 
     torch.set_num_threads(threads)
     quiet()
+
+
+def run_cell(cell: Cell, device: str, report: Callable[[str, int, float, float], None]) -> dict:
+    """In a worker: trains a cell; an error is part of the result, and so is the machine."""
+    import torch
+
+    from benchmarks.machine import device_name, versions
+    from benchmarks.train import train_cell
+
+    report(cell.key, 0, float("nan"), float("nan"))
+    try:
+        result = train_cell(cell, device, lambda *numbers: report(cell.key, *numbers))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return {**result, "device": device_name(device), "threads": torch.get_num_threads(), "versions": versions()}
+
+
+class ProcessPool:
+    """Worker processes on this machine.
+
+    Args:
+        workers (int):
+            Number of processes.
+        threads (int):
+            Threads of each.
+        device (str):
+            A torch device.
+    """
+
+    slots = None  # takes all cells at once; those that no process is free for wait in it
+
+    def __init__(self, workers: int, threads: int, device: str):
+        for name in THREAD_VARIABLES:
+            os.environ[name] = str(threads)
+        context = multiprocessing.get_context("spawn")
+        self.device, self.queue = device, context.Queue()
+        self.executor = ProcessPoolExecutor(workers, context, _start_worker, (self.queue, threads))
+
+    def submit(self, cell: Cell) -> Future:
+        """Starts a cell; the future's result is that of `run_cell`."""
+        with _signals_ignored():
+            return self.executor.submit(_work, cell, self.device)
+
+    def messages(self) -> Iterator[tuple]:
+        """(key, step, loss, token accuracy) of running cells, as many as there are by now."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self.queue.get_nowait()
+
+    def close(self) -> None:
+        """Stops all workers, whatever they do."""
+        with _signals_ignored():
+            for process in multiprocessing.active_children():
+                process.kill()
+            self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(messages, threads: int) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    set_up_worker(threads)
 
 
 def _follow_parent() -> None:
@@ -53,13 +112,7 @@ def _follow_parent() -> None:
 
 
 def _work(cell: Cell, device: str) -> dict:
-    from benchmarks.train import train_cell
-
-    _messages.put((cell.key, 0, float("nan"), float("nan")))
-    try:
-        return train_cell(cell, device, lambda *numbers: _messages.put((cell.key, *numbers)))
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return run_cell(cell, device, lambda *message: _messages.put(message))
 
 
 @contextlib.contextmanager
@@ -90,25 +143,28 @@ def run_cells(
     cells: list[Cell],
     finished: Callable[[Cell, dict], str],
     device: str,
-    workers: int,
+    workers: int | None,
     threads: int,
     console: Console,
+    ray_address: str | None = None,
 ) -> dict[str, dict]:
-    r"""Runs cells in `workers` processes; the calling process is the only one that writes.
+    r"""Runs cells in parallel; the calling process is the only one that writes.
 
     Args:
         cells (list[Cell]):
             What to run, in order.
         finished (Callable[[Cell, dict], str]):
-            Called in this process with each cell and what `train_cell` returned; its result is shown to the user.
+            Called in this process with each cell and what `run_cell` returned; its result is shown to the user.
         device (str):
             A torch device.
-        workers (int):
-            Number of processes.
+        workers (int, Optional):
+            How many cells run at once; `None`, with Ray only, for as many as the cluster has room for.
         threads (int):
-            Threads of each.
+            Threads of each worker.
         console (Console):
             Where progress goes: bars on a terminal, plain lines elsewhere.
+        ray_address (str, Optional):
+            Runs the cells by Ray: `"local"`, `"auto"` or a cluster's address. Default: processes of this machine.
 
     Returns:
         dict[str, dict]:
@@ -117,25 +173,29 @@ def run_cells(
     Raises:
         Interrupted: on Ctrl-C or SIGTERM; the workers have been stopped.
         WorkerDied: if a worker process ended on its own.
+        ValueError: if Ray is asked for and is not installed, or does not answer.
     """
     if not cells:
         return {}
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(threads)
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
+    if ray_address is None:
+        pool = ProcessPool(min(workers, len(cells)), threads, device)
+    else:
+        from benchmarks.ray_pool import RayPool
+
+        pool = RayPool(ray_address, workers, threads, device)
+        workers = pool.parallel
     failures: dict[str, dict] = {}
-    pool = ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, (messages, threads))
-    display = (BarDisplay if console.is_terminal else PlainDisplay)(console, cells)
+    display = (BarDisplay if console.is_terminal else PlainDisplay)(console, cells, TimeLeft(cells, workers))
     try:
         with _stop_on_signals(), display:
-            with _signals_ignored():
-                pending: dict[Future, Cell] = {pool.submit(_work, cell, device): cell for cell in cells}
-            while pending:
+            waiting, pending = deque(cells), {}
+            while waiting or pending:
+                while waiting and (pool.slots is None or len(pending) < pool.slots):
+                    cell = waiting.popleft()
+                    pending[pool.submit(cell)] = cell
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        display.update(*messages.get_nowait())
+                for message in pool.messages():
+                    display.update(*message)
                 for future in done:
                     cell, result = pending.pop(future), future.result()
                     if "error" in result:
@@ -148,95 +208,5 @@ def run_cells(
     except BrokenProcessPool:
         raise WorkerDied from None
     finally:
-        with _signals_ignored():
-            for process in multiprocessing.active_children():
-                process.kill()
-            pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
     return failures
-
-
-class BarDisplay:
-    """An overall bar with the time left, and a line per running cell."""
-
-    def __init__(self, console: Console, cells: list[Cell]):
-        self.waiting = {cell.key: cell for cell in cells}
-        self.progress = Progress(
-            TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
-        self.count = len(cells)
-        self.overall = self.progress.add_task("all runs", total=sum(cell.steps for cell in cells), numbers="steps")
-        self.running: dict[str, tuple[int, int]] = {}
-
-    def __enter__(self):
-        self.progress.start()
-
-    def __exit__(self, *_):
-        self.progress.stop()
-
-    def update(self, key: str, step: int, loss: float, accuracy: float) -> None:
-        if key not in self.waiting:  # a message that was under way when its cell ended
-            return
-        cell = self.waiting[key]
-        if key not in self.running:
-            self.running[key] = (self.progress.add_task(cell.title, total=cell.steps, numbers=""), 0)
-        line, before = self.running[key]
-        numbers = f"loss {loss:.3f}  accuracy {accuracy:.3f}" if step else "starting"
-        self.progress.update(line, completed=step, numbers="scoring" if step == cell.steps else numbers)
-        self.progress.advance(self.overall, step - before)
-        self.running[key] = (line, step)
-
-    def finish(self, cell: Cell, summary: str) -> None:
-        self.update(cell.key, cell.steps, 0.0, 0.0)
-        self.progress.remove_task(self.running.pop(cell.key)[0])
-        del self.waiting[cell.key]
-        self.progress.update(self.overall, numbers=f"steps, {self.count - len(self.waiting)}/{self.count} runs done")
-        self.progress.console.print(f"{cell.title}: {summary}", highlight=False, markup=False)
-
-
-class PlainDisplay:
-    """A line now and then, for logs."""
-
-    def __init__(self, console: Console, cells: list[Cell]):
-        self.console, self.waiting = console, {cell.key: cell for cell in cells}
-        self.count, self.total = len(cells), sum(cell.steps for cell in cells)
-        self.running: dict[str, tuple[int, float, float]] = {}
-        self.steps_done = 0
-        self.start = self.last = time.monotonic()
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, key: str, step: int, loss: float, accuracy: float) -> None:
-        if key in self.waiting:
-            self.running[key] = (step, loss, accuracy)
-        now = time.monotonic()
-        if now - self.last < PLAIN_SECONDS:
-            return
-        self.last = now
-        steps = self.steps_done + sum(step for step, _, _ in self.running.values())
-        left = f", about {(now - self.start) * (self.total - steps) / steps:.0f} s left" if steps else ""
-        lines = [
-            f"{self.waiting[k].title} step {s}/{self.waiting[k].steps} loss {loss:.3f} accuracy {accuracy:.3f}"
-            for k, (s, loss, accuracy) in self.running.items()
-            if s
-        ]
-        head = f"{steps / self.total:.0%} of all steps, {self.count - len(self.waiting)}/{self.count} runs done{left}"
-        self._print("; ".join([head, *lines]))
-
-    def finish(self, cell: Cell, summary: str) -> None:
-        self.running.pop(cell.key, None)
-        del self.waiting[cell.key]
-        self.steps_done += cell.steps
-        self._print(f"[{self.count - len(self.waiting)}/{self.count}] {cell.title}: {summary}")
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

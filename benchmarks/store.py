@@ -20,6 +20,10 @@ COLUMNS = (
     "params",
     "mixer_params",
     "state_size",
+    "flops_per_token",
+    "mixer_flops",
+    "recurrent_flops",
+    "matched",
     "seed",
     *(f"{score}_{k}x" for score in SCORES for k in MULTIPLES),
     "validation_token_accuracy",
@@ -27,6 +31,8 @@ COLUMNS = (
     "diverged",
     "seconds",
     "steps",
+    "stop_at",
+    "steps_done",
     "lr",
     "batch_size",
     "weight_decay",
@@ -43,11 +49,83 @@ COLUMNS = (
     "commit",
     "finished",
 )
+LATER_COLUMNS = {
+    "matched",
+    "mixer_flops",
+    "recurrent_flops",
+    "flops_per_token",
+    "stop_at",
+    "steps_done",
+}  # older files lack some
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
+def read_rows(path: str | Path, columns: tuple[str, ...] = COLUMNS) -> tuple[dict[str, dict[str, str]], list[int]]:
+    r"""Reads a results file, also one that a killed program or an older version left.
+
+    Args:
+        path (str | Path):
+            A CSV file of finished runs.
+        columns (tuple[str, ...]):
+            The columns it should have, the key first; those of `LATER_COLUMNS` it may lack. Default: a comparison's.
+
+    Returns:
+        (dict[str, dict[str, str]], list[int]):
+            Rows by key, with every column (empty where the file lacks it), and the numbers of broken lines.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
+    header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    names = next(csv.reader([header]), [])
+    if not lines:  # killed while an older program wrote the header
+        return {}, []
+    unknown, missing = set(names) - set(columns), set(columns) - LATER_COLUMNS - set(names)
+    if unknown or missing:
+        raise ValueError(
+            f"{path} holds results with other columns; move it or name another folder "
+            f"(unknown: {sorted(unknown)}, missing: {sorted(missing)})."
+        )
+    rows, broken = {}, []
+    # the last element is what follows the last newline: empty in a whole file
+    for number, line in enumerate(lines, 2):
+        values = next(csv.reader([line]), []) if "\0" not in line else []
+        if len(values) == len(names) and number < len(lines) + 1:
+            found = dict(zip(names, values))
+            rows[found[columns[0]]] = {name: found.get(name, "") for name in columns}
+        elif line:
+            broken.append(number)
+    return rows, broken
+
+
+def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
+    r"""All finished runs of a folder, from every `compare*.csv` in it.
+
+    Args:
+        folder (str | Path):
+            Where results are kept.
+
+    Returns:
+        dict[str, dict[str, str]]:
+            Rows by key; of rows with one key, the one that finished last, with what all of them were `matched` by (an older
+            row that does not say stays comparable with others that do not).
+
+    Raises:
+        ValueError: if there is no such file, or one with other columns.
+    """
+    paths = sorted(Path(folder).glob("compare*.csv"))
+    if not paths:
+        raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
+    rows = [row for path in paths for row in read_rows(path)[0].values()]
+    found: dict[str, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: row["finished"]):
+        before = found.get(row["key"], row)["matched"].split("; ")
+        found[row["key"]] = {**row, "matched": "; ".join(dict.fromkeys(before + row["matched"].split("; ")))}
+    return found
+
+
 class ResultStore:
-    r"""Rows by key, in a folder: `<name>.csv` and `curves/<key>.csv`.
+    r"""Rows by key, in a folder: `<name>.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
     old or the new file. One process at a time may hold a store; use it as a context manager.
@@ -87,7 +165,8 @@ class ResultStore:
         except OSError as error:
             raise ValueError(f"out={str(self.folder)!r} cannot be written: {error.strerror or error}.") from None
         try:
-            self._load()
+            if self.path.exists():
+                self.rows, self.dropped = read_rows(self.path, self.columns)
         except ValueError:
             self._lock.release()
             raise
@@ -96,43 +175,36 @@ class ResultStore:
     def __exit__(self, *_) -> None:
         self._lock.release()
 
-    def _load(self) -> None:
-        if not self.path.exists():
-            return
-        header, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        names = next(csv.reader([header]), [])
-        if not lines:  # killed while an older program wrote the header
-            return
-        if tuple(names) != self.columns:
-            raise ValueError(f"out={str(self.folder)!r} holds a {self.path.name} with other columns; move it or name another.")
-        # the last element is what follows the last newline: empty in a whole file
-        for number, line in enumerate(lines, 2):
-            values = next(csv.reader([line]), []) if "\0" not in line else []
-            if len(values) == len(names) and number < len(lines) + 1:
-                self.rows[values[0]] = dict(zip(names, values))
-            elif line:
-                self.dropped.append(number)
+    def add(self, row: dict, curve: list[tuple] = (), weights: bytes | None = None) -> None:
+        """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty.
 
-    def add(self, row: dict, curve: list[tuple] = ()) -> None:
-        """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty."""
+        The row is written last: where it is, its curve and weights are.
+        """
         unknown = set(row) - set(self.columns)
         assert not unknown, f"unknown columns {unknown}"
         if curve:
-            self._write(self.folder / "curves" / f"{row['key']}.csv", self.curve_columns, curve)
+            _write(self.folder / "curves" / f"{row['key']}.csv", _csv(self.curve_columns, curve))
+        if weights:
+            (self.folder / "weights").mkdir(exist_ok=True)
+            _write(self.folder / "weights" / f"{row['key']}.safetensors", weights)
         row = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
         rows = {**self.rows, row["key"]: row}
-        self._write(self.path, self.columns, [r.values() for r in rows.values()])
+        _write(self.path, _csv(self.columns, [r.values() for r in rows.values()]))
         self.rows = rows
 
-    @staticmethod
-    def _write(path: Path, header: tuple[str, ...], rows) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        temporary = path.with_name(f".{path.name}.new")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+def _csv(header: tuple[str, ...], rows) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

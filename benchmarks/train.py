@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 
 from benchmarks.models import build_model
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
+from fla_bdlru.flops import linear_flops_per_token
 from fla_bdlru.mixers import count_parameters
 
 EVAL_BATCH = 256
@@ -57,6 +59,9 @@ class Cell:
             Size of the training set, visited again and again in fresh orders; 0 draws new sequences at every step.
         eval_examples (int):
             Sequences per evaluated length.
+        stop_at (float):
+            Training ends once the token accuracy on validation sequences of the longest training length reaches this;
+            0 never ends it early. Default: 0.
     """
 
     task: str
@@ -75,24 +80,28 @@ class Cell:
     seed: int
     train_examples: int
     eval_examples: int
+    stop_at: float = 0.0
 
     @property
     def key(self) -> str:
         """A digest of all fields but the label."""
         spec = asdict(self)
         del spec["variant"]
+        if not self.stop_at:  # the keys of results from before there was this field
+            del spec["stop_at"]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:
         """A short name for people."""
-        return f"{self.variant} lr {self.lr:g} seed {self.seed}"
+        return f"{self.task} {self.variant} lr {self.lr:g} seed {self.seed}"
 
     def describe(self) -> dict:
         """The fields as they stand in a row of the results file."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
         row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
         row["lengths"] = " ".join(map(str, self.lengths))
+        row["stop_at"] = self.stop_at or ""
         row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
         return row
 
@@ -202,6 +211,15 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cell.lr)
 
 
+def _is_solved(model: torch.nn.Module, task: Task, cell: Cell, length: int, accuracy: float, device: str) -> bool:
+    longest = max(cell.lengths)
+    if not cell.stop_at or length < longest or accuracy < cell.stop_at:
+        return False
+    validation = evaluate(model, task, longest, cell.eval_examples, device, "validation")
+    model.train()
+    return validation["token_accuracy"] >= cell.stop_at
+
+
 def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
     r"""Trains and scores one cell.
 
@@ -215,9 +233,10 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
 
     Returns:
         dict:
-            `params`, `scores` (one dict per evaluated length, in order), `validation` (token accuracy at the training
-            length, for choices between runs), `train_loss`, `seconds` of training, `diverged` (a loss that was not
-            finite), and `curve`, a list of (step, length, learning rate, loss, token accuracy).
+            `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
+            `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of
+            training, `diverged` (a loss that was not finite), `steps_done`, and `curve`, a list of (step, length, learning
+            rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
     """
     task = get_task(cell.task)
     torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
@@ -250,14 +269,19 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
             diverged = diverged or not math.isfinite(curve[-1][3])
             if report is not None:
                 report(step, curve[-1][3], curve[-1][4])
+            if _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
+                break
     seconds = time.perf_counter() - start
     validation = evaluate(model, task, max(cell.lengths), cell.eval_examples, device, "validation")
     return {
         "params": count_parameters(model),
+        "linear_flops": linear_flops_per_token(model),
         "scores": [evaluate(model, task, length, cell.eval_examples, device) for length in cell.eval_lengths],
         "validation": validation["token_accuracy"],
         "train_loss": curve[-1][3],
         "seconds": seconds,
         "diverged": diverged,
+        "steps_done": step,
         "curve": curve,
+        "weights": save({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}),
     }

@@ -11,12 +11,12 @@ from statistics import mean
 from rich import box
 from rich.table import Table
 
-from benchmarks.grid import commit, device_name, versions
 from benchmarks.lm.evaluate import bits_per_byte, perplexity
 from benchmarks.lm.models import Sizes
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
-from benchmarks.report import line_styles
+from benchmarks.machine import commit, device_name, versions
+from benchmarks.plots import variant_styles
 
 # lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
 COLUMNS = (
@@ -235,7 +235,7 @@ def draw(lines: list[Line], curves: dict[str, list[dict[str, str]]], title: str,
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    styles = line_styles([line.name for line in lines])
+    styles = variant_styles([line.name for line in lines])
     figure = Figure(figsize=(15, 5), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)

@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.grid import commit, versions
+from benchmarks.machine import commit, versions
 from benchmarks.models import quiet
 from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, rehearsal, scan_cases
 from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products

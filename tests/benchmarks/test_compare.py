@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 
 from benchmarks.compare import app
 from benchmarks.grid import plan
+from benchmarks.models import DEFAULT_VARIANTS
 from benchmarks.presets import PRESETS, get_preset
+from benchmarks.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +25,14 @@ TIMES = {"seconds", "finished"}
 SMALL = ["--mixers", "bdlru-m4,gated_deltanet", "--seeds", "2", "--width", "16", "--steps", "24"]
 
 
-def command(out, *extra):
-    return [sys.executable, "-m", "benchmarks.compare", *SMALL, "--workers", "2", "--out", str(out), *extra]
+def command(out, *extra, small=SMALL):
+    return [sys.executable, "-m", "benchmarks.compare", *small, "--workers", "2", "--out", str(out), *extra]
 
 
-def start(out, *extra):
+def start(out, *extra, small=SMALL):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     return subprocess.Popen(
-        command(out, *extra),
+        command(out, *extra, small=small),
         cwd=ROOT,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -114,23 +117,64 @@ def test_a_second_call_does_nothing_again(unbroken):
     assert (out / "compare.csv").read_bytes() == before
 
 
-def test_kill_and_resume_gives_the_rows_of_an_unbroken_run(unbroken, tmp_path):
-    process = start(tmp_path)
-    wait_for_rows(tmp_path, 1, process)
-    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers have to notice
-    process.communicate(timeout=60)
-    wait_for_empty_group(process.pid)
-    survived = rows(tmp_path)
-    assert 1 <= len(survived) < 4
-    path = tmp_path / "compare.csv"
+KILLS = 4
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_killed_at_random_moments_and_resumed_equals_an_unbroken_one(unbroken, tmp_path):
+    (tmp_path / "grid.toml").write_text(
+        'task = ["s3", "parity"]\nmixers = ["bdlru-m4", "lstm"]\nmatch = ["params", "state"]\n'
+        "seeds = 1\nwidth = 16\nsteps = 24\n"
+    )
+
+    def sweep(out):
+        return start(out, "--grid", str(tmp_path / "grid.toml"), small=())
+
+    process = sweep(tmp_path / "whole")
+    stdout, stderr = process.communicate(timeout=280)
+    assert process.returncode == 0, stderr
+    whole = rows(tmp_path / "whole")
+    assert len(whole) == 6  # bdlru-m4 is the same model at equal parameters and at equal state
+    assert {row["matched"] for row in whole if row["variant"] == "bdlru-m4"} == {"params 1872; state 16"}
+    by_key = {row["key"]: row for row in whole}
+    for row in rows(unbroken[0]):  # the same runs from flags, matched in one way
+        if row["variant"] == "bdlru-m4" and row["seed"] == "0":
+            assert {**by_key[row["key"]], "matched": row["matched"]} == row
+
+    out, seed, survived = tmp_path / "killed", time.time_ns(), 0
+    print("moments drawn with seed", seed)
+    moments = random.Random(seed)
+    for kill in range(KILLS):
+        process = sweep(out)
+        if kill % 2:
+            time.sleep(moments.uniform(0, 6))
+        else:
+            wait_for_rows(out, min(survived + 1, 6), process)
+            time.sleep(moments.uniform(0, 0.4))
+        if kill % 3:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers have to notice
+        process.communicate(timeout=60)
+        wait_for_empty_group(process.pid)
+        if (out / "compare.csv").exists():
+            kept = rows(out)
+            assert survived <= len(kept)
+            assert all(by_key[row["key"]] == row for row in kept)
+            survived = len(kept)
+    path = out / "compare.csv"
     path.write_bytes(path.read_bytes() + b"deadbeef,s3,bdl")  # and a line cut short
 
-    process = start(tmp_path)
-    stdout, stderr = process.communicate(timeout=240)
+    process = sweep(out)
+    stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
-    assert f"{len(survived)} of them in" in stdout
+    assert f"6 runs, {survived} of them in" in stdout
     assert "is incomplete" in stdout
-    assert rows(tmp_path) == rows(unbroken[0])
+    assert rows(out) == whole
+    assert sorted(p.name for p in (out / "curves").glob("*.csv")) == sorted(f"{row['key']}.csv" for row in whole)
+    assert {p.name for p in out.glob("*.png")} == {
+        f"compare-{task}-{match}.png" for task in ("s3", "parity") for match in ("params", "state")
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -235,9 +279,31 @@ def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
     assert (tmp_path / "compare-compression-params.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
-    from benchmarks.store import ResultStore
+def test_a_run_that_stands_in_a_second_comparison_is_not_done_again(tmp_path):
+    arguments = ["--mixers", "bdlru-m4", "--width", "16", "--steps", "4", "--workers", "1", "--no-weights"]
+    for match, already, labels in (("params", 0, "params 1872"), ("state", 1, "params 1872; state 16")):
+        result = CliRunner().invoke(app, [*arguments, "--match", match, "--out", str(tmp_path)], env={"COLUMNS": "160"})
+        assert result.exit_code == 0, result.output
+        assert f"1 runs, {already} of them in" in result.output
+        (row,) = rows(tmp_path)
+        assert row["matched"] == labels
+        assert 0 < int(row["recurrent_flops"]) < int(row["mixer_flops"]) < int(row["flops_per_token"])
+    assert not (tmp_path / "weights").exists()
 
+
+def test_results_of_an_older_version_are_known(tmp_path):
+    """The stored quick comparison has fewer columns; its runs are those that the command would do."""
+    stored, broken = read_rows(ROOT / "benchmarks" / "results" / "compare-s3-quick.csv")
+    assert not broken
+    assert {row["flops_per_token"] for row in stored.values()} == {""}
+    grid, _ = plan("s3", DEFAULT_VARIANTS, "params", None, get_preset("quick", "s3"), "cpu")
+    assert {planned.cell.key for planned in grid} == set(stored)
+    (tmp_path / "compare.csv").write_bytes((ROOT / "benchmarks" / "results" / "compare-s3-quick.csv").read_bytes())
+    with ResultStore(tmp_path) as store:
+        assert store.rows == stored
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
     with ResultStore(tmp_path):
         result = CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)])
     assert result.exit_code == 2

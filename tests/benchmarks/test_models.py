@@ -11,6 +11,8 @@ from benchmarks.models import (
     build_layer,
     build_model,
     default_budget,
+    get_variant,
+    layer_flops,
     layer_params,
     layer_state,
     match_variant,
@@ -117,3 +119,31 @@ def test_mamba_keeps_the_time_steps_that_its_constructor_draws():
     assert steps.min() > 0.0009  # dt_min
     assert steps.max() < 0.11  # dt_max
     assert layer.conv1d.weight.std() > 0.1
+
+
+def test_flops_of_every_mixer_are_counted():
+    for name, variant in VARIANTS.items():
+        args = match_variant(name, "params", 64).args
+        total, recurrent = layer_flops(variant.mixer, 64, args, context=8)
+        assert 0 < recurrent < total, name
+        params = layer_params(variant.mixer, 64, args)
+        assert total > 1.5 * params, name  # nearly every parameter is multiplied and added
+
+
+@pytest.mark.parametrize(
+    "name, args",
+    [
+        ("bdlru-m6", {"block_size": 6}),
+        ("bdlru-m4-sigmoid", {"block_size": 4, "gate_norm": "sigmoid"}),
+        ("hlru-m3-none", {"order": 3, "gate_norm": "none"}),
+    ],
+)
+def test_our_mixers_of_any_size_and_norm_are_known(name, args):
+    assert get_variant(name).args == args
+    assert args.items() <= match_variant(name, "params", 64).args.items()
+
+
+@pytest.mark.parametrize("name", ["bdlru-m0", "bdlru-m4-relux", "bdlru", "hlru-m100"])
+def test_others_are_not(name):
+    with pytest.raises(ValueError, match=f"{name!r} is not known.*bdlru-m4-silu"):
+        get_variant(name)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks.store import COLUMNS, ResultStore
+from benchmarks.store import COLUMNS, ResultStore, read_folder
 
 
 def fill(folder, keys):
@@ -31,12 +31,24 @@ def test_rows_and_curves_come_back(tmp_path):
     assert (tmp_path / "curves" / "two.csv").read_text() == "step,length,lr,loss,token_accuracy\n1,4,0.1,2.0,0.5\n"
 
 
+def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(tmp_path):
+    for name, finished, matched, task in (("new", "2", "params 9; state 4", "s4"), ("old", "1", "", "s3")):
+        with ResultStore(tmp_path / name) as store:
+            store.add({"key": "one", "task": task, "finished": finished, "matched": matched})
+        (tmp_path / name / "compare.csv").rename(tmp_path / f"compare-{name}.csv")
+    (row,) = read_folder(tmp_path).values()
+    assert row["task"] == "s4"
+    assert sorted(row["matched"].split("; ")) == ["", "params 9", "state 4"]
+    with pytest.raises(ValueError, match=r"holds no results; expected one with a compare\.csv"):
+        read_folder(tmp_path / "old")
+
+
 def test_a_row_with_the_same_key_is_replaced(tmp_path):
     fill(tmp_path, ["one"])
     with ResultStore(tmp_path) as store:
         store.add({"key": "one", "task": "s5"})
         assert store.rows["one"]["task"] == "s5"
-    assert (tmp_path / "compare.csv").read_text().count("one") == 1
+    assert (tmp_path / "compare.csv").read_text().count("\none,") == 1
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])

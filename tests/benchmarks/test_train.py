@@ -109,3 +109,14 @@ def test_memorization_is_learned_from_a_finite_set_and_holds_for_other_sequences
     cell = replace(CELL, task="memorization", width=32, mlp_width=64, lengths=(32,), eval_lengths=(32, 64))
     result = train_cell(replace(cell, train_examples=64, batch_size=32, steps=150, lr=1e-2))
     assert all(scores["token_accuracy"] > 0.9 for scores in result["scores"])
+
+
+def test_a_solved_task_ends_early_and_one_that_is_not_does_not():
+    cell = replace(CELL, task="s2", lengths=(2, 4), eval_lengths=(4,), steps=200, batch_size=32, lr=1e-2)
+    full, early = train_cell(cell), train_cell(replace(cell, stop_at=0.95))
+    assert full["steps_done"] == 200
+    assert 100 < early["steps_done"] < 200  # not before the longest length is trained on
+    assert early["validation"] >= 0.95
+    assert early["curve"] == full["curve"][: len(early["curve"])]
+    hopeless = train_cell(replace(cell, stop_at=1.0, steps=40))
+    assert hopeless["steps_done"] == 40

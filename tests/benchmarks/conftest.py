@@ -1,0 +1,39 @@
+import pytest
+
+from benchmarks.store import COLUMNS
+
+
+@pytest.fixture
+def make_row():
+    """Rows of finished runs as the results file holds them, without the runs."""
+
+    def make(variant, accuracy, seed=0, lr="0.003", validation=None, **more):
+        row = {
+            "key": f"{variant}-{lr}-{seed}-{more.get('task', 's3')}",
+            "task": "s3",
+            "variant": variant,
+            "seed": str(seed),
+            "lr": lr,
+            "params": "5000",
+            "mixer_params": "1234",
+            "state_size": "64",
+            "flops_per_token": "9000",
+            "eval_lengths": "32 64",
+            "token_accuracy_1x": str(accuracy),
+            "token_accuracy_2x": str(accuracy / 2),
+            "sequence_accuracy_1x": str(accuracy / 4),
+            "sequence_accuracy_2x": "0.0",
+            "validation_token_accuracy": str(accuracy if validation is None else validation),
+            "seconds": "10",
+            "diverged": "False",
+            "steps": "1200",
+            "batch_size": "64",
+            "width": "64",
+            "layers": "1",
+            "lengths": "16 32",
+            "matched": "params 1234",
+            **more,
+        }
+        return {name: row.get(name, "") for name in COLUMNS}
+
+    return make

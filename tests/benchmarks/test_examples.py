@@ -1,0 +1,13 @@
+"""The examples in the harness's docstrings run (those of tasks, readout and analysis are run beside their tests)."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["grid", "models", "sweep"])
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert result.failed == 0
+    assert result.attempted > 0
