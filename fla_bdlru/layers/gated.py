@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, gate_logits
 from fla_bdlru.ops.gate_norm import check_gate_norm
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 MODES = ("chunk", "fused_recurrent")
 
@@ -33,6 +38,7 @@ class GatedRecurrence(Mixer):
     gate_shape: tuple[int, ...]
     width: int
     readout_width: int
+    supports_context_parallel = True
 
     def build(
         self,
@@ -136,7 +142,7 @@ class GatedRecurrence(Mixer):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None,
-        cp_context: object | None,
+        cp_context: FLACPContext | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
         readout, state = self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context)
@@ -166,11 +172,13 @@ class GatedRecurrence(Mixer):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None = None,
-        cp_context: object | None = None,
+        cp_context: FLACPContext | None = None,
     ) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
         conv_state = None
-        if self.use_short_conv:
+        if self.use_short_conv and cp_context is not None:
+            v = self.convolve_slice(v, cp_context)
+        elif self.use_short_conv:
             # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
             conv_state = None if last_state is None else last_state["conv_state"].clone()
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
@@ -184,6 +192,18 @@ class GatedRecurrence(Mixer):
             cp_context=cp_context,
         )
         return readout, {"recurrent_state": state, "conv_state": conv_state}
+
+    def convolve_slice(self, v: torch.Tensor, cp_context: FLACPContext) -> torch.Tensor:
+        """The short convolution over this rank's slice, which FLA gives the last tokens of the rank before."""
+        if v.shape[1] < self.conv_size:
+            raise ValueError(
+                "cp_context: the short convolution takes what it needs from one rank, so every rank must hold at least "
+                f"conv_size={self.conv_size} tokens; got {v.shape[1]}."
+            )
+        for field in ("conv1d_kernel_size", "pre_num_conv_tokens"):
+            if cp_context.layout == "contiguous" and getattr(cp_context, field) is None:
+                raise ValueError(f"cp_context.{field} must be set for a short convolution; got None.")
+        return self.v_conv1d(v, cp_context=cp_context)[0]
 
     def project_out(self, readout: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Output gate and projection."""

@@ -1,0 +1,239 @@
+"""Context parallelism of the ops: slices on 2, 3 and 4 gloo processes against the naive recurrence on the whole sequence."""
+
+from functools import cache
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from fla.ops.cp import FLACPContext, build_cp_context
+
+from fla_bdlru.ops import (
+    chunk_bdlru,
+    chunk_hlru,
+    fused_recurrent_bdlru,
+    fused_recurrent_hlru,
+    hlru_window,
+    naive_recurrent_bdlru,
+    naive_recurrent_hlru,
+)
+from fla_bdlru.ops.context_parallel import entering_states, product
+from tests.ranks import run_ranks
+
+OPS = {
+    "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
+    "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),
+    "chunk_hlru": (chunk_hlru, naive_recurrent_hlru),
+    "fused_recurrent_hlru": (fused_recurrent_hlru, naive_recurrent_hlru),
+}
+WIDTH = 17
+
+
+class Case(NamedTuple):
+    """A packed sequence, and how many tokens each rank holds (a number: equal slices on so many, by FLA's own builder)."""
+
+    cu_seqlens: list[int]
+    lengths: list[int] | int
+    op: str = ""
+    M: int = 3
+    dtype: torch.dtype = torch.float32
+    with_h0: bool = True
+    layout: str = "contiguous"
+    scale: float = 1.0
+
+    @property
+    def world_size(self):
+        return self.lengths if isinstance(self.lengths, int) else len(self.lengths)
+
+
+CASES = {
+    "one document": Case([0, 13], [3, 5, 1, 4]),
+    "one document in equal slices": Case([0, 12], 4),
+    "documents span ranks": Case([0, 1, 9, 10, 17, 18], [5, 2, 4, 7]),
+    "documents span equal slices": Case([0, 5, 6, 15, 16], 4),
+    "documents end with ranks": Case([0, 4, 8, 16], 4),
+    "empty documents": Case([0, 0, 3, 3, 11, 11, 11], [3, 2, 4, 2]),
+    "a rank without tokens": Case([0, 2, 11], [4, 0, 3, 4]),
+    "slices shorter than the order": Case([0, 2, 8], [1, 3, 1, 3], M=5),
+    "one token a rank": Case([0, 1, 4], 4),
+    "no initial state": Case([0, 2, 10, 13], [4, 1, 5, 3], with_h0=False),
+    "order 1": Case([0, 2, 13], [3, 5, 1, 4], M=1),
+    "nothing decays": Case([0, 2, 40], [9, 10, 11, 10], scale=30.0),
+    "float64, plain PyTorch": Case([0, 2, 10, 13], [4, 1, 5, 3], dtype=torch.float64),
+    "zigzag": Case([0, 3, 4, 14, 16], 4, layout="zigzag"),
+    "zigzag, one document": Case([0, 16], 4, layout="zigzag"),
+    "two ranks": Case([0, 4, 9], [7, 2]),
+    "three ranks": Case([0, 4, 9, 12], 3),
+    "one rank": Case([0, 4, 9], 1),
+}
+
+
+def uneven_context(cu_seqlens: list[int], lengths: list[int], rank: int) -> tuple[FLACPContext, torch.Tensor, list[int]]:
+    """The context of a slice of any length, empty documents kept; its tokens' places in the whole; its documents."""
+    lo = sum(lengths[:rank])
+    hi = lo + lengths[rank]
+    docs = [
+        doc
+        for doc, (bos, eos) in enumerate(zip(cu_seqlens, cu_seqlens[1:]))
+        if lo <= bos < hi or bos < lo < eos or bos == eos == hi == cu_seqlens[-1]
+    ]
+    bos, eos = cu_seqlens[docs[0]], cu_seqlens[docs[-1] + 1]
+    context = FLACPContext(
+        group=dist.group.WORLD,
+        cu_seqlens=torch.tensor([max(cu_seqlens[doc], lo) - lo for doc in docs] + [min(eos, hi) - lo]),
+        is_first_rank=bos >= lo,
+        is_last_rank=eos <= hi,
+    )
+    return context, torch.arange(lo, hi), docs
+
+
+def make_context(case: Case, rank: int) -> tuple[FLACPContext, torch.Tensor, list[int]]:
+    if not isinstance(case.lengths, int):
+        return uneven_context(case.cu_seqlens, case.lengths, rank)
+    context = build_cp_context(torch.tensor(case.cu_seqlens), dist.group.WORLD, layout=case.layout)
+    parts = [rank] if case.layout == "contiguous" else [rank, 2 * case.world_size - 1 - rank]
+    length = case.cu_seqlens[-1] // (case.world_size * len(parts))
+    t = torch.cat([torch.arange(part * length, (part + 1) * length) for part in parts])
+    doc = torch.searchsorted(torch.tensor(case.cu_seqlens[1:]), t, right=True).view(len(parts), length)
+    return context, t, torch.cat([row.unique_consecutive() for row in doc]).tolist()
+
+
+def make_inputs(case: Case):
+    """v, g, h0 and the gradients of the outputs and the windows, of the whole sequence, in float64."""
+    generator = torch.Generator().manual_seed(1)
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    T, num_seqs = case.cu_seqlens[-1], len(case.cu_seqlens) - 1
+    shape = (1, T, WIDTH, case.M) if "bdlru" in case.op else (1, T, WIDTH)
+    v, g, h0, do, dw = (
+        randn(*s) for s in (shape, (*shape, case.M + 1), (num_seqs, WIDTH, case.M), shape, (1, T, case.M, WIDTH))
+    )
+    return v, case.scale * g, h0 if case.with_h0 else torch.zeros_like(h0), do, dw
+
+
+def state_weight(h: torch.Tensor, doc: int, end: int) -> torch.Tensor:
+    """The gradient of a final state: a function of the document and of where in the whole sequence it ends."""
+    return torch.cos(3.0 * end + doc + torch.arange(h.numel(), dtype=torch.float64)).view(h.shape)
+
+
+def run_slice(rank: int, case: Case) -> dict:
+    context, t, docs = make_context(case, rank)
+    v, g, h0, do, dw = make_inputs(case)
+    v, g, h0 = (x.to(case.dtype).requires_grad_() for x in (v[:, t], g[:, t], h0[docs]))
+    initial_state = h0 if case.with_h0 else None
+    o, ht = OPS[case.op][0](v, g, initial_state, True, cp_context=context)
+    before = sum(case.lengths[:rank]) if not isinstance(case.lengths, int) else 0
+    ends = [int(t[end - 1]) + 1 if end else before for end in context.cu_seqlens[1:].tolist()]
+    dht = torch.stack([state_weight(h, doc, end) for h, doc, end in zip(ht, docs, ends)])
+    loss, window = (o.double() * do[:, t]).sum() + (ht.double() * dht).sum(), None
+    if "hlru" in case.op:
+        window = hlru_window(o, case.M, entering_states(ht, initial_state, context), context.cu_seqlens)
+        loss = loss + (window.double() * dw[:, t]).sum()
+        window = window.detach()
+    loss.backward()
+    return {
+        "t": t, "docs": docs, "ends": ends, "o": o.detach(), "ht": ht.detach(), "window": window,
+        "dv": v.grad, "dg": g.grad, "dh0": h0.grad,
+    }  # fmt: skip
+
+
+def run_slices(rank: int, cases: dict) -> dict:
+    return {key: run_slice(rank, case) for key, case in cases.items()}
+
+
+@cache
+def launch(world_size: int) -> list[dict]:
+    """One launch for all cases of a number of ranks."""
+    return run_ranks(world_size, run_slices, {
+        (op, name): case._replace(op=op) for name, case in CASES.items() for op in OPS if case.world_size == world_size
+    })  # fmt: skip
+
+
+def compare(case: Case, ranks: list[dict]) -> None:
+    v, g, h0, do, dw = make_inputs(case)
+    v, g, h0 = (x.requires_grad_() for x in (v, g, h0))
+    naive, cu_seqlens = OPS[case.op][1], torch.tensor(case.cu_seqlens)
+    o, _ = naive(v, g, h0, cu_seqlens=cu_seqlens)
+    loss, states, window = (o * do).sum(), [], None
+    for rank in ranks:
+        rows = []
+        for doc, end in zip(rank["docs"], rank["ends"]):
+            tokens = slice(case.cu_seqlens[doc], end)
+            rows.append(naive(v[:, tokens], g[:, tokens], h0[doc : doc + 1], True)[1][0])
+            loss = loss + (rows[-1] * state_weight(rows[-1], doc, end)).sum()
+        states.append(torch.stack(rows))
+    if "hlru" in case.op:
+        window = hlru_window(o, case.M, h0, cu_seqlens)
+        loss = loss + (window * dw).sum()
+    loss.backward()
+    whole = {"o": o, "window": window, "dv": v.grad, "dg": g.grad}
+    for rank, ht in zip(ranks, states):
+        assert_close(case, "ht", rank["ht"], ht)
+        for key, x in whole.items():
+            if x is not None:
+                assert_close(case, key, rank[key], x[:, rank["t"]])
+    if case.with_h0:
+        docs, dh0 = torch.tensor([doc for rank in ranks for doc in rank["docs"]]), torch.cat([rank["dh0"] for rank in ranks])
+        # only the rank where a document starts has a gradient
+        assert_close(case, "dh0", torch.zeros_like(h0).index_add(0, docs, dh0.double()), h0.grad)
+
+
+def assert_close(case: Case, key: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = (1e-12 if case.dtype == torch.float64 else 3e-6) * max([1.0, *expected.detach().abs().flatten().tolist()])
+    torch.testing.assert_close(got.double(), expected.detach(), rtol=0, atol=tolerance, msg=lambda m: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", CASES)
+def test_slices_equal_the_whole(name, op):
+    """Outputs, the states at all ends of slices and documents, H-LRU's windows, and all gradients."""
+    case = CASES[name]._replace(op=op)
+    compare(case, [rank[op, name] for rank in launch(case.world_size)])
+
+
+def test_product():
+    P = torch.randn(7, 3, 3, 5, dtype=torch.float64)
+    for NC in range(1, 8):
+        expected = torch.eye(3, dtype=torch.float64).expand(5, 3, 3)
+        for P_c in P[:NC]:
+            expected = P_c.permute(2, 0, 1) @ expected
+        torch.testing.assert_close(product(P[:NC]).permute(2, 0, 1), expected)
+
+
+@pytest.mark.parametrize("op", ["chunk_bdlru", "chunk_hlru"])
+def test_a_context_without_a_group_is_packing(op):
+    """As in FLA: `group=None` turns context parallelism off."""
+    v, g, h0, *_ = make_inputs(Case([0, 4, 9], 1, op))
+    cu_seqlens = torch.tensor([0, 4, 9])
+    expected = OPS[op][0](v, g, h0, True, cu_seqlens=cu_seqlens)
+    got = OPS[op][0](v, g, h0, True, cp_context=FLACPContext(cu_seqlens=cu_seqlens, is_first_rank=True))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+GOOD = {
+    "group": None,
+    "cu_seqlens": torch.tensor([0, 7]),
+    "is_first_rank": True,
+    "layout": "contiguous",
+    "pre_num_ranks_dev": None,
+}
+BAD_CONTEXTS = {
+    "cp_context must be what fla.ops.cp.build_cp_context returns; got .* without group, cu_seqlens": object(),
+    "cp_context.cu_seqlens must hold .* got None": SimpleNamespace(**{**GOOD, "cu_seqlens": None}),
+    "cp_context.layout must be 'contiguous' or 'zigzag'; got 'striped'": SimpleNamespace(**{**GOOD, "layout": "striped"}),
+    "cp_context.is_first_rank must say .* got None": SimpleNamespace(**{**GOOD, "is_first_rank": None}),
+    "cp_context.pre_num_ranks_dev is set: CUDA graphs": SimpleNamespace(**{**GOOD, "pre_num_ranks_dev": torch.zeros(())}),
+    r"must rise from 0 to T=7; got \[0, 6\]": SimpleNamespace(**{**GOOD, "cu_seqlens": torch.tensor([0, 6])}),
+    "cu_seqlens needs a batch of 1 .* got B=2": SimpleNamespace(**GOOD),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("message", BAD_CONTEXTS)
+def test_errors(op, message):
+    B, shape = 2 if "B=2" in message else 1, (7, WIDTH, 3) if "bdlru" in op else (7, WIDTH)
+    with pytest.raises(ValueError, match=message):
+        OPS[op][0](torch.randn(B, *shape), torch.randn(B, *shape, 4), cp_context=BAD_CONTEXTS[message])

@@ -1,0 +1,51 @@
+"""Runs a function in several processes joined by gloo, as torchrun would, and brings back what each returned."""
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# imported once, in the process that the ranks fork from
+PRELOAD = ["fla_bdlru", "fla_bdlru.ops.bdlru.cpu", "fla_bdlru.ops.hlru.cpu"]
+SECONDS = 120  # a rank that waits for another for good is an error, not a hung suite
+
+
+def run_ranks(world_size: int, function: Callable, *args: Any) -> list[Any]:
+    """What `function(rank, *args)` returned on every rank; whatever one raised is raised here, with its traceback."""
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            processes.Process(target=_run_rank, args=(rank, world_size, Path(folder), function, args), daemon=True)
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(SECONDS)
+        hung = [i for i, rank in enumerate(ranks) if rank.is_alive()]
+        for i in hung:
+            ranks[i].kill()
+        errors = "\n".join(path.read_text() for path in sorted(Path(folder).glob("*.error")))
+        assert not errors, errors
+        assert not hung, f"ranks {hung} did not end in {SECONDS} s"
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _run_rank(rank: int, world_size: int, folder: Path, function: Callable, args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    try:
+        torch.manual_seed(0)
+        torch.save(function(rank, *args), folder / f"{rank}.pt")
+        dist.barrier()
+    except Exception:
+        (folder / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        os._exit(1)
+    dist.destroy_process_group()
