@@ -1,15 +1,17 @@
-"""Runs a function in several processes joined by gloo, as torchrun would, and brings back what each returned."""
+"""Functions run in several processes joined by gloo, as torchrun would, and what each returned."""
 
 import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fla.ops.cp import FLACPContext
 
 # imported once, in the process that the ranks fork from
 PRELOAD = ["fla_bdlru", "fla_bdlru.ops.bdlru.cpu", "fla_bdlru.ops.hlru.cpu"]
@@ -49,3 +51,22 @@ def _run_rank(rank: int, world_size: int, folder: Path, function: Callable, args
         (folder / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
         os._exit(1)
     dist.destroy_process_group()
+
+
+def uneven_context(cu_seqlens: list[int], lengths: list[int], rank: int) -> tuple[FLACPContext, torch.Tensor, list[int]]:
+    """The context of a slice of any length, empty documents kept; its tokens' places in the whole; its documents."""
+    lo = sum(lengths[:rank])
+    hi = lo + lengths[rank]
+    docs = [
+        doc
+        for doc, (bos, eos) in enumerate(pairwise(cu_seqlens))
+        if lo <= bos < hi or bos < lo < eos or bos == eos == hi == cu_seqlens[-1]
+    ]
+    bos, eos = cu_seqlens[docs[0]], cu_seqlens[docs[-1] + 1]
+    context = FLACPContext(
+        group=dist.group.WORLD,
+        cu_seqlens=torch.tensor([max(cu_seqlens[doc], lo) - lo for doc in docs] + [min(eos, hi) - lo]),
+        is_first_rank=bos >= lo,
+        is_last_rank=eos <= hi,
+    )
+    return context, torch.arange(lo, hi), docs

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, gate_logits
+from fla_bdlru.ops.context_parallel import entering_tokens
 from fla_bdlru.ops.gate_norm import check_gate_norm
 
 if TYPE_CHECKING:
@@ -176,11 +178,13 @@ class GatedRecurrence(Mixer):
     ) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
         conv_state = None
-        if self.use_short_conv and cp_context is not None:
-            v = self.convolve_slice(v, cp_context)
-        elif self.use_short_conv:
-            # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
-            conv_state = None if last_state is None else last_state["conv_state"].clone()
+        if self.use_short_conv:
+            if cp_context is not None and cp_context.group is not None and self.conv_size > 1:
+                # [num_seqs, width, conv_size]; the convolution does not look at the first column
+                conv_state = F.pad(entering_tokens(v, self.conv_size - 1, cp_context).transpose(1, 2), (1, 0))
+            elif last_state is not None:
+                # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
+                conv_state = last_state["conv_state"].clone()
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
         readout, state = self.recur(
             v,
@@ -192,18 +196,6 @@ class GatedRecurrence(Mixer):
             cp_context=cp_context,
         )
         return readout, {"recurrent_state": state, "conv_state": conv_state}
-
-    def convolve_slice(self, v: torch.Tensor, cp_context: FLACPContext) -> torch.Tensor:
-        """The short convolution over this rank's slice, which FLA gives the last tokens of the rank before."""
-        if v.shape[1] < self.conv_size:
-            raise ValueError(
-                "cp_context: the short convolution takes what it needs from one rank, so every rank must hold at least "
-                f"conv_size={self.conv_size} tokens; got {v.shape[1]}."
-            )
-        for field in ("conv1d_kernel_size", "pre_num_conv_tokens"):
-            if cp_context.layout == "contiguous" and getattr(cp_context, field) is None:
-                raise ValueError(f"cp_context.{field} must be set for a short convolution; got None.")
-        return self.v_conv1d(v, cp_context=cp_context)[0]
 
     def project_out(self, readout: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Output gate and projection."""

@@ -258,3 +258,22 @@ def entering_states(final_state: torch.Tensor, initial_state: torch.Tensor | Non
     if cp_context.group is None:
         return torch.zeros_like(final_state) if initial_state is None else initial_state
     return EnteringStates.apply(cp_context, final_state, initial_state)
+
+
+def entering_tokens(x: torch.Tensor, num: int, cp_context: FLACPContext) -> torch.Tensor:
+    """The `num` tokens of `x` [1, T, D] before each document's first on this rank: [num_seqs, num, D], zeros where it starts.
+
+    Raises:
+        ValueError: if a slice is shorter than `num` tokens.
+    """
+    boundaries, t = cp_context.cu_seqlens, torch.arange(x.shape[1], device=x.device)
+    last = x.new_zeros(len(boundaries) - 1, num, x.shape[-1])
+    for part in parts_of(cp_context):
+        tokens = t[part.tokens]
+        if len(tokens) < num:
+            raise ValueError(
+                f"cp_context: a slice holds {len(tokens)} tokens, but a convolution over the next one reads {num} of them."
+            )
+        tokens = tokens[-num:]
+        last[part.last] = x[0, tokens] * (tokens >= boundaries[part.last])[:, None]
+    return entering_states(last, None, cp_context)

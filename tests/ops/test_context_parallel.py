@@ -19,7 +19,7 @@ from fla_bdlru.ops import (
     naive_recurrent_hlru,
 )
 from fla_bdlru.ops.context_parallel import entering_states, product
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, uneven_context
 
 OPS = {
     "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
@@ -67,25 +67,6 @@ CASES = {
     "three ranks": Case([0, 4, 9, 12], 3),
     "one rank": Case([0, 4, 9], 1),
 }
-
-
-def uneven_context(cu_seqlens: list[int], lengths: list[int], rank: int) -> tuple[FLACPContext, torch.Tensor, list[int]]:
-    """The context of a slice of any length, empty documents kept; its tokens' places in the whole; its documents."""
-    lo = sum(lengths[:rank])
-    hi = lo + lengths[rank]
-    docs = [
-        doc
-        for doc, (bos, eos) in enumerate(zip(cu_seqlens, cu_seqlens[1:]))
-        if lo <= bos < hi or bos < lo < eos or bos == eos == hi == cu_seqlens[-1]
-    ]
-    bos, eos = cu_seqlens[docs[0]], cu_seqlens[docs[-1] + 1]
-    context = FLACPContext(
-        group=dist.group.WORLD,
-        cu_seqlens=torch.tensor([max(cu_seqlens[doc], lo) - lo for doc in docs] + [min(eos, hi) - lo]),
-        is_first_rank=bos >= lo,
-        is_last_rank=eos <= hi,
-    )
-    return context, torch.arange(lo, hi), docs
 
 
 def make_context(case: Case, rank: int) -> tuple[FLACPContext, torch.Tensor, list[int]]:

@@ -3,6 +3,8 @@
 The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps, two tiles of lanes at most.
 """
 
+import os
+
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ from fla_bdlru.ops import (
     naive_recurrent_bdlru,
     naive_recurrent_hlru,
 )
+from tests.ops import test_context_parallel as slices
+from tests.ranks import run_ranks
 
 OPS = {
     "bdlru": (chunk_bdlru, fused_recurrent_bdlru, naive_recurrent_bdlru),
@@ -178,3 +182,17 @@ def test_fake_kernels_know_the_shapes(name, chunks):
     op = getattr(torch.ops.fla_bdlru, name)
     torch.library.opcheck(op, (v.requires_grad_(), g.requires_grad_(), h0, None, "softmax", True))
     torch.library.opcheck(op, (v, g, None, None, "softmax", False))
+
+
+def run_slice_in_chunks(rank, case):
+    os.environ["FLA_BDLRU_BACKEND"] = "triton"
+    runtime.chunk_length = lambda B, T, n, M, min_chunk: min(3, T)
+    return slices.run_slice(rank, case)
+
+
+@pytest.mark.parametrize("op", ["chunk_bdlru", "fused_recurrent_bdlru", "chunk_hlru"])
+@pytest.mark.parametrize("cu_seqlens, lengths", [([0, 11], [2, 7, 2]), ([0, 3, 9, 10], [4, 4, 2])], ids=["one", "packed"])
+def test_context_parallelism(op, cu_seqlens, lengths):
+    """A slice's transition from those of its chunks, and without chunks."""
+    case = slices.Case(cu_seqlens, lengths, op, M=2)
+    slices.compare(case, run_ranks(3, run_slice_in_chunks, case))
