@@ -63,6 +63,9 @@ _REFUSED = {
     "MomModel": "its loss reads router logits, which only its own mixer has",
 }
 
+# Models whose blocks hand no keyword arguments on to their mixers.
+_KEEPS_CONTEXT = {"LinearAttentionModel"}
+
 
 def register_mixer(name: str, cls: type[nn.Module]) -> None:
     r"""Adds a layer class to what `mixer="..."` accepts.
@@ -250,7 +253,11 @@ def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict)
     """
     if kwargs.get("cp_context") is None:
         return
-    mixers = {getattr(block, _slot(block)) for block in _blocks(model) if _slot(block) is not None}
+    holders = [m for m in model.modules() if isinstance(m, FLAPreTrainedModel) and _blocks(m) is not None]
+    mixers = {getattr(block, _slot(block)) for m in holders for block in _blocks(m) if _slot(block) is not None}
+    for holder in holders:
+        if type(holder).__name__ in _KEEPS_CONTEXT:
+            raise ValueError(f"cp_context: {type(holder).__name__} does not hand it on to its mixers; pass None.")
     for name, module in model.named_modules():
         # FLA's layers take no context, and RWKV's feed-forward layers shift along time
         across = module in mixers or type(module).__module__.startswith("fla.layers") or isinstance(module, nn.ZeroPad2d)
@@ -275,7 +282,7 @@ def install_hook() -> None:
     @wraps(original_post_init)
     def post_init(self):
         swap_mixers(self)
-        if _blocks(self) is not None and any(isinstance(module, GatedRecurrence) for module in self.modules()):
+        if any(isinstance(module, GatedRecurrence) for module in self.modules()):
             self.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
         original_post_init(self)
 

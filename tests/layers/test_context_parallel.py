@@ -129,15 +129,15 @@ ERRORS = [
     (lambda: HLRU(D)(X.expand(2, -1, -1), cp_context=CONTEXT), "cu_seqlens needs a batch of 1"),
     (
         lambda: gated_deltanet(mixer=["bdlru", "native"])(TOKENS, cp_context=CONTEXT),
-        r"layers.1.attn of GatedDeltaNetModel, GatedDeltaNet, cannot be split along time; use mixer='bdlru'",
+        r"layers.1.attn of GatedDeltaNetForCausalLM, GatedDeltaNet, cannot be split along time; use mixer='bdlru'",
     ),
     (
         lambda: gated_deltanet(mixer="hlru", attn={"layers": [0], "num_heads": 2})(TOKENS, cp_context=CONTEXT),
-        r"layers.0.attn of GatedDeltaNetModel, Attention, cannot be split",
+        r"layers.0.attn of GatedDeltaNetForCausalLM, Attention, cannot be split",
     ),
     (
         lambda: RWKV7ForCausalLM(RWKV7Config(mixer="bdlru", head_dim=8, **SIZES))(TOKENS, cp_context=CONTEXT),
-        r"layers.0.ffn.time_shift of RWKV7Model, ZeroPad2d, cannot be split",
+        r"layers.0.ffn.time_shift of RWKV7ForCausalLM, ZeroPad2d, cannot be split",
     ),
 ]
 
