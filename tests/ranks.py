@@ -1,9 +1,12 @@
 """Functions run in several processes joined by gloo, as torchrun would, and what each returned."""
 
 import os
+import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,9 +25,12 @@ def run_ranks(world_size: int, function: Callable, *args: Any) -> list[Any]:
     """What `function(rank, *args)` returned on every rank; whatever one raised is raised here, with its traceback."""
     processes = get_context("forkserver")
     processes.set_forkserver_preload(PRELOAD)
+    # a test module is known to pytest alone: ranks load it from its file
+    module = sys.modules[function.__module__]
+    call = (module.__name__, module.__file__, function.__name__, pickle.dumps(args))
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            processes.Process(target=_run_rank, args=(rank, world_size, Path(folder), function, args), daemon=True)
+            processes.Process(target=_run_rank, args=(rank, world_size, Path(folder), *call), daemon=True)
             for rank in range(world_size)
         ]
         for rank in ranks:
@@ -40,12 +46,16 @@ def run_ranks(world_size: int, function: Callable, *args: Any) -> list[Any]:
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _run_rank(rank: int, world_size: int, folder: Path, function: Callable, args: tuple) -> None:
+def _run_rank(rank: int, world_size: int, folder: Path, module: str, file: str, name: str, args: bytes) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     try:
+        if module not in sys.modules:
+            spec = spec_from_file_location(module, file)
+            sys.modules[module] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[module])
         torch.manual_seed(0)
-        torch.save(function(rank, *args), folder / f"{rank}.pt")
+        torch.save(getattr(sys.modules[module], name)(rank, *pickle.loads(args)), folder / f"{rank}.pt")
         dist.barrier()
     except Exception:
         (folder / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")

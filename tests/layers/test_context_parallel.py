@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, RWKV7Config, RWKV7ForCausalLM
 from fla.ops.cp import FLACPContext
+from ranks import run_ranks, uneven_context
 
 from fla_bdlru import BDLRU, HLRU, BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM
-from tests.ranks import run_ranks, uneven_context
 
 D, LENGTHS = 16, [4, 6, 3, 5]
 CU_SEQLENS = [0, 2, 11, 12, 18]  # one document over three ranks, one of one token

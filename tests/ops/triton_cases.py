@@ -6,7 +6,9 @@ The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps,
 import os
 
 import pytest
+import slices
 import torch
+from ranks import run_ranks
 
 import fla_bdlru.ops.triton_runtime as runtime
 from fla_bdlru.ops import (
@@ -18,8 +20,6 @@ from fla_bdlru.ops import (
     naive_recurrent_bdlru,
     naive_recurrent_hlru,
 )
-from tests.ops import test_context_parallel as slices
-from tests.ranks import run_ranks
 
 OPS = {
     "bdlru": (chunk_bdlru, fused_recurrent_bdlru, naive_recurrent_bdlru),
