@@ -105,8 +105,15 @@ class GatedRecurrence(Mixer):
         if bias.is_meta or loaded:
             return
         if self.gate_bias == "memory":
+            logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
+            if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
+                from torch.distributed.tensor import distribute_tensor
+
+                logits = distribute_tensor(
+                    logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
+                )
             with torch.no_grad():
-                bias.copy_(gate_logits(self.initial_gates(), self.gate_norm).flatten())
+                bias.copy_(logits)
         elif self.selective:
             nn.init.zeros_(bias)
         else:
