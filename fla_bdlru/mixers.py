@@ -66,6 +66,9 @@ _REFUSED = {
     "MomModel": "its loss reads router logits, which only its own mixer has",
 }
 
+# Models whose blocks hand no keyword arguments on to their mixers.
+_KEEPS_CONTEXT = {"LinearAttentionModel"}
+
 
 def find_mixer(name: str) -> type[nn.Module] | None:
     """The layer class of a mixer, or `None` if there is no such mixer; imports lrnnx for one of its layers."""
@@ -214,10 +217,9 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
     Raises:
         ValueError: for wrong fields, or a model whose blocks cannot take another mixer.
     """
-    config = model.config
+    config, blocks = model.config, _blocks(model)
     if getattr(config, "mixer", None) is None:
         return
-    blocks = next((b for b in (getattr(model, n, None) for n in ("self_layers", "layers")) if b is not None), None)
     if blocks is None:
         if any(isinstance(child, FLAPreTrainedModel) for child in model.children()):
             return  # a head on top of a model that has been through here
@@ -230,7 +232,7 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
     for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
         if name == NATIVE or get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
-        slot = next((slot for slot in ("mixer", "attn") if isinstance(getattr(block, slot, None), nn.Module)), None)
+        slot = _slot(block)
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
@@ -240,6 +242,39 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         setattr(block, slot, layer)
+
+
+def _blocks(model: FLAPreTrainedModel) -> nn.ModuleList | None:
+    """The blocks that `model` itself holds."""
+    return next((b for b in (getattr(model, n, None) for n in ("self_layers", "layers")) if b is not None), None)
+
+
+def _slot(block: nn.Module) -> str | None:
+    """Under which name a block holds its mixer."""
+    return next((slot for slot in ("mixer", "attn") if isinstance(getattr(block, slot, None), nn.Module)), None)
+
+
+def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> None:
+    """Refuses `cp_context` where a part of `model` would ignore it and take a rank's slice for the whole sequence.
+
+    Raises:
+        ValueError: naming a layer that looks at other tokens than its own, and is not made for slices.
+    """
+    if kwargs.get("cp_context") is None:
+        return
+    holders = [m for m in model.modules() if isinstance(m, FLAPreTrainedModel) and _blocks(m) is not None]
+    mixers = {getattr(block, _slot(block)) for m in holders for block in _blocks(m) if _slot(block) is not None}
+    for holder in holders:
+        if type(holder).__name__ in _KEEPS_CONTEXT:
+            raise ValueError(f"cp_context: {type(holder).__name__} does not hand it on to its mixers; pass None.")
+    for name, module in model.named_modules():
+        # FLA's layers take no context, and RWKV's feed-forward layers shift along time
+        across = module in mixers or type(module).__module__.startswith("fla.layers") or isinstance(module, nn.ZeroPad2d)
+        if across and not getattr(module, "supports_context_parallel", False):
+            raise ValueError(
+                f"cp_context: {name} of {type(model).__name__}, {type(module).__name__}, cannot be split along time; "
+                "use mixer='bdlru' or 'hlru' in every layer, or pass None."
+            )
 
 
 def _pass_v_first(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> tuple:
@@ -256,6 +291,8 @@ def install_hook() -> None:
     @wraps(original_post_init)
     def post_init(self):
         swap_mixers(self)
+        if any(isinstance(module, GatedRecurrence) for module in self.modules()):
+            self.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
         original_post_init(self)
 
     @wraps(original_initialize)

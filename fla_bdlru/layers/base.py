@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fla_bdlru.ops.context_parallel import check_cp_context
+
 if TYPE_CHECKING:
     from fla.models.utils import Cache
+    from fla.ops.cp import FLACPContext
 
 
 def fla_part(module: str, name: str):
@@ -27,6 +30,7 @@ class Mixer(nn.Module):
     """Base of the layers: takes padding away, brings states from and to the cache, and leaves the rest to `mix`."""
 
     layer_idx: int | None
+    supports_context_parallel = False
 
     def mix(
         self,
@@ -34,7 +38,7 @@ class Mixer(nn.Module):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None,
-        cp_context: object | None,
+        cp_context: FLACPContext | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Mixes unpadded inputs; returns outputs, the recurrent state, and the convolution's state (or `None`)."""
         raise NotImplementedError
@@ -81,7 +85,8 @@ class Mixer(nn.Module):
                 Accepted for FLA's signature; there are none. Default: `False`.
             **kwargs:
                 `cu_seqlens` (torch.LongTensor): document boundaries of a packed batch, B = 1; wins over `attention_mask`.
-                `cp_context`: passed to the op.
+                `cp_context` (fla.ops.cp.FLACPContext): the sequence is split over the ranks of its group, and its
+                `cu_seqlens` win; needs sequences without padding, and no cache.
                 `step_states` (int): keep the states before each of the last so many tokens in the cache, for
                 `fla_bdlru.rewind_cache`; needs tokens without padding. Anything else is ignored, as in FLA's layers.
 
@@ -90,7 +95,8 @@ class Mixer(nn.Module):
                 Outputs of shape `[B, T, hidden_size]`, no attentions, and the cache.
 
         Raises:
-            ValueError: if `attention_mask` is not two-dimensional, `step_states` cannot be kept, or as the op does.
+            ValueError: if `attention_mask` is not two-dimensional, `step_states` cannot be kept, `cp_context` comes with
+                padding or a cache or to a layer that cannot be split along time, or as the op does.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(
@@ -99,8 +105,11 @@ class Mixer(nn.Module):
             )
         batch_size, q_len = hidden_states.shape[:2]
         cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states") or 0
+        cp_context = kwargs.get("cp_context")
+        if cp_context is not None:
+            cu_seqlens = self.check_context_parallel(cp_context, attention_mask, past_key_values)
         if num_steps:
-            plain = cu_seqlens is None and kwargs.get("cp_context") is None
+            plain = cu_seqlens is None and cp_context is None
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None:
             hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
@@ -112,9 +121,7 @@ class Mixer(nn.Module):
         if num_steps:
             o, recurrent_state, conv_state, step_states = self.mix_steps(hidden_states, last_state, num_steps)
         else:
-            o, recurrent_state, conv_state = self.mix(
-                hidden_states, last_state, bool(use_cache), cu_seqlens, kwargs.get("cp_context")
-            )
+            o, recurrent_state, conv_state = self.mix(hidden_states, last_state, bool(use_cache), cu_seqlens, cp_context)
             step_states = None
         if past_key_values is not None and use_cache:
             state = fla_part("fla.layers.utils", "update_layer_cache")(
@@ -130,6 +137,18 @@ class Mixer(nn.Module):
                 hidden_states=o, indices=indices, batch_size=batch_size, q_len=q_len
             )
         return o, None, past_key_values
+
+    def check_context_parallel(
+        self, cp_context: FLACPContext, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """The boundaries of this rank's documents; `ValueError` for what does not go together with `cp_context`."""
+        if not self.supports_context_parallel:
+            raise ValueError(f"cp_context={cp_context!r}: {type(self).__name__} cannot be split along time; pass None.")
+        if past_key_values is not None:
+            raise ValueError("cp_context takes whole sequences, without a cache: pass use_cache=False and no past_key_values.")
+        if attention_mask is not None and not attention_mask.all():
+            raise ValueError("attention_mask has padding, which cp_context does not take: pack the sequences (cu_seqlens).")
+        return check_cp_context(cp_context)
 
 
 def check_step_states(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, gate_logits
+from fla_bdlru.ops.context_parallel import entering_tokens
 from fla_bdlru.ops.gate_norm import check_gate_norm
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 MODES = ("chunk", "fused_recurrent")
 
@@ -33,6 +40,7 @@ class GatedRecurrence(Mixer):
     gate_shape: tuple[int, ...]
     width: int
     readout_width: int
+    supports_context_parallel = True
 
     def build(
         self,
@@ -97,8 +105,15 @@ class GatedRecurrence(Mixer):
         if bias.is_meta or loaded:
             return
         if self.gate_bias == "memory":
+            logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
+            if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
+                from torch.distributed.tensor import distribute_tensor
+
+                logits = distribute_tensor(
+                    logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
+                )
             with torch.no_grad():
-                bias.copy_(gate_logits(self.initial_gates(), self.gate_norm).flatten())
+                bias.copy_(logits)
         elif self.selective:
             nn.init.zeros_(bias)
         else:
@@ -136,7 +151,7 @@ class GatedRecurrence(Mixer):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None,
-        cp_context: object | None,
+        cp_context: FLACPContext | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
         readout, state = self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context)
@@ -166,13 +181,17 @@ class GatedRecurrence(Mixer):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None = None,
-        cp_context: object | None = None,
+        cp_context: FLACPContext | None = None,
     ) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
         conv_state = None
         if self.use_short_conv:
-            # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
-            conv_state = None if last_state is None else last_state["conv_state"].clone()
+            if cp_context is not None and cp_context.group is not None and self.conv_size > 1:
+                # [num_seqs, width, conv_size]; the convolution does not look at the first column
+                conv_state = F.pad(entering_tokens(v, self.conv_size - 1, cp_context).transpose(1, 2), (1, 0))
+            elif last_state is not None:
+                # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
+                conv_state = last_state["conv_state"].clone()
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
         readout, state = self.recur(
             v,

@@ -7,6 +7,7 @@ import torch
 from fla_bdlru.layers.base import channels_from
 from fla_bdlru.layers.gate_bias import memory_gates_hlru, time_constants
 from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.ops.context_parallel import entering_states
 from fla_bdlru.ops.hlru import chunk_hlru, fused_recurrent_hlru, hlru_window
 
 READOUTS = ("window", "state")
@@ -113,10 +114,16 @@ class HLRU(GatedRecurrence):
     def recur(self, v: torch.Tensor, g: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
         step = v.shape[1] == 1 and not torch.is_grad_enabled()
         op = fused_recurrent_hlru if step or self.mode == "fused_recurrent" else chunk_hlru
+        cp_context, window = options["cp_context"], self.readout == "window"
+        if cp_context is not None and window:
+            options["output_final_state"] = True
         # view: [B, T, M+1, N] -> [B, T, N, M+1]
         o, state = op(v, g.transpose(2, 3), **options)
-        if self.readout == "window":
-            o = hlru_window(o, self.order, options["initial_state"], options["cu_seqlens"]).flatten(2)
+        if window:
+            initial_state = options["initial_state"]
+            if cp_context is not None:
+                initial_state = entering_states(state, initial_state, cp_context)
+            o = hlru_window(o, self.order, initial_state, options["cu_seqlens"]).flatten(2)
         return o, state
 
     def state_size(self) -> int:

@@ -50,10 +50,8 @@ class LSTM(Mixer):
         last_state: dict | None,
         use_cache: bool,
         cu_seqlens: torch.LongTensor | None,
-        cp_context: object | None,
+        cp_context: None,
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        if cp_context is not None:
-            raise ValueError(f"cp_context={cp_context!r}: an LSTM cannot be split along time; pass None.")
         o, state = self.run(hidden_states, None if last_state is None else last_state["recurrent_state"], cu_seqlens)
         return self.o_proj(o), state, None
 

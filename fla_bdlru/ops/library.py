@@ -4,6 +4,7 @@ Inside, everything is gate-major (the block or channel axis last, stride 1); the
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -11,7 +12,18 @@ from torch.autograd.function import once_differentiable
 from fla_bdlru.ops.dispatch import resolve_backend
 
 
-def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Callable:
+class Recurrence(NamedTuple):
+    """The two passes of a recurrence as plain functions, for whoever composes its backward from more than one run.
+
+    `forward(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht, h, P)`,
+    `backward(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk) -> (dv, dg, dh0)`.
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tuple[Callable, Recurrence]:
     """Registers `fla_bdlru::{name}` and its backward.
 
     Args:
@@ -23,10 +35,10 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
             `(v, g) -> tuple`, the shape of one sequence's state.
 
     Returns:
-        Callable:
-            `(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht)`; `chunk` allows cutting time into chunks. The custom op also
-            returns `h` and `P` for its backward: on a CPU the float32 states where the inputs are of a half type, with
-            Triton what enters the chunks and the chunks' transitions; empty where not needed.
+        (Callable, Recurrence):
+            `(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht)`; `chunk` allows cutting time into chunks. And its passes,
+            whose forward also returns `h` and `P` for the backward: on a CPU the float32 states where the inputs are of a
+            half type, with Triton what enters the chunks and the chunks' transitions; empty where not needed.
     """
 
     def empty_state(v, g, cu_seqlens):
@@ -120,7 +132,23 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> Cal
         traced = torch.compiler.is_compiling() or type(v) is not torch.Tensor or torch._C._len_torch_dispatch_stack() > 0
         return (op if traced else Eager.apply)(v, g, h0, cu_seqlens, gate_norm, chunk)[:2]
 
-    return call
+    return call, Recurrence(run, run_bwd)
+
+
+def plain_recurrence(scan: Callable) -> Recurrence:
+    """The passes of `scan(v, g, h0, cu_seqlens, gate_norm) -> (o, ht)` in plain PyTorch, which the backward runs again."""
+
+    def forward(v, g, h0, cu_seqlens, gate_norm, chunk):
+        return *scan(v, g, h0, cu_seqlens, gate_norm), v.new_empty(0), v.new_empty(0)
+
+    def backward(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
+        leaves = [x.detach().requires_grad_() for x in (v, g, h0)]
+        with torch.enable_grad():
+            outputs = scan(*leaves, cu_seqlens, gate_norm)
+        outputs, grads = zip(*((x, dx) for x, dx in zip(outputs, (do, dht)) if dx is not None))
+        return torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
+
+    return Recurrence(forward, backward)
 
 
 def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
@@ -138,7 +166,6 @@ def check_arguments(
     state_shape: tuple[int, ...],
     initial_state: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
-    cp_context: object,
 ) -> None:
     """Raises `ValueError`, naming the argument and both shapes, for whatever the two public ops have in common."""
     if tuple(g.shape) != g_shape:
@@ -161,10 +188,10 @@ def check_arguments(
         num_seqs = cu_seqlens.shape[0] - 1
     if initial_state is not None and tuple(initial_state.shape) != (num_seqs, *state_shape):
         raise ValueError(f"initial_state must have shape {[num_seqs, *state_shape]}; got {list(initial_state.shape)}.")
-    if cp_context is not None:
-        raise ValueError(f"cp_context={cp_context!r}: context parallelism is not supported yet; pass None.")
 
 
-def as_state(initial_state: torch.Tensor | None) -> torch.Tensor | None:
-    """`[S, H, M]` as the op stores it: float32, `[S, M, H]`, contiguous."""
-    return None if initial_state is None else initial_state.float().transpose(1, 2).contiguous()
+def as_state(initial_state: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """`[S, H, M]` as the op stores it for inputs of `dtype`: float32 (or float64), `[S, M, H]`, contiguous."""
+    if initial_state is None:
+        return None
+    return initial_state.to(torch.promote_types(dtype, torch.float32)).transpose(1, 2).contiguous()

@@ -317,7 +317,7 @@ ERRORS = [
         lambda: LSTM(D)(torch.zeros(1, 3, D), attention_mask=torch.ones(1, 3, 3)),
         r"attention_mask must have .* got \[1, 3, 3\]",
     ),
-    (lambda: LSTM(D)(torch.zeros(1, 3, D), cp_context=object()), "an LSTM cannot be split along time"),
+    (lambda: LSTM(D)(torch.zeros(1, 3, D), cp_context=object()), "LSTM cannot be split along time"),
     (lambda: BDLRU(D)(torch.zeros(1, 3, D), past_key_values=Cache()), "BDLRU requires `layer_idx`"),
 ]
 

@@ -5,6 +5,7 @@ import warnings
 import fla.models
 import pytest
 import torch
+from fla.ops.cp import FLACPContext
 
 from fla_bdlru.layers import BDLRU, HLRU
 
@@ -37,6 +38,13 @@ REFUSED = {
 UNUSED = {"HGRNConfig": {"model.lower_bounds"}, "HGRN2Config": {"model.lower_bounds"}}
 # FLA's own model refuses a cache, whatever its mixer
 NO_CACHE = {"StickBreakingAttentionConfig"}
+# parts that look at other tokens and are not the mixer
+NOT_IN_SLICES = {
+    "LinearAttentionConfig": "LinearAttentionModel does not hand it on",
+    "RWKV6Config": "layers.0.ffn.time_shift of RWKV6ForCausalLM",
+    "RWKV7Config": "layers.0.ffn.time_shift of RWKV7ForCausalLM",
+    "YOCOConfig": "cross_layers.0.attn of YOCOForCausalLM",
+}
 CONFIGS = sorted(name for name in fla.models.__all__ if name.endswith("Config"))
 
 
@@ -49,7 +57,7 @@ def test_every_model_has_its_config_here():
     """A new version of FLA brings new models: they are walked too, and a name that is gone is noticed."""
     models = {name.replace("ForCausalLM", "Config") for name in fla.models.__all__ if name.endswith("ForCausalLM")}
     assert models == set(CONFIGS)
-    assert {*MORE, *REFUSED, *UNUSED, *NO_CACHE} <= set(CONFIGS)
+    assert {*MORE, *REFUSED, *UNUSED, *NO_CACHE, *NOT_IN_SLICES} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])
@@ -121,3 +129,17 @@ def test_without_the_field_nothing_changes(name):
         warnings.simplefilter("error", UserWarning)
         model = build(name)
     assert not any(isinstance(module, (BDLRU, HLRU)) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])
+def test_cp_context_reaches_every_mixer(name, monkeypatch):
+    """Or is refused: a layer that does not see it would take a rank's slice for the whole sequence."""
+    model, seen, check = build(name, mixer="bdlru").train(), [], BDLRU.check_context_parallel
+    monkeypatch.setattr(BDLRU, "check_context_parallel", lambda self, *args: (seen.append(self), check(self, *args))[1])
+    x, context = torch.randint(3, 40, (1, 9)), FLACPContext(cu_seqlens=torch.tensor([0, 4, 9]), is_first_rank=True)
+    if name in NOT_IN_SLICES:
+        with pytest.raises(ValueError, match=f"cp_context: .*{NOT_IN_SLICES[name]}"):
+            model(x, cp_context=context)
+    else:
+        model(x, cp_context=context)
+        assert seen == [module for module in model.modules() if isinstance(module, BDLRU)]

@@ -402,7 +402,6 @@ BAD_CALLS = {
     r"must rise from 0 to T=7; got \[0, 6\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0, 6])}),
     "cu_seqlens must be integers": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0.0, 7.0])}),
     "floating-point dtype; got torch.int64": lambda v, g, h0: ((v.long(), g), {}),
-    "context parallelism is not supported": lambda v, g, h0: ((v, g), {"cp_context": object()}),
     "g must be on the device of v": lambda v, g, h0: ((v, g.to("meta")), {}),
 }  # fmt: skip
 

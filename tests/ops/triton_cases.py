@@ -3,12 +3,15 @@
 The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps, two tiles of lanes at most.
 """
 
+import os
 from importlib import import_module
 
 import pytest
+import slices
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fla_bdlru.ops.triton_runtime as runtime
@@ -261,3 +264,17 @@ def test_fake_kernels_know_the_shapes(name, chunks):
     op = getattr(torch.ops.fla_bdlru, name)
     torch.library.opcheck(op, (v.requires_grad_(), g.requires_grad_(), h0, None, "softmax", True))
     torch.library.opcheck(op, (v, g, None, None, "softmax", False))
+
+
+def run_slice_in_chunks(rank, case):
+    os.environ["FLA_BDLRU_BACKEND"] = "triton"
+    runtime.chunk_length = lambda B, T, n, M, min_chunk: min(3, T)
+    return slices.run_slice(rank, case)
+
+
+@pytest.mark.parametrize("op", ["chunk_bdlru", "fused_recurrent_bdlru", "chunk_hlru"])
+@pytest.mark.parametrize("cu_seqlens, lengths", [([0, 11], [2, 7, 2]), ([0, 3, 9, 10], [4, 4, 2])], ids=["one", "packed"])
+def test_context_parallelism(op, cu_seqlens, lengths):
+    """A slice's transition from those of its chunks, and without chunks."""
+    case = slices.Case(cu_seqlens, lengths, op, M=2)
+    slices.compare(case, run_ranks(3, run_slice_in_chunks, case))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from fla_bdlru.ops.bdlru.naive import naive_chunk_bdlru
+from fla_bdlru.ops.context_parallel import check_cp_context, context_parallel
 from fla_bdlru.ops.dispatch import resolve_backend
 from fla_bdlru.ops.gate_norm import check_gate_norm
-from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence
+from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence, plain_recurrence
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 
 def _native(backend: str):
@@ -23,7 +28,16 @@ def _native(backend: str):
     return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
 
 
-_bdlru = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))
+_bdlru, _passes = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))
+
+
+def _plain(v, g, h0, cu_seqlens, gate_norm):
+    h0 = h0.transpose(1, 2)
+    o, ht = naive_chunk_bdlru(v.transpose(2, 3), g.permute(0, 1, 4, 2, 3), h0, True, gate_norm, cu_seqlens)
+    return o.transpose(2, 3), ht.transpose(1, 2)
+
+
+_plain_passes = plain_recurrence(_plain)
 
 
 def bdlru(
@@ -33,7 +47,7 @@ def bdlru(
     output_final_state: bool,
     gate_norm: str,
     cu_seqlens: torch.LongTensor | None,
-    cp_context: object,
+    cp_context: FLACPContext | None,
     chunk: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
@@ -41,14 +55,18 @@ def bdlru(
     if v.ndim != 4:
         raise ValueError(f"v must have shape [B, T, H, M]; got {list(v.shape)}.")
     H, M = v.shape[2:]
-    check_arguments(v, g, (*v.shape, M + 1), (H, M), initial_state, cu_seqlens, cp_context)
-    if resolve_backend(v.device, v.dtype) == "torch":
+    if cp_context is not None:
+        cu_seqlens = check_cp_context(cp_context)
+    check_arguments(v, g, (*v.shape, M + 1), (H, M), initial_state, cu_seqlens)
+    plain, parallel = resolve_backend(v.device, v.dtype) == "torch", cp_context is not None and cp_context.group is not None
+    if plain and not parallel:
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht = _bdlru(
+    run = partial(context_parallel, cp_context, _plain_passes if plain else _passes) if parallel else _bdlru
+    o, ht = run(
         v.transpose(2, 3).contiguous(),
         g.permute(0, 1, 3, 4, 2).contiguous(),
-        as_state(initial_state),
+        as_state(initial_state, v.dtype),
         None if cu_seqlens is None else cu_seqlens.long(),
         gate_norm,
         chunk,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fla_bdlru.ops.bdlru.custom_op import bdlru
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 
 def fused_recurrent_bdlru(
@@ -14,7 +19,7 @@ def fused_recurrent_bdlru(
     output_final_state: bool = False,
     gate_norm: str = "softmax",
     cu_seqlens: torch.LongTensor | None = None,
-    cp_context: object | None = None,
+    cp_context: FLACPContext | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Block-diagonal linear recurrent unit in one pass over time, for short inputs and decoding.
 

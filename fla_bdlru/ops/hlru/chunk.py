@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fla_bdlru.ops.hlru.custom_op import hlru
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 
 def chunk_hlru(
@@ -14,7 +19,7 @@ def chunk_hlru(
     output_final_state: bool = False,
     gate_norm: str = "softmax",
     cu_seqlens: torch.LongTensor | None = None,
-    cp_context: object | None = None,
+    cp_context: FLACPContext | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Higher-order linear recurrent unit, parallel over chunks of time.
 
@@ -35,15 +40,19 @@ def chunk_hlru(
             One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
         cu_seqlens (torch.LongTensor, Optional):
             Document boundaries of shape `[num_seqs+1]`, from 0 to T; needs B = 1. Default: `None`.
-        cp_context (object, Optional):
-            Reserved for context parallelism; must be `None`. Default: `None`.
+        cp_context (FLACPContext, Optional):
+            What `fla.ops.cp.build_cp_context` returns: inputs are this rank's slice of the packed sequence, and its
+            `cu_seqlens` win. States are those of this rank's documents; the initial state of one that began on an earlier
+            rank is not read, the final state of one that goes on is what it hands over. All ranks of the group run forward
+            and backward together. Default: `None`.
 
     Returns:
         (torch.Tensor, torch.Tensor | None):
             Outputs `[B, T, N]` in the dtype of `v`, and the final state `[B, N, M]` in float32, newest first, or `None`.
 
     Raises:
-        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, B > 1 with `cu_seqlens`.
+        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, B > 1 with `cu_seqlens`, or a
+            `cp_context` that cannot be heeded.
 
     Note:
         Memory is gate-major: `v` and `g.transpose(2, 3)` contiguous (N has stride 1) cost no copy, any other layout one

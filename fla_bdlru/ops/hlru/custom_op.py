@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
+from fla_bdlru.ops.context_parallel import check_cp_context, context_parallel
 from fla_bdlru.ops.dispatch import resolve_backend
 from fla_bdlru.ops.gate_norm import check_gate_norm
 from fla_bdlru.ops.hlru.naive import naive_chunk_hlru
-from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence
+from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence, plain_recurrence
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 
 def _native(backend: str):
@@ -23,7 +28,15 @@ def _native(backend: str):
     return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
 
 
-_hlru = define_recurrence("hlru", _native, state_shape=lambda v, g: (g.shape[2] - 1, v.shape[2]))
+_hlru, _passes = define_recurrence("hlru", _native, state_shape=lambda v, g: (g.shape[2] - 1, v.shape[2]))
+
+
+def _plain(v, g, h0, cu_seqlens, gate_norm):
+    o, ht = naive_chunk_hlru(v, g.transpose(2, 3), h0.transpose(1, 2), True, gate_norm, cu_seqlens)
+    return o, ht.transpose(1, 2)
+
+
+_plain_passes = plain_recurrence(_plain)
 
 
 def hlru(
@@ -33,7 +46,7 @@ def hlru(
     output_final_state: bool,
     gate_norm: str,
     cu_seqlens: torch.LongTensor | None,
-    cp_context: object,
+    cp_context: FLACPContext | None,
     chunk: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
@@ -43,14 +56,18 @@ def hlru(
     if g.ndim != 4 or g.shape[-1] < 2:
         raise ValueError(f"g must have shape [B, T, N, M+1] with order M >= 1; got {list(g.shape)}.")
     order = g.shape[-1] - 1
-    check_arguments(v, g, (*v.shape, order + 1), (v.shape[2], order), initial_state, cu_seqlens, cp_context)
-    if resolve_backend(v.device, v.dtype) == "torch":
+    if cp_context is not None:
+        cu_seqlens = check_cp_context(cp_context)
+    check_arguments(v, g, (*v.shape, order + 1), (v.shape[2], order), initial_state, cu_seqlens)
+    plain, parallel = resolve_backend(v.device, v.dtype) == "torch", cp_context is not None and cp_context.group is not None
+    if plain and not parallel:
         check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    o, ht = _hlru(
+    run = partial(context_parallel, cp_context, _plain_passes if plain else _passes) if parallel else _hlru
+    o, ht = run(
         v.contiguous(),
         g.transpose(2, 3).contiguous(),
-        as_state(initial_state),
+        as_state(initial_state, v.dtype),
         None if cu_seqlens is None else cu_seqlens.long(),
         gate_norm,
         chunk,
