@@ -5,6 +5,7 @@ accelerate launch --num_processes 2 examples/train_accelerate.py --output out
 
 from pathlib import Path
 
+import torch
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from text import VOCAB_SIZE, load_tokens
 from transformers import Trainer, TrainingArguments
@@ -26,6 +27,7 @@ def main(steps: int = 20, seq_len: int = 256, hidden_size: int = 64, batch_size:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
     )
     trainer = Trainer(GatedDeltaNetForCausalLM(config), arguments, train_dataset=examples)
     trainer.train()
