@@ -66,7 +66,7 @@ def test_transitions_are_what_the_layer_applies(build, gate_norm):
     blocks = A.shape[2]
     state = torch.randn(2, blocks, 3)
     v = torch.zeros(2, 5, layer.width, dtype=torch.float64)
-    options = {"output_final_state": True, "gate_norm": gate_norm, "cu_seqlens": None}
+    options = {"output_final_state": True, "gate_norm": gate_norm, "cu_seqlens": None, "cp_context": None}
     _, final = layer.recur(v, logits.unflatten(-1, layer.gate_shape), initial_state=state, **options)
     h = state.double()
     for t in range(5):

@@ -17,6 +17,7 @@ from examples.convert_checkpoint import dcp_to_hf, hf_to_dcp
 
 MIXERS = {"bdlru": {"block_size": 4, "gate_bias": "memory"}, "hlru": {"order": 3, "gate_bias": "memory"}}
 each_mixer = pytest.mark.parametrize("mixer", MIXERS)
+KEYS = {"bdlru": "", "hlru": "model"}  # where a checkpoint holds the weights
 each_way = pytest.mark.parametrize("way", ["ddp", "fsdp"])
 STEPS, BATCH = 2, 4
 
@@ -118,7 +119,8 @@ def test_initialisation_after_sharding(mixer):
 def save_on(rank, mixer, folder):
     model = shard(build(mixer))
     train(model, tokens()[rank : rank + 1])
-    dcp.save(get_model_state_dict(model), checkpoint_id=folder)
+    state = get_model_state_dict(model)
+    dcp.save({KEYS[mixer]: state} if KEYS[mixer] else state, checkpoint_id=folder)
     return model.eval()(tokens()).logits.detach()
 
 
@@ -126,7 +128,7 @@ def load_on(rank, mixer, folder):
     model = shard(build(mixer))
     torch.nn.init.zeros_(model.lm_head.weight)
     state = get_model_state_dict(model)
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load({KEYS[mixer]: state} if KEYS[mixer] else state, checkpoint_id=folder)
     set_model_state_dict(model, state)
     return model.eval()(tokens()).logits.detach()
 
@@ -136,12 +138,12 @@ def test_sharded_checkpoint_to_huggingface_and_back(mixer, tmp_path):
     """Saved by 4 ranks, converted, loaded by an Auto class, converted back, loaded by 2 ranks: equal logits."""
     build(mixer).config.save_pretrained(tmp_path / "config")
     sharded = run_ranks(4, save_on, mixer, tmp_path / "dcp")
-    dcp_to_hf(tmp_path / "dcp", tmp_path / "config", tmp_path / "hf")
+    dcp_to_hf(tmp_path / "dcp", tmp_path / "config", tmp_path / "hf", KEYS[mixer])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
         logits = loaded(tokens()).logits
     for got in sharded:
         torch.testing.assert_close(got, logits)
-    hf_to_dcp(tmp_path / "hf", tmp_path / "back")
+    hf_to_dcp(tmp_path / "hf", tmp_path / "back", KEYS[mixer])
     for got in run_ranks(2, load_on, mixer, tmp_path / "back"):
         torch.testing.assert_close(got, logits)

@@ -79,16 +79,19 @@ def survives(folder, file, old, new, tests):
     """Whether the interpreter tests pass over the mutant, and what they printed."""
     shutil.copytree(ROOT / "fla_bdlru", folder / "fla_bdlru", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests/ops", folder / "tests/ops", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "tests/conftest.py", folder / "tests")
+    for helper in ROOT.glob("tests/*.py"):
+        if not helper.name.startswith("test_"):
+            shutil.copy(helper, folder / "tests")
     path = folder / "fla_bdlru/ops" / file
     source = path.read_text()
     assert old in source, f"{file} no longer has {old!r}"
     path.write_text(source.replace(old, new))
+    found = f"{folder}{os.pathsep}{folder / 'tests'}"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib"]
     done = subprocess.run(
         [*command, "tests/ops/triton_cases.py", "-k", tests],
         capture_output=True, text=True, cwd=folder, timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": found, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return done.returncode == 0, done.stdout + done.stderr
 
