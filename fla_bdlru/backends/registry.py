@@ -86,7 +86,11 @@ def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type
 
 
 def register_entry_points(table: Mapping[str, Callable]) -> None:
-    """Registers replacements of functions that FLA decorated with a bare `@dispatch`."""
+    """Registers replacements of functions that FLA decorated with a bare `@dispatch`.
+
+    FLA keeps its dispatch out of `torch.compile`, a graph break a call; so while CPU tensors are traced, its modules go
+    past it. Its ops stay outside of graphs, where their loops over time would be unrolled.
+    """
     from fla.backends import register
 
     backend = _make_backend()
@@ -95,6 +99,8 @@ def register_entry_points(table: Mapping[str, Callable]) -> None:
             register(_resolve(target)[2], backend=backend, verifier=_verifier)(implementation)
         except (ImportError, AttributeError, KeyError):
             _warn_missing(target)
+    modules = {target: implementation for target, implementation in table.items() if target.startswith("fla.modules.")}
+    wrap_functions(modules, while_tracing=True)
 
 
 def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
@@ -105,7 +111,9 @@ def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
         register(operation, verifier=_verifier)(_make_backend(implementations))
 
 
-def wrap(original: Callable | None, implementation: Callable, missing: str = "") -> Callable:
+def wrap(
+    original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False
+) -> Callable:
     """Puts `implementation` in front of `original` for CPU tensors.
 
     Args:
@@ -115,11 +123,16 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "")
             The replacement, with the same parameters.
         missing (str):
             What the `ImportError` says where `original` would have to run but is `None`.
+        while_tracing (bool):
+            Whether `original` gets CPU tensors too unless `torch.compile` or `torch.export` is tracing. Default: `False`.
     """
 
-    @functools.wraps(original or implementation)
+    # torch.compiler.disable leaves its mark in the attributes
+    updated = () if while_tracing else functools.WRAPPER_UPDATES
+
+    @functools.wraps(original or implementation, updated=updated)
     def wrapper(*args, **kwargs):
-        if is_enabled() and on_cpu(args, kwargs):
+        if (torch.compiler.is_compiling() or not while_tracing) and is_enabled() and on_cpu(args, kwargs):
             return implementation(*args, **kwargs)
         if original is None:
             raise ImportError(missing)
@@ -129,8 +142,8 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "")
     return wrapper
 
 
-def wrap_functions(table: Mapping[str, Callable], package: str = "fla") -> None:
-    """Wraps functions and methods without a dispatch point, under every name that a module of `package` holds them by."""
+def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tracing: bool = False) -> None:
+    """Wraps functions and methods, under every name that a module of `package` holds them by; see `wrap`."""
     wrappers = {}
     for target, implementation in table.items():
         try:
@@ -140,7 +153,7 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla") -> None:
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
-        wrapper = wrap(original, implementation)
+        wrapper = wrap(original, implementation, while_tracing=while_tracing)
         setattr(owner, name, wrapper)
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)
