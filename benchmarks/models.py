@@ -204,7 +204,9 @@ def match_variant(name: str, match: str, width: int, budget: int | None = None) 
     measure = layer_params if match == "params" else layer_state
     tried = []
     for size in variant.sizes:
-        args, got = nearest_size(lambda n, size=size: {**variant.args, **size(width, n)}, variant.mixer, measure, width, budget)
+        args, got = nearest_size(
+            lambda n, size=size: {**variant.args, **size(width, n)}, variant.mixer, measure, width, budget
+        )
         tried.append((abs(got - budget) / budget, got, args))
         if tried[-1][0] <= CLOSE_ENOUGH:
             break

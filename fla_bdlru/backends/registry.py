@@ -86,11 +86,7 @@ def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type
 
 
 def register_entry_points(table: Mapping[str, Callable]) -> None:
-    """Registers replacements of functions that FLA decorated with a bare `@dispatch`.
-
-    FLA keeps its dispatch out of `torch.compile`, a graph break a call; so while CPU tensors are traced, its modules go
-    past it. Its ops stay outside of graphs, where their loops over time would be unrolled.
-    """
+    """Registers replacements of functions that FLA decorated with a bare `@dispatch`."""
     from fla.backends import register
 
     backend = _make_backend()
@@ -99,8 +95,6 @@ def register_entry_points(table: Mapping[str, Callable]) -> None:
             register(_resolve(target)[2], backend=backend, verifier=_verifier)(implementation)
         except (ImportError, AttributeError, KeyError):
             _warn_missing(target)
-    modules = {target: implementation for target, implementation in table.items() if target.startswith("fla.modules.")}
-    wrap_functions(modules, while_tracing=True)
 
 
 def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
@@ -111,9 +105,7 @@ def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
         register(operation, verifier=_verifier)(_make_backend(implementations))
 
 
-def wrap(
-    original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False
-) -> Callable:
+def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
     """Puts `implementation` in front of `original` for CPU tensors.
 
     Args:
