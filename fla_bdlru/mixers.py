@@ -16,6 +16,7 @@ from torch import nn
 
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.packing import heed_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -154,8 +155,8 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     check_arguments("mixer_config", name, _MIXERS[name], mixer_config)
     try:
         return _MIXERS[name](hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
-    except AssertionError as error:
-        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
+    except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA's layers say of arguments that do not fit
+        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error!r}") from error
 
 
 def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str, dict[str, Any]]]:
@@ -247,6 +248,7 @@ def install_hook() -> None:
     @wraps(original_post_init)
     def post_init(self):
         swap_mixers(self)
+        heed_documents(self)
         original_post_init(self)
 
     @wraps(original_initialize)
