@@ -156,7 +156,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     try:
         return _MIXERS[name](hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
     except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA's layers say of arguments that do not fit
-        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error!r}") from error
+        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
 
 
 def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str, dict[str, Any]]]:
