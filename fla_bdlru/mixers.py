@@ -19,6 +19,7 @@ from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.integrations.lrnnx import lrnnx_mixer
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.packing import heed_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -166,7 +167,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     check_arguments("mixer_config", name, cls, mixer_config)
     try:
         return cls(hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
-    except AssertionError as error:
+    except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA's layers say of arguments that do not fit
         raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
 
 
@@ -293,6 +294,7 @@ def install_hook() -> None:
         swap_mixers(self)
         if any(isinstance(module, GatedRecurrence) for module in self.modules()):
             self.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
+        heed_documents(self)
         original_post_init(self)
 
     @wraps(original_initialize)

@@ -8,6 +8,9 @@ They return what the kernels return: half types are computed in fp32 and cast ba
 Gradients come from the same formulas or from autograd; where a kernel drops one (`chunk_hgrn`'s initial state), the
 PyTorch version does not.
 
+While `torch.compile` or `torch.export` traces CPU tensors, FLA's modules are traced in PyTorch, too, so that a whole
+model is one graph.
+
 To let CPU tensors reach FLA's kernels all the same (`TRITON_INTERPRET=1`), set `FLA_BDLRU_CPU_BACKEND=0`, which is
 read at every call, or use `with cpu_backend(False):`.
 """
@@ -52,5 +55,6 @@ def register() -> None:
     register_entry_points(table.ENTRY_POINTS)
     register_operations(table.OPERATIONS)
     wrap_functions(table.WRAPPED)
+    wrap_functions(table.TRACED, while_tracing=True)
     provide_optional(table.FLASH_ATTENTION_MODULES, table.FLASH_ATTENTION, attention.MISSING)
     _registered = True

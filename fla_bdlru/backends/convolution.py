@@ -89,6 +89,27 @@ def causal_conv1d_fwd(
     return y.to(x.dtype).view(x.shape), final_state
 
 
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool | None = False,
+    activation: str | None = None,
+    backend: str | None = "triton",
+    cu_seqlens: torch.Tensor | None = None,
+    cu_seqlens_cpu: torch.LongTensor | None = None,
+    chunk_indices: torch.LongTensor | None = None,
+    cp_context: object | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The convolution for a tracer, which derives its gradients itself: it refuses those that `causal_conv1d_bwd` asks for."""
+    if cp_context is not None:
+        raise NotImplementedError("cp_context: a convolution split over ranks is not traced on a CPU; compile without it.")
+    return causal_conv1d_fwd(x, weight, bias, residual, initial_state, output_final_state, activation, cu_seqlens)
+
+
 def causal_conv1d_bwd(
     x: torch.Tensor,
     dy: torch.Tensor,

@@ -20,7 +20,7 @@ def token_positions(x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple[t
     if cu_seqlens is None:
         return torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
     starts = cu_seqlens.long()
-    sequence = torch.arange(len(starts) - 1).repeat_interleave(starts.diff())
+    sequence = torch.arange(len(starts) - 1).repeat_interleave(starts.diff(), output_size=T)
     return sequence, torch.arange(T) - starts[sequence]
 
 

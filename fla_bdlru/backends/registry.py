@@ -105,7 +105,7 @@ def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
         register(operation, verifier=_verifier)(_make_backend(implementations))
 
 
-def wrap(original: Callable | None, implementation: Callable, missing: str = "") -> Callable:
+def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
     """Puts `implementation` in front of `original` for CPU tensors.
 
     Args:
@@ -115,11 +115,16 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "")
             The replacement, with the same parameters.
         missing (str):
             What the `ImportError` says where `original` would have to run but is `None`.
+        while_tracing (bool):
+            Whether `original` gets CPU tensors too unless `torch.compile` or `torch.export` is tracing. Default: `False`.
     """
 
-    @functools.wraps(original or implementation)
+    # torch.compiler.disable leaves its mark in the attributes
+    updated = () if while_tracing else functools.WRAPPER_UPDATES
+
+    @functools.wraps(original or implementation, updated=updated)
     def wrapper(*args, **kwargs):
-        if is_enabled() and on_cpu(args, kwargs):
+        if (torch.compiler.is_compiling() or not while_tracing) and is_enabled() and on_cpu(args, kwargs):
             return implementation(*args, **kwargs)
         if original is None:
             raise ImportError(missing)
@@ -129,8 +134,8 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "")
     return wrapper
 
 
-def wrap_functions(table: Mapping[str, Callable], package: str = "fla") -> None:
-    """Wraps functions and methods without a dispatch point, under every name that a module of `package` holds them by."""
+def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tracing: bool = False) -> None:
+    """Wraps functions and methods, under every name that a module of `package` holds them by; see `wrap`."""
     wrappers = {}
     for target, implementation in table.items():
         try:
@@ -140,7 +145,7 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla") -> None:
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
-        wrapper = wrap(original, implementation)
+        wrapper = wrap(original, implementation, while_tracing=while_tracing)
         setattr(owner, name, wrapper)
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)

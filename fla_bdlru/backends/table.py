@@ -126,6 +126,13 @@ WRAPPED = {
     "fla.layers.mamba2:Mamba2.torch_forward": mamba.mamba2_torch_forward,
 }
 
+# FLA keeps its dispatch out of `torch.compile`, a graph break a call: while a tracer is at work, its modules go past it. Its
+# ops stay outside of graphs, where their loops over time would be unrolled.
+TRACED = {
+    **{target: function for target, function in ENTRY_POINTS.items() if target.startswith("fla.modules.")},
+    "fla.modules.causal_conv1d.ops:causal_conv1d": convolution.causal_conv1d,
+}
+
 # FLA modules that import these functions of the flash_attn package, which does not run on a CPU.
 FLASH_ATTENTION_MODULES = (
     "fla.layers.attn",

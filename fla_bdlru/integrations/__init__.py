@@ -1,1 +1,1 @@
-"""Libraries, other than flash-linear-attention, whose models take the layers; nothing here imports them."""
+"""Libraries, other than flash-linear-attention, that take the layers or the models; importing this imports none of them."""

@@ -27,6 +27,7 @@ from fla_bdlru import layers
 from fla_bdlru.backends.registry import wrap_functions
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers import check_arguments
+from fla_bdlru.packing import boundaries
 
 MODULE = "mamba_ssm.models.mixer_seq_simple"
 # what create_block builds in our layer's stead, as small as it can be
@@ -69,7 +70,7 @@ class MambaProtocol(GatedRecurrence):
         if seq_idx is not None and cu_seqlens is None:
             if inference_params is not None:
                 raise ValueError("seq_idx with inference_params does not say whose states to keep; pass cu_seqlens as well.")
-            cu_seqlens = boundaries(seq_idx, shape[:2])
+            cu_seqlens = row_boundaries(seq_idx, shape[:2])
             hidden_states = hidden_states.flatten(0, 1).unsqueeze(0)
         if inference_params is None:
             return self.mix(hidden_states, None, False, cu_seqlens, None)[0].view(shape)
@@ -140,13 +141,13 @@ class HLRU(MambaProtocol, layers.HLRU):
 LAYERS = {"BDLRU": BDLRU, "HLRU": HLRU}
 
 
-def boundaries(seq_idx: torch.Tensor, shape: torch.Size) -> torch.LongTensor:
+def row_boundaries(seq_idx: torch.Tensor, shape: torch.Size) -> torch.LongTensor:
     """`cu_seqlens` of the rows of `seq_idx` `[B, T]`, put one after the other."""
     if seq_idx.shape != shape:
         raise ValueError(f"seq_idx must have shape {list(shape)}, as the inputs; got {list(seq_idx.shape)}.")
     starts = torch.ones_like(seq_idx, dtype=torch.bool)
     starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    return nn.functional.pad(starts.flatten().nonzero().flatten(), (0, 1), value=seq_idx.numel())
+    return boundaries(starts.flatten())
 
 
 def build_layer(

@@ -13,7 +13,7 @@ from fla.modules.activations.ops import swish_fwd
 from fla_bdlru import backends
 from fla_bdlru.backends import cpu_backend, is_enabled, registry, table
 
-TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED}
+TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
 
 
 def original_of(target):
@@ -55,7 +55,7 @@ def test_entry_points_take_cpu_tensors_only(target):
     assert entry._get_sorted_backends()[0] is backend
 
 
-@pytest.mark.parametrize("target", table.WRAPPED)
+@pytest.mark.parametrize("target", [*table.WRAPPED, *table.TRACED])
 def test_wrapped_functions_are_held_under_every_name(target):
     _, name, wrapper = registry._resolve(target)
     original = wrapper._fla_bdlru_original
@@ -84,6 +84,16 @@ def test_wrapped_functions_compile_without_a_graph_break():
     compiled = torch.compile(lambda x: 3 * wrapper(x, y=[x]), backend="eager", fullgraph=True)
     assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 6.0))
     assert compiled(torch.ones(2, device="meta")).device.type == "meta"
+
+
+def test_traced_functions_take_the_place_of_fla_only_while_a_tracer_is_at_work():
+    original = torch.compiler.disable(lambda x: 2 * x)
+    wrapper = registry.wrap(original, lambda x: x + 1, while_tracing=True)
+    x = torch.full((2,), 5.0)
+    assert torch.equal(wrapper(x), 2 * x)
+    assert torch.equal(torch.compile(wrapper, backend="eager", fullgraph=True)(x), x + 1)
+    with cpu_backend(False):
+        assert torch.equal(torch.compile(wrapper, backend="eager")(x), 2 * x)
 
 
 def test_the_switch(monkeypatch):

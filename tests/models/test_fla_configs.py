@@ -103,6 +103,23 @@ def test_decoding_with_the_cache_equals_the_whole_forward(name):
     torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])
+def test_packed_equals_documents_one_by_one(name):
+    model = build(name, mixer="bdlru").eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    docs = [torch.randint(3, 40, (1, n)) for n in (5, 1, 7)]
+    x, positions = torch.cat(docs, 1), torch.cat([torch.arange(n) for n in (5, 1, 7)])[None]
+    with torch.no_grad():
+        if name == "LinearAttentionConfig":  # its forward drops the boundaries
+            with pytest.raises(ValueError, match=r"LinearAttentionModel .* would run on over the boundaries"):
+                model(x, position_ids=positions)
+            return
+        expected = torch.cat([model(doc, use_cache=False).logits for doc in docs], 1)
+        torch.testing.assert_close(model(x, position_ids=positions, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name):
     with pytest.raises(ValueError, match=REFUSED[name]):
