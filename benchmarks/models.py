@@ -16,12 +16,19 @@ from torch import nn
 
 from benchmarks.readout import AutoEncoder
 from fla_bdlru.flops import linear_flops_per_token, measure_flops_per_token
-from fla_bdlru.mixers import build_mixer, count_parameters, measure_state_size  # importing it adds `mixer=` to FLA's configs
+from fla_bdlru.mixers import (  # importing it adds `mixer=` to FLA's configs
+    available_mixers,
+    build_mixer,
+    count_parameters,
+    find_mixer,
+    measure_state_size,
+    mixer_arguments,
+)
 from fla_bdlru.ops import GATE_NORMS
 
-TOLERANCE = 0.05
-CLOSE_ENOUGH = 0.03
+TOLERANCE = 0.02
 MATCHES = ("params", "state")
+KNOBS = ("num_blocks", "num_channels", "d_state", "intermediate_size")  # arguments that set a layer's width, whatever it is
 READOUTS = ("tokens", "autoencoder")
 
 
@@ -120,7 +127,10 @@ DEFAULT_VARIANTS = (
 
 
 def get_variant(name: str) -> Variant:
-    r"""The variant called `name`: one of `VARIANTS`, or a BD-LRU or H-LRU of any size and gate norm (`bdlru-m6-silu`).
+    r"""The variant called `name`: one of `VARIANTS`, a BD-LRU or H-LRU of any size and gate norm (`bdlru-m6-silu`), or any
+    other registered mixer by its name.
+
+    A mixer without a recipe here is sized by the first of `KNOBS` that its constructor takes, or else by its block's MLP.
 
     Raises:
         ValueError: if there is none.
@@ -128,17 +138,28 @@ def get_variant(name: str) -> Variant:
     Example:
         >>> from benchmarks.models import get_variant
         >>> assert get_variant("hlru-m3-relu").args == {"order": 3, "gate_norm": "relu"}
+        >>> assert get_variant("retnet").mixer == "retnet"
     """
     if name in VARIANTS:
         return VARIANTS[name]
+    if name in available_mixers():
+        return _without_recipe(name)
     named = re.fullmatch(rf"(bdlru|hlru)-m([1-9][0-9]?)(?:-({'|'.join(GATE_NORMS)}))?", name)
     if named is None:
         raise ValueError(
-            f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}, or bdlru-m<M> and hlru-m<M> with a gate "
-            f"norm (bdlru-m4-silu) of {', '.join(GATE_NORMS)}."
+            f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}, bdlru-m<M> and hlru-m<M> with a gate "
+            f"norm (bdlru-m4-silu) of {', '.join(GATE_NORMS)}, or a registered mixer: {', '.join(available_mixers())}."
         )
     family, m, norm = named.groups()
     return (_bdlru if family == "bdlru" else _hlru)(int(m), **({"gate_norm": norm} if norm else {}))
+
+
+def _without_recipe(mixer: str) -> Variant:
+    arguments = mixer_arguments(find_mixer(mixer))
+    knob = next((knob for knob in KNOBS if knob in arguments), None)
+    if knob is None:
+        return Variant(mixer, (), fixed=f"the size of {mixer} is left as its constructor has it")
+    return Variant(mixer, (lambda width, n: {knob: n},))
 
 
 def quiet() -> None:
@@ -238,7 +259,7 @@ def match_variant(name: str, match: str, width: int, budget: int | None = None) 
         make = lambda n, size=size: {**variant.args, **size(width, n)}  # noqa: E731
         args, got = nearest_size(make, variant.mixer, measure, width, budget)
         tried.append((abs(got - budget) / budget, got, args))
-        if tried[-1][0] <= CLOSE_ENOUGH:
+        if tried[-1][0] <= TOLERANCE:
             break
     error, got, args = min(tried, key=lambda t: t[0])
     if error > TOLERANCE:

@@ -18,6 +18,8 @@ from benchmarks.models import (
     match_variant,
     quiet,
 )
+from fla_bdlru import mixers
+from fla_bdlru.layers import LSTM
 from fla_bdlru.mixers import count_parameters
 
 RESIZED = [name for name, variant in VARIANTS.items() if not variant.fixed]
@@ -35,7 +37,7 @@ def test_the_budget_is_the_reference_mixer():
     assert match_variant("bdlru-m4", "params", 64).args == {"block_size": 4, "num_blocks": 16}
 
 
-@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("name", RESIZED)
 def test_parameters_are_matched(name, width):
     variant, matched = VARIANTS[name], match_variant(name, "params", width)
@@ -50,6 +52,26 @@ def test_states_are_matched(name):
     matched = match_variant(name, "state", 64)
     got = layer_state(VARIANTS[name].mixer, 64, matched.args)
     assert abs(got - 64) <= TOLERANCE * 64
+
+
+def test_a_registered_mixer_needs_no_recipe(monkeypatch):
+    """By a knob that its constructor has, or by the MLP beside it."""
+
+    class Mine(LSTM):
+        def __init__(self, hidden_size, num_channels=None, layer_idx=None):
+            super().__init__(hidden_size, num_channels, layer_idx=layer_idx)
+
+    monkeypatch.setattr(mixers, "_MIXERS", dict(mixers._MIXERS))
+    mixers.register_mixer("mine", Mine)
+    budget = default_budget("params", 64)
+    matched = match_variant("mine", "params", 64)
+    assert abs(layer_params("mine", 64, matched.args) - budget) <= TOLERANCE * budget
+    fixed = match_variant("retnet", "params", 64, 60_000)
+    assert fixed.args == {}
+    assert abs(layer_params("retnet", 64, {}) + 3 * 64 * fixed.extra_mlp - 60_000) <= 1.5 * 64
+    assert "its MLP has" in fixed.note
+    with pytest.raises(ValueError, match="or a registered mixer: abc, attn"):
+        get_variant("no-such-mixer")
 
 
 @pytest.mark.parametrize("name", RESIZED)
@@ -92,8 +114,8 @@ def test_an_unknown_match_is_refused():
 @pytest.mark.parametrize("name", DEFAULT_VARIANTS)
 def test_every_mixer_trains_in_the_host_model_and_is_causal(name):
     torch.manual_seed(0)
-    args = match_variant(name, "params", 32).args
-    model = build_model(VARIANTS[name].mixer, args, 6, 32, 2, 64)
+    args = match_variant(name, "params", 64).args
+    model = build_model(VARIANTS[name].mixer, args, 6, 64, 2, 64)
     tokens = torch.randint(6, (2, 12))
     logits = model(input_ids=tokens).logits
     assert logits.shape == (2, 12, 6)
@@ -140,10 +162,16 @@ def test_flops_of_every_mixer_are_counted():
 )
 def test_our_mixers_of_any_size_and_norm_are_known(name, args):
     assert get_variant(name).args == args
-    assert args.items() <= match_variant(name, "params", 64).args.items()
+    assert args.items() <= match_variant(name, "params", 64, 300_000).args.items()
 
 
-@pytest.mark.parametrize("name", ["bdlru-m0", "bdlru-m4-relux", "bdlru", "hlru-m100"])
+def test_a_size_that_blocks_cannot_reach_is_refused():
+    """7 or 8 blocks of 8 at width 96: neither is within 2% of the budget."""
+    with pytest.raises(ValueError, match=r"cannot be matched to 64,992 parameters at width=96 \(within 2%\); the closest"):
+        match_variant("bdlru-m8", "params", 96)
+
+
+@pytest.mark.parametrize("name", ["bdlru-m0", "bdlru-m4-relux", "bd-lru", "hlru-m100"])
 def test_others_are_not(name):
     with pytest.raises(ValueError, match=f"{name!r} is not known.*bdlru-m4-silu"):
         get_variant(name)
