@@ -269,7 +269,7 @@ def test_paper_settings_of_mad_are_its_published_ones():
 
 
 def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
-    arguments = ["--task", "compression", "--mixers", "lstm", "--width", "16", "--steps", "4", "--out", str(tmp_path)]
+    arguments = ["--task", "compression", "--mixers", "lstm", "--width", "32", "--steps", "4", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, [*arguments, "--workers", "1"], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path)
