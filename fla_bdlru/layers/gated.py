@@ -70,7 +70,7 @@ class GatedRecurrence(Mixer):
         self.gate_norm = gate_norm
         self.selective = selective
         self.gate_bias = gate_bias
-        self.memory_range = memory_range
+        self.memory_range = tuple(memory_range)
         self.use_short_conv = use_short_conv
         self.use_output_gate = use_output_gate
         self.conv_size = conv_size
