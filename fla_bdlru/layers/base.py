@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -166,16 +167,36 @@ def check_step_states(
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
 
 
+def check_count(field: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is a positive integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{field} must be an integer; got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{field} must be positive; got {value}.")
+
+
+def check_number(field: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is a positive, finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{field} must be a positive number; got {value!r}.")
+
+
+def check_switch(field: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is `True` or `False`: any other would be taken for one of them."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} must be True or False; got {value!r}.")
+
+
 def channels_from(field: str, count: int | None, unit: int, hidden_size: int, expand: float) -> int:
     """The number of blocks or channels: given, or `expand * hidden_size` values in units of `unit`.
 
     Raises:
-        ValueError: if the number is not positive or the widths do not divide.
+        ValueError: if a number is not positive or the widths do not divide.
     """
     if count is not None:
-        if count < 1:
-            raise ValueError(f"{field} must be positive; got {count}.")
+        check_count(field, count)
         return count
+    check_number("expand", expand)
     width = expand * hidden_size
     if width < unit or width != int(width) or int(width) % unit:
         raise ValueError(

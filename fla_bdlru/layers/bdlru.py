@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.layers.base import channels_from
+from fla_bdlru.layers.base import channels_from, check_count
 from fla_bdlru.layers.gate_bias import memory_gates_bdlru, time_constants
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.ops.bdlru import chunk_bdlru, fused_recurrent_bdlru
@@ -89,8 +89,7 @@ class BDLRU(GatedRecurrence):
         layer_idx: int | None = None,
     ) -> None:
         super().__init__()
-        if block_size < 1:
-            raise ValueError(f"block_size must be positive; got {block_size}.")
+        check_count("block_size", block_size)
         self.block_size = block_size
         self.num_blocks = channels_from("num_blocks", num_blocks, block_size, hidden_size, expand)
         self.gate_shape = (block_size, block_size + 1, self.num_blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 
@@ -11,11 +12,17 @@ from fla_bdlru.ops.gate_norm import RELU_EPS, check_gate_norm
 GATE_BIASES = ("uniform", "memory")
 
 
+def check_memory_range(bounds: object) -> None:
+    """Raises `ValueError` unless `bounds` are two time constants that rise."""
+    pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
+    if not pair or not 1 <= bounds[0] <= bounds[1] < math.inf:
+        raise ValueError(f"memory_range must be two time constants in steps, 1 <= low <= high; got {bounds!r}.")
+
+
 def time_constants(num: int, bounds: tuple[float, float]) -> torch.Tensor:
     """`num` time constants in steps, spread log-uniformly over `bounds`."""
+    check_memory_range(bounds)
     low, high = bounds
-    if not 1 <= low <= high:
-        raise ValueError(f"memory_range must be two time constants in steps, 1 <= low <= high; got {bounds!r}.")
     return torch.logspace(math.log10(low), math.log10(high), num, dtype=torch.float64)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fla_bdlru.layers.base import Mixer, fla_part
-from fla_bdlru.layers.gate_bias import GATE_BIASES, gate_logits
+from fla_bdlru.layers.base import Mixer, check_count, check_number, check_switch, fla_part
+from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits
 from fla_bdlru.ops.context_parallel import entering_tokens
 from fla_bdlru.ops.gate_norm import check_gate_norm
 
@@ -60,6 +60,12 @@ class GatedRecurrence(Mixer):
     ) -> None:
         """Checks the options that the layers share and makes the parameters."""
         check_gate_norm(gate_norm)
+        check_count("conv_size", conv_size)
+        check_number("norm_eps", norm_eps)
+        check_memory_range(memory_range)
+        switches = {"selective": selective, "use_short_conv": use_short_conv, "conv_bias": conv_bias}
+        for field, value in {**switches, "use_output_gate": use_output_gate}.items():
+            check_switch(field, value)
         if gate_bias not in GATE_BIASES:
             raise ValueError(f"gate_bias={gate_bias!r} is not known; expected one of {', '.join(map(repr, GATE_BIASES))}.")
         if mode not in MODES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.layers.base import channels_from
+from fla_bdlru.layers.base import channels_from, check_count
 from fla_bdlru.layers.gate_bias import memory_gates_hlru, time_constants
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.ops.context_parallel import entering_states
@@ -94,8 +94,7 @@ class HLRU(GatedRecurrence):
         layer_idx: int | None = None,
     ) -> None:
         super().__init__()
-        if order < 1:
-            raise ValueError(f"order must be positive; got {order}.")
+        check_count("order", order)
         if readout not in READOUTS:
             raise ValueError(f"readout={readout!r} is not known; expected one of {', '.join(map(repr, READOUTS))}.")
         self.order = order
