@@ -173,7 +173,7 @@ def test_errors():
         ValueError, match="step_states=2 needs past_key_values and use_cache=True, no cu_seqlens or cp_context"
     ):
         layer(x[:1], step_states=2, cu_seqlens=torch.tensor([0, 2, 4]), **keep)
-    with pytest.raises(ValueError, match="no cu_seqlens or cp_context"):
+    with pytest.raises(ValueError, match="cp_context takes whole sequences, without a cache"):
         layer(x, step_states=2, cp_context=object(), **keep)
     with pytest.raises(ValueError, match="step_states=2 needs tokens without padding"):
         layer(x, step_states=2, attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]), **keep)

@@ -14,6 +14,7 @@ from fla.models import (
 )
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
+from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.mixers import available_mixers
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 from fla_bdlru.packing import documents
@@ -97,7 +98,8 @@ def gradients(model, logits, weights):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("mixer", sorted(set(available_mixers()) - {*REFUSED, *NOT_ON_A_CPU}))
+# the layers of lrnnx refuse packing by name: tests/integrations/test_lrnnx.py
+@pytest.mark.parametrize("mixer", sorted(set(available_mixers()) - {*REFUSED, *NOT_ON_A_CPU, *LRNNX_LAYERS}))
 def test_packed_equals_documents_one_by_one(mixer):
     model, docs = build(mixer), draw(*LENGTHS)
     x, cu_seqlens = packed(docs)
