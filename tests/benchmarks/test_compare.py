@@ -123,7 +123,7 @@ KILLS = 4
 @pytest.mark.timeout(600)
 def test_a_sweep_killed_at_random_moments_and_resumed_equals_an_unbroken_one(unbroken, tmp_path):
     (tmp_path / "grid.toml").write_text(
-        'task = ["s3", "parity"]\nmixers = ["bdlru-m4", "lstm"]\nmatch = ["params", "state"]\n'
+        'task = ["s3", "parity"]\nmixers = ["bdlru-m4", "hlru-m2"]\nmatch = ["params", "state"]\n'
         "seeds = 1\nwidth = 16\nsteps = 24\n"
     )
 
