@@ -65,7 +65,6 @@ def cross_entropy_bwd(
     inplace_backward: bool = False,
 ):
     total_classes = total_classes or logits.shape[-1]
-    inplace_backward = inplace_backward and not torch.compiler.is_compiling()  # a compiler plans its memory itself
     z, tanh = _transform(logits, logit_scale, logit_softcapping)
     valid = target != ignore_index
     # With no transform `z` is `logits`, which only `inplace_backward` may overwrite.
@@ -86,20 +85,25 @@ def cross_entropy_bwd(
 
 
 def cross_entropy_loss_forward(self, input: torch.Tensor, target: torch.Tensor):
-    """`FusedCrossEntropyLoss.forward` without its check that the tensors are on a GPU, and its break of a graph."""
-    from fla.modules.fused_cross_entropy.ops import FusedCrossEntropyFunction
+    """`FusedCrossEntropyLoss.forward` without its check that the tensors are on a GPU.
 
-    loss, z_loss = FusedCrossEntropyFunction.apply(
-        input,
-        target,
-        self.label_smoothing,
-        self.logit_scale,
-        self.lse_square_scale,
-        self.logit_softcapping,
-        self.ignore_index,
-        self.inplace_backward,
-        self.process_group,
-    )
+    A tracer gets the formula alone, whose gradient it derives and whose memory it plans.
+    """
+    from fla.modules.fused_cross_entropy.ops import cross_entropy_loss
+
+    options = {
+        "label_smoothing": self.label_smoothing,
+        "logit_scale": self.logit_scale,
+        "lse_square_scale": self.lse_square_scale,
+        "logit_softcapping": self.logit_softcapping,
+        "ignore_index": self.ignore_index,
+        "process_group": self.process_group,
+    }
+    if torch.compiler.is_compiling():
+        loss, z_loss, *_ = cross_entropy_fwd(input, target, **options)
+        z_loss = z_loss.detach()
+    else:
+        loss, z_loss = cross_entropy_loss(input, target, inplace_backward=self.inplace_backward, **options)
     if self.reduction != "none":
         total = (target != self.ignore_index).sum() if self.reduction == "mean" else 1
         loss, z_loss = loss.sum() / total, z_loss.sum() / total
