@@ -26,6 +26,7 @@ PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "numpy"
 # torch, Triton, transformers, FLA, numpy. Oldest and newest that are supported or were out when the table was made; Triton as
 # the torch of the row brings it, and others.
 ROWS = [
+    ("2.15.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
     ("2.13.0", "3.7.1", "5.23.0", "0.6.0", "2.4.6"),
     ("2.13.0", "3.7.1", "5.6.2", "0.6.0", "2.4.6"),
     ("2.13.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
@@ -81,14 +82,15 @@ def versions(python: Path) -> list:
 
 
 def outcome(code: int, output: str) -> str:
-    """`"12 passed"`, `"ok"`, or the first error, shortened."""
+    """`"12 passed"`, `"ok"`, or the first two kinds of errors, shortened and without paths."""
     if code == 0:
         counts = re.findall(r"\d+ passed", output)
         return counts[-1] if counts else "ok"
     errors = re.findall(r"^(?:E +)?((?:[\w.]+)?(?:Error|Exception|Unsupported|Timeout)\b.*)", output, re.MULTILINE)
     counts = re.findall(r"\d+ failed(?:, \d+ passed)?", output)
-    reason = errors[0] if errors else f"exit code {code}"
-    return f"{counts[-1] if counts else 'fails'}: {reason[:140].replace('|', '/')}"
+    reasons = dict.fromkeys(re.sub(r"\s*\(?/[\w./+-]+\)?", "", error).replace("|", "/")[:100] for error in errors)
+    reason = "; ".join(list(reasons)[:2]) or f"exit code {code}"
+    return f"{counts[-1] if counts else 'fails'}: {reason}"
 
 
 def try_row(folder: Path, row: tuple) -> dict:
