@@ -19,7 +19,7 @@ def first_config(comparison):
 
 
 def settings(*changes):
-    return load_settings("quick", ("model.hidden_size=32", "model.intermediate_size=64", *changes))
+    return load_settings("quick", ("model.hidden_size=40", "model.intermediate_size=64", *changes))
 
 
 PAPER = load_settings("paper-140m")
@@ -55,7 +55,7 @@ def test_measured_sizes_are_those_of_the_built_model():
 
 
 def test_names_are_matched_by_parameters():
-    budget = default_budget("params", 32)
+    budget = default_budget("params", 40)
     quick = settings('mixers=["bdlru-m4", "bdlru-m4-tanh", "lstm", "gla", "attn"]')
     total = []
     for entry in settle(quick).mixers:
