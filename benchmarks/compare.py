@@ -66,13 +66,13 @@ def _summary(cell: Cell, result: dict) -> str:
 
 @app.command(help=__doc__)
 def main(
-    grid: Annotated[Path | None, typer.Option(help="TOML file with the fields below; benchmarks/sweep.py shows one.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="TOML or YAML file of the fields below; see benchmarks/README.md.")] = None,
     task: Annotated[str | None, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = None,
     mixers: Annotated[str | None, typer.Option(help="Comma list; a wrong name prints all. Default: 14 of them.")] = None,
     seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7).")] = None,
     match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
     budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick (default; minutes on two cores) or paper (long).")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick (default; minutes), cpu (a night) or paper (a GPU).")] = None,
     steps: Annotated[str | None, typer.Option(help="Optimiser steps.")] = None,
     width: Annotated[str | None, typer.Option(help="Width of the model, a multiple of 8.")] = None,
     layers: Annotated[str | None, typer.Option(help="Number of blocks.")] = None,

@@ -26,15 +26,17 @@ class Preset:
 
 STATE_TRACKING, MAD = "state tracking", "mad"
 # what differs between MAD's tasks, arXiv 2403.17844: `paper` is 200 epochs of batches of 128
+_SHORT: dict[str, dict] = {
+    "recall": {},
+    "noisy_recall": {},
+    "fuzzy_recall": {"lengths": (32, 64)},
+    "memorization": {"lengths": (32,)},
+    "selective_copying": {"lengths": (64,)},
+    "compression": {"lengths": (32,)},
+}
 MAD_TASKS: dict[str, dict[str, dict]] = {
-    "quick": {
-        "recall": {},
-        "noisy_recall": {},
-        "fuzzy_recall": {"lengths": (32, 64)},
-        "memorization": {"lengths": (32,)},
-        "selective_copying": {"lengths": (64,)},
-        "compression": {"lengths": (32,)},
-    },
+    "quick": _SHORT,
+    "cpu": _SHORT,
     "paper": {
         "recall": {},
         "noisy_recall": {},
@@ -48,6 +50,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "quick": {
         STATE_TRACKING: Preset(),
         MAD: Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,)),
+    },
+    "cpu": {
+        STATE_TRACKING: Preset(
+            lengths=(4, 8, 16, 32, 64),
+            multiples=(1, 2, 4, 8),
+            steps=5_000,
+            lrs=(1e-3, 3e-3, 1e-2),
+            seeds=(0, 1, 2, 3, 4),
+            eval_examples=1024,
+        ),
+        MAD: Preset(lengths=(16, 32, 64), layers=2, steps=5_000, lrs=(1e-3, 3e-3), seeds=(0, 1, 2), eval_examples=1024),
     },
     "paper": {
         STATE_TRACKING: Preset(

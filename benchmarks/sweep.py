@@ -1,7 +1,8 @@
 """What a sweep consists of: fields from a grid file and from flags, checked, and multiplied out.
 
-A grid file is TOML; `task`, `match`, `budget`, `width` and `layers` may be lists, and every combination is a comparison of
-all `mixers` at all `lr` and `seeds`. `[settings.<task>]` says what differs for one task:
+A grid file is TOML, or YAML where its name ends in .yaml or .yml; `task`, `match`, `budget`, `width` and `layers` may be
+lists, and every combination is a comparison of all `mixers` at all `lr` and `seeds`. `[settings.<task>]` says what differs for
+one task:
 
     task = ["s3", "recall"]
     mixers = ["bdlru-m1", "bdlru-m4", "lstm"]
@@ -22,6 +23,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.presets import PRESETS, Preset, get_preset
 
@@ -160,7 +163,7 @@ def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]
 
     Args:
         path (Path):
-            A TOML file; this module's docstring shows one.
+            A TOML file, this module's docstring shows one, or a YAML file.
 
     Returns:
         (dict[str, tuple], dict[str, dict[str, tuple]]):
@@ -169,12 +172,7 @@ def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]
     Raises:
         FieldError: naming the file, the field, the value and what is accepted.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise FieldError(str(path), f"is not TOML: {error}.") from None
+    content = _parse(path)
     tables = content.pop("settings", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise FieldError(f"{path}: settings", f"{tables!r} is not accepted; expected tables such as [settings.recall].")
@@ -188,6 +186,21 @@ def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]
         own = tuple(name for name in FIELDS if name not in ("task", "preset"))
         settings[task] = _read_table(table, own, f"{path}: settings.{task}")
     return fields, settings
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if is_yaml else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise FieldError(str(path), f"is not {'YAML' if is_yaml else 'TOML'}: {reason}.") from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise FieldError(str(path), f"{content!r} is not accepted; expected fields such as task: [s3, parity].")
+    return content
 
 
 def _read_table(table: dict[str, Any], known: tuple[str, ...], where: str) -> dict[str, tuple]:

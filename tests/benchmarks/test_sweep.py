@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import benchmarks.sweep
 from benchmarks.compare import app
 from benchmarks.models import DEFAULT_VARIANTS
+from benchmarks.presets import get_preset
 from benchmarks.sweep import FieldError, lay_out, parse_field, read_grid
 
 GRID = """
@@ -28,9 +29,9 @@ match = "params"
 
 @pytest.fixture
 def write(tmp_path):
-    def write(text):
-        (tmp_path / "grid.toml").write_text(text)
-        return tmp_path / "grid.toml"
+    def write(text, name="grid.toml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
 
     return write
 
@@ -61,6 +62,58 @@ def test_the_example_in_the_docstring_is_read(write):
     assert [(p.task, p.match, p.settings.steps) for p in parts] == [
         ("s3", "params", 1200), ("s3", "state", 1200), ("recall", "params", 4000), ("recall", "state", 4000)
     ]  # fmt: skip
+
+
+YAML_GRID = """
+task: [s3, recall]
+mixers: [bdlru-m1, bdlru-m4, lstm]
+match: [params, state]
+seeds: 2
+lr: [3e-3, 1e-2]
+width: [32, 64]
+steps: 40
+settings:
+  recall: {steps: 400, lr: 1e-3, match: params}
+"""
+
+
+@pytest.mark.parametrize("name", ["grid.yaml", "grid.YML"])
+def test_yaml_says_the_same(write, name):
+    assert read_grid(write(YAML_GRID, name)) == read_grid(write(GRID))
+
+
+@pytest.mark.parametrize(
+    "text, where, words",
+    [
+        ("task: [s3", "grid.yaml", "is not YAML: "),
+        ("task: s3\n\twidth: 8", "grid.yaml", "is not YAML: "),
+        ("", "grid.yaml", "None is not accepted; expected fields"),
+        ("- s3", "grid.yaml", r"\['s3'\] is not accepted; expected fields"),
+        ("3: s3", "grid.yaml", "{3: 's3'} is not accepted; expected fields"),
+        ("task: !!python/object:os.system x", "grid.yaml", "is not YAML: could not determine a constructor"),
+        ("task: s3\nmixers: [lstm, nope]", "grid.yaml: mixers", "'nope' is not known"),
+        ("task: s3\nsteps:", "grid.yaml: steps", "None is not accepted; expected a whole number"),
+        ("task: s3\nsettings: {s4: {steps: 9}}", "grid.yaml: settings", "'s4' is not known"),
+    ],
+)
+def test_errors_in_yaml(write, text, where, words):
+    path = write(text, "grid.yaml")
+    with pytest.raises(FieldError, match=words) as caught:
+        lay_out({}, *read_grid(path))
+    assert caught.value.where == f"{path.parent}/{where}"
+
+
+@pytest.mark.parametrize("task", ["s3", "memorization", "compression"])
+def test_presets_grow(task):
+    quick, cpu, paper = (get_preset(name, task) for name in ("quick", "cpu", "paper"))
+
+    def runs(preset):
+        return len(preset.lrs) * len(preset.seeds)
+
+    assert quick.steps < cpu.steps
+    assert runs(quick) < runs(cpu)
+    assert (quick.width, quick.layers) == (cpu.width, cpu.layers)
+    assert cpu.width < paper.width
 
 
 def test_a_flag_wins_over_the_file(write):
@@ -98,7 +151,7 @@ def test_nothing_said_is_the_quick_comparison():
         ("seeds = 0", "grid.toml: seeds", "0 is not accepted; expected a count"),
         ("seeds = [0, -1]", "grid.toml: seeds", "a list of numbers from 0 on"),
         ("stop_at = 1.5", "grid.toml: stop_at", "1.5 is not accepted; expected a token accuracy"),
-        ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, paper"),
+        ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, cpu, paper"),
         ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),
