@@ -6,24 +6,11 @@ import torch
 import torch.distributed as dist
 from fla.ops.cp import FLACPContext, build_cp_context
 from ranks import uneven_context
+from references import OPS
 
-from fla_bdlru.ops import (
-    chunk_bdlru,
-    chunk_hlru,
-    fused_recurrent_bdlru,
-    fused_recurrent_hlru,
-    hlru_window,
-    naive_recurrent_bdlru,
-    naive_recurrent_hlru,
-)
+from fla_bdlru.ops import hlru_window
 from fla_bdlru.ops.context_parallel import entering_states
 
-OPS = {
-    "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
-    "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),
-    "chunk_hlru": (chunk_hlru, naive_recurrent_hlru),
-    "fused_recurrent_hlru": (fused_recurrent_hlru, naive_recurrent_hlru),
-}
 WIDTH = 17
 
 

@@ -5,29 +5,13 @@ import io
 from dataclasses import replace
 
 import pytest
+import small_cell
 from rich.console import Console
 
 from benchmarks.runner import run_cells
-from benchmarks.train import Cell, train_cell
+from benchmarks.train import train_cell
 
-CELL = Cell(
-    task="s3",
-    variant="bdlru-m1",
-    mixer="bdlru",
-    mixer_args={"block_size": 1, "num_blocks": 8},
-    width=16,
-    layers=1,
-    mlp_width=32,
-    lengths=(4,),
-    eval_lengths=(4,),
-    batch_size=8,
-    steps=20,
-    lr=3e-3,
-    weight_decay=0.01,
-    seed=0,
-    train_examples=0,
-    eval_examples=8,
-)
+CELL = replace(small_cell.CELL, steps=20)
 
 
 def test_ray_gives_the_results_of_a_plain_call():

@@ -3,27 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import small_cell
 import torch
 
 from benchmarks.tasks import IGNORE, get_task
-from benchmarks.train import Cell, batches, score, train_cell
+from benchmarks.train import batches, score, train_cell
 
-CELL = Cell(
-    task="s3",
+CELL = replace(
+    small_cell.CELL,
     variant="bdlru-m2",
-    mixer="bdlru",
     mixer_args={"block_size": 2, "num_blocks": 8},
-    width=16,
-    layers=1,
-    mlp_width=32,
     lengths=(4, 8),
     eval_lengths=(8, 16),
-    batch_size=8,
     steps=12,
-    lr=3e-3,
-    weight_decay=0.01,
-    seed=0,
-    train_examples=0,
     eval_examples=32,
 )
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from fla.ops.cp import FLACPContext
 from ranks import run_ranks
-from slices import OPS, WIDTH, Case, compare, make_inputs, run_slice
+from references import OPS
+from slices import WIDTH, Case, compare, make_inputs, run_slice
 
 from fla_bdlru.ops.context_parallel import product
 

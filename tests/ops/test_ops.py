@@ -6,25 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import OPS
 
 from fla_bdlru.ops import (
     GATE_NORMS,
     chunk_bdlru,
     chunk_hlru,
-    fused_recurrent_bdlru,
-    fused_recurrent_hlru,
     hlru_window,
     naive_recurrent_bdlru,
-    naive_recurrent_hlru,
     normalize_gates,
 )
 
-OPS = {
-    "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
-    "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),
-    "chunk_hlru": (chunk_hlru, naive_recurrent_hlru),
-    "fused_recurrent_hlru": (fused_recurrent_hlru, naive_recurrent_hlru),
-}
 BACKENDS = ("cpu", "torch")
 each_op = pytest.mark.parametrize("name", OPS)
 
