@@ -6,7 +6,8 @@ python -m benchmarks.analysis results --what spectra,memory --task s3
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import typer
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
-KINDS = ("spectra", "memory", "block-size", "flops", "gate-norms")
+KINDS = ("overview", "spectra", "memory", "block-size", "flops", "gate-norms")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -72,9 +73,10 @@ def _name(kind: str, comparison) -> str:
     return f"{kind}-{comparison.task}" + (f"-{matched}" if matched else "")
 
 
-def _seeds(comparison) -> str:
-    seeds = max(line.seeds for line in comparison.lines)
-    return f"{seeds} seed{'s' if seeds > 1 else ''}"
+def _seeds(*comparisons) -> str:
+    counts = {line.seeds for comparison in comparisons for line in comparison.lines}
+    low, high = min(counts), max(counts)
+    return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
 
 
 def _block_sizes(comparisons, out: Path) -> list[Path]:
@@ -83,6 +85,35 @@ def _block_sizes(comparisons, out: Path) -> list[Path]:
     picture = out / f"block-size-{comparisons[0].task}.png"
     draw_block_sizes(comparisons, picture)
     return [picture]
+
+
+def _overviews(comparisons, out: Path) -> list[Path]:
+    from benchmarks.analysis.overview import draw_overview, overview
+
+    written = []
+    for matched in dict.fromkeys(c.matched.partition(" ")[0] for c in comparisons):
+        alike = [c for c in comparisons if c.matched.partition(" ")[0] == matched]
+        table = overview(alike)
+        picture, numbers = (out / f"overview{f'-{matched}' if matched else ''}{end}" for end in (".png", ".csv"))
+        title = f"all mixers, all tasks{f', matched by {matched}' if matched else ''}, {_seeds(*alike)}"
+        draw_overview(table, title, picture)
+        table.round(4).rename_axis("mixer").to_csv(numbers)
+        written += [picture, numbers]
+    return written
+
+
+def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+    """(what it is about, what writes it) of one kind of analysis: of all runs, of each task, or of each comparison."""
+    if kind == "overview":
+        yield "all tasks", partial(_overviews, comparisons, out)
+        return
+    for name in dict.fromkeys(c.task for c in comparisons):
+        alike = [c for c in comparisons if c.task == name]
+        if kind == "block-size":
+            yield name, partial(_block_sizes, alike, out)
+            continue
+        for c in alike:
+            yield name, partial(EACH[kind], c, [stored[key] for line in c.lines for key in line.keys], folder, out)
 
 
 @app.command(help=__doc__.splitlines()[0])
@@ -115,25 +146,15 @@ def main(
     comparisons = [c for c in compare(list(stored.values())) if c.task in tasks]
     written = 0
     for kind in kinds:
-        for name in dict.fromkeys(c.task for c in comparisons):
-            alike = [c for c in comparisons if c.task == name]
-            calls = (
-                [lambda alike=alike: _block_sizes(alike, out)]
-                if kind == "block-size"
-                else [
-                    lambda c=c, kind=kind: EACH[kind](c, [stored[key] for line in c.lines for key in line.keys], folder, out)
-                    for c in alike
-                ]
-            )
-            for call in calls:
-                try:
-                    paths = call()
-                except ValueError as error:
-                    typer.echo(f"{kind}, {name}: left out: {error}")
-                    continue
-                written += len(paths)
-                for path in paths:
-                    typer.echo(f"{kind}, {name}: {path}")
+        for name, call in _calls(kind, comparisons, stored, folder, out):
+            try:
+                paths = call()
+            except ValueError as error:
+                typer.echo(f"{kind}, {name}: left out: {error}")
+                continue
+            written += len(paths)
+            for path in paths:
+                typer.echo(f"{kind}, {name}: {path}")
     raise typer.Exit(0 if written else 1)
 
 

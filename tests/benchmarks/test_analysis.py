@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import benchmarks.analysis.__main__ as command
 from benchmarks.analysis.accuracy import block_size_lines, draw_block_sizes, draw_costs, draw_gate_norms
+from benchmarks.analysis.overview import above_chance, draw_overview, overview
 from benchmarks.analysis.spectra import eigenvalues, memory, summarise_eigenvalues
 from benchmarks.analysis.transitions import (
     classify,
@@ -49,7 +50,7 @@ def rows_of(trained, variant):
     return [row for row in trained[1].values() if row["variant"] == variant]
 
 
-@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "variants"])
+@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview", "variants"])
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"benchmarks.analysis.{name}")).failed == 0
 
@@ -211,3 +212,42 @@ def test_what_cannot_be_drawn_is_said(make_row, tmp_path):
     assert result.exit_code == 1
     assert "kept no weights" in result.output
     assert "several block sizes" in result.output
+
+
+def test_overview_is_every_mixer_on_every_task(make_row, tmp_path):
+    rows = [
+        make_row("lstm", 1.0, task="s3"),
+        make_row("bdlru-m1", 0.25, task="s3"),
+        make_row("bdlru-m1", 0.75, seed=1, task="s3"),
+        make_row("lstm", 0.5, task="parity"),
+        make_row("bdlru-m1", 1.0, task="parity"),
+        make_row("mamba", 0.1, task="parity"),
+        make_row("mamba", 0.9, task="parity", steps="9"),  # another setting with fewer mixers
+    ]
+    table = overview(compare(rows))
+    assert table.to_dict("index") == {
+        "bdlru-m1": {"s3": 0.5, "parity": 1.0},  # 0.4 and 1 of the way from guessing, before 1 and 0
+        "lstm": {"s3": 1.0, "parity": 0.5},
+        "mamba": {"s3": pytest.approx(math.nan, nan_ok=True), "parity": 0.1},
+    }
+    assert list(table.index) == ["bdlru-m1", "lstm", "mamba"]
+    assert above_chance(table).loc["bdlru-m1"].tolist() == pytest.approx([0.4, 1.0])
+    assert above_chance(table).loc["mamba", "parity"] == 0  # below guessing
+    draw_overview(table, "all", tmp_path / "overview.png")
+    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="there are not two tasks and two mixers"):
+        draw_overview(table[["s3"]], "all", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_overview_command_keeps_rules_of_matching_apart(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for kind in ("params 29", "state 64"):
+            for task in ("s3", "parity"):
+                for variant in ("lstm", "bdlru-m4"):
+                    store.add(make_row(variant, 0.5, task=task, matched=kind, key=f"{kind}{task}{variant}"))
+    result = CliRunner().invoke(command.app, [str(tmp_path), "--what", "overview"])
+    assert result.exit_code == 0, result.output
+    written = sorted(path.name for path in tmp_path.glob("overview*"))
+    assert written == ["overview-params.csv", "overview-params.png", "overview-state.csv", "overview-state.png"]
+    assert (tmp_path / "overview-params.csv").read_text() == "mixer,s3,parity\nlstm,0.5,0.5\nbdlru-m4,0.5,0.5\n"
