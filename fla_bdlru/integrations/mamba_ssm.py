@@ -55,8 +55,8 @@ class MambaProtocol(GatedRecurrence):
             seq_idx (torch.Tensor, Optional):
                 Number of the document that each token belongs to, `[B, T]`, for training. Default: `None`.
             cu_seqlens (torch.Tensor, Optional):
-                Document boundaries `[num_seqs+1]`, B = 1; wins over `seq_idx`. `inference_params` then holds the state of
-                each document. Default: `None`.
+                Document boundaries `[num_seqs+1]`, B = 1; wins over `seq_idx`. Tokens behind the last are padding, as
+                mamba_ssm marks it by `seq_idx` -1. `inference_params` then holds the state of each document. Default: `None`.
 
         Returns:
             torch.Tensor:
@@ -67,20 +67,24 @@ class MambaProtocol(GatedRecurrence):
                 op does.
         """
         shape = hidden_states.shape
-        if seq_idx is not None and cu_seqlens is None:
+        num_seqs = shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        if cu_seqlens is not None:
+            cu_seqlens = nn.functional.pad(cu_seqlens, (0, 1), value=shape[1])  # the padding, a document that nobody reads
+        elif seq_idx is not None:
             if inference_params is not None:
                 raise ValueError("seq_idx with inference_params does not say whose states to keep; pass cu_seqlens as well.")
             cu_seqlens = row_boundaries(seq_idx, shape[:2])
             hidden_states = hidden_states.flatten(0, 1).unsqueeze(0)
         if inference_params is None:
             return self.mix(hidden_states, None, False, cu_seqlens, None)[0].view(shape)
-        num_seqs = shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         states = self._get_states_from_cache(inference_params, num_seqs)
         last = states if inference_params.seqlen_offset > 0 else None
+        if last is not None and cu_seqlens is not None:
+            last = tuple(None if state is None else torch.cat([state, torch.zeros_like(state[:1])]) for state in last)
         o, *new_states = self._advance(hidden_states, last, cu_seqlens)
         for state, new_state in zip(states, new_states):
             if state is not None:
-                state.copy_(new_state)
+                state.copy_(new_state[:num_seqs])
         return o
 
     def step(

@@ -278,15 +278,17 @@ def test_packed_documents(name):
         torch.testing.assert_close(packed, expected[:1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", [0, 4])
 @each_cfg
-def test_packed_prefill_then_decode(name):
-    """As mamba_ssm decodes prompts of different lengths: one packed prefill, then one token for each."""
+def test_packed_prefill_then_decode(name, padding):
+    """As mamba_ssm decodes prompts of different lengths: one packed prefill, padded or not, then one token for each."""
     model, prompts = build(name), [tokens(1, n) for n in (5, 1, 3)]
     following = tokens(3, 4)
     with torch.no_grad():
         params = InferenceParams(max_seqlen=64, max_batch_size=3)
         cu_seqlens = torch.tensor([0, 5, 6, 9])
-        first = model(torch.cat(prompts, 1), inference_params=params, cu_seqlens=cu_seqlens).logits
+        packed = torch.cat([*prompts, tokens(1, padding)], 1)
+        first = model(packed, inference_params=params, cu_seqlens=cu_seqlens).logits
         logits = [first[0, cu_seqlens[1:] - 1]]
         for t in range(4):
             params.seqlen_offset = 5 + t
@@ -294,6 +296,19 @@ def test_packed_prefill_then_decode(name):
         for i, prompt in enumerate(prompts):
             expected = model(torch.cat([prompt, following[i : i + 1]], 1)).logits[0, -5:]
             torch.testing.assert_close(torch.stack(logits, 1)[i], expected, rtol=1e-4, atol=1e-4)
+
+
+@each_cfg
+def test_packed_prefill_in_parts(name):
+    """A second packed call goes on from the states of the first, whatever stood in its padding."""
+    model, x = build(name), tokens(3, 6)
+    with torch.no_grad():
+        params = InferenceParams(max_seqlen=64, max_batch_size=3)
+        model(x[:, :2].reshape(1, -1), inference_params=params, cu_seqlens=torch.tensor([0, 2, 4, 6]))
+        params.seqlen_offset = 2
+        rest = torch.cat([x[:, 2:].reshape(1, -1), tokens(1, 3)], 1)
+        logits = model(rest, inference_params=params, cu_seqlens=torch.tensor([0, 4, 8, 12])).logits
+        torch.testing.assert_close(logits[0, :12].view(3, 4, -1), model(x).logits[:, 2:], rtol=1e-4, atol=1e-4)
 
 
 @each_cfg
