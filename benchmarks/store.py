@@ -128,7 +128,7 @@ class ResultStore:
     r"""Rows by key, in a folder: `<name>.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
-    old or the new file. One process at a time may hold a store; use it as a context manager.
+    old or the new file; broken lines that others left are dropped. One process at a time may hold a store; use it as a context manager.
 
     Args:
         folder (str | Path):
@@ -167,7 +167,9 @@ class ResultStore:
         try:
             if self.path.exists():
                 self.rows, self.dropped = read_rows(self.path, self.columns)
-        except ValueError:
+                if self.dropped:
+                    self._write_rows(self.rows)
+        except (OSError, ValueError):
             self._lock.release()
             raise
         return self
@@ -188,8 +190,10 @@ class ResultStore:
             (self.folder / "weights").mkdir(exist_ok=True)
             _write(self.folder / "weights" / f"{row['key']}.safetensors", weights)
         row = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
-        rows = {**self.rows, row["key"]: row}
-        _write(self.path, _csv(self.columns, [r.values() for r in rows.values()]))
+        self._write_rows({**self.rows, row["key"]: row})
+
+    def _write_rows(self, rows: dict[str, dict[str, str]]) -> None:
+        _write(self.path, _csv(self.columns, [row.values() for row in rows.values()]))
         self.rows = rows
 
 

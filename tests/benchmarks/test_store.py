@@ -74,6 +74,7 @@ def test_a_broken_line_in_the_middle_costs_only_itself(tmp_path):
     with ResultStore(tmp_path) as store:
         assert list(store.rows) == ["one", "three"]
         assert store.dropped == [3]
+    assert path.read_text() == "\n".join(lines[:2] + lines[3:])  # gone, though no run was added
 
 
 @pytest.mark.parametrize("text", ["", "key,ta"])
