@@ -22,8 +22,9 @@ compare:
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,benchmark
 	@$(PY) -m benchmarks.compare $(ARGS)
 
+# a module's tests stay together, on as many processes as there are cores, four at most
 test: lint
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # what needs a CUDA device: skipped by `make test` where there is none
 test-gpu:

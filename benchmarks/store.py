@@ -128,7 +128,8 @@ class ResultStore:
     r"""Rows by key, in a folder: `<name>.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
-    old or the new file; broken lines that others left are dropped. One process at a time may hold a store; use it as a context manager.
+    old or the new file. Broken lines that others left are dropped on entering. One process at a time may hold a store; use it
+    as a context manager.
 
     Args:
         folder (str | Path):

@@ -16,6 +16,14 @@ os.environ.pop("FLA_BDLRU_CPU_BACKEND", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# minutes each: they start first, so that workers side by side end together
+LONGEST = ("test_triton.py", "test_distributed.py", "test_compare.py", "test_compile.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -4,11 +4,13 @@
 needed, a GPU is not.
 """
 
+import atexit
 import importlib
 import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from fla_bdlru.ops.gate_kernels import NORM_CODES
 from fla_bdlru.ops.lane_kernels import carry_kernel
 from fla_bdlru.ops.triton_runtime import chunks_ahead, columns, lanes_per_thread
 
+atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {"h0", "end", "P_out", "P", "x0", "x_in", "x_last", "h_in", "ht", "dht", "u_in", "dh0"}
 SCALARS = {"T", "C", "NC", "zero"}
