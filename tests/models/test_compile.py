@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
+from fla.ops.cp import build_cp_context
+from ranks import run_ranks
 from torch._dynamo.exc import Unsupported
 from torch.export import Dim
 
@@ -182,6 +185,24 @@ def test_graphs_that_fla_breaks(what):
         torch.compile(model, fullgraph=True, backend="eager")(x, labels=x, **kwargs)
     torch.compiler.reset()
     assert_equal(step(model, torch.compile(model, backend="eager"), x, **kwargs), step(model, model, x, **kwargs))
+
+
+def with_a_context(rank):
+    """Whether `fullgraph=True` is refused, and what the model and its compiled self compute."""
+    model, x = build("bdlru").train(), tokens(1, 12)
+    kwargs = {"cp_context": build_cp_context(torch.tensor([0, 5, 12]), dist.group.WORLD)}
+    try:
+        torch.compile(model, fullgraph=True, backend="eager")(x, labels=x, **kwargs)
+    except Unsupported as error:
+        refusal = str(error)
+    torch.compiler.reset()
+    return refusal, step(model, torch.compile(model, backend="eager"), x, **kwargs), step(model, model, x, **kwargs)
+
+
+def test_context_parallelism_runs_outside_the_graph():
+    ((refusal, compiled, eager),) = run_ranks(1, with_a_context)
+    assert "context_parallel" in refusal
+    assert_equal(compiled, eager)
 
 
 def test_torch_s_cross_entropy_as_the_criterion_is_one_graph():
