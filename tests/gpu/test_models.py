@@ -1,11 +1,13 @@
 """Layers and models on a GPU: the CPU path is the reference, which the other tests hold to the naive recurrences."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 
+from fla_bdlru.integrations.mamba_ssm import build_layer
 from fla_bdlru.layers import BDLRU, HLRU
 
 LAYERS = {"bdlru": lambda: BDLRU(64, block_size=4), "hlru": lambda: HLRU(64, order=4)}
@@ -58,3 +60,32 @@ def test_generation_with_the_cache_equals_the_whole_forward(device, name):
         out = model.generate(tokens, max_new_tokens=12, do_sample=False, eos_token_id=None)
         for n in range(10, out.shape[1]):
             assert torch.equal(model(out[:, :n]).logits[:, -1].argmax(-1), out[:, n])
+
+
+@pytest.mark.parametrize("name", ["BDLRU", "HLRU"])
+def test_decoding_in_a_cuda_graph(device, name):
+    """A step captured once, as mamba_ssm decodes: replayed token by token it equals the whole forward."""
+    layer = build_layer(name, d_model=64, layer_idx=0, device=device)
+    x = torch.randn(2, 12, 64, device=device)
+    params = SimpleNamespace(max_seqlen=12, seqlen_offset=1, batch_size_offset=0, key_value_memory_dict={})
+    token, outputs = x[:, :1].clone(), []
+    with torch.inference_mode():
+        expected = layer(x)
+        o = layer(token, inference_params=params)  # compiles, and makes the state
+
+        def replay():
+            o.copy_(layer(token, inference_params=params))
+
+        if device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                o = layer(token, inference_params=params)
+            replay = graph.replay
+        for state in params.key_value_memory_dict[0]:
+            if state is not None:
+                state.zero_()
+        for t in range(x.shape[1]):
+            token.copy_(x[:, t : t + 1])
+            replay()
+            outputs.append(o.clone())
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-4, atol=1e-5)
