@@ -114,6 +114,28 @@ def test_grids_do_not_grow_with_documents(kernels, monkeypatch):
     assert len(carry.grids) == 4
 
 
+# ------------------------------------------------------------------------------------------------------- launched
+
+
+@pytest.mark.timeout(900)
+def test_kernels_are_launched():
+    """Through Triton's own launcher, on a driver that runs nothing; in a process of its own."""
+    for case in _run_script("launch_kernels.py"):
+        op, chunked = case["op"], case["T"] == 3000
+        passes = {"fwd": ["fwd_scan"], "bwd": ["bwd_scan"]}
+        if chunked:
+            passes = {name: [f"{name}_chunk", "carry", *last] for name, last in passes.items()}
+        if case["T"] == 0:
+            passes = {"fwd": [], "bwd": []}
+        for name, side in (("fwd", "forward"), ("bwd", "backward")):
+            expected = ["carry_kernel" if kernel == "carry" else f"{op}_{kernel}_kernel" for kernel in passes[name]]
+            assert [launch["kernel"] for launch in case[side]] == expected, case
+            assert all(launch["grid"][1:] == [1, 1] and launch["warps"] == 1 for launch in case[side]), case
+        tried = Counter(launch["kernel"] for launch in case["tried"])
+        of_choice = {f"{op}_{kernel}_kernel" for found in passes.values() for kernel in found if kernel != "carry"}
+        assert tried == (dict.fromkeys(of_choice, 2) if case.get("tuned") else {}), case  # two widths each
+
+
 # ------------------------------------------------------------------------------------------------------- compiled
 
 KERNELS = ("fwd_chunk", "fwd_scan", "bwd_chunk", "bwd_scan", "carry")
@@ -141,12 +163,13 @@ def compiled():
     """A row per kernel and configuration, from two processes that compile."""
     work = list(jobs())
     with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(_compile, (work[::2], work[1::2])))
+        parts = list(pool.map(lambda part: _run_script("compile_kernels.py", json.dumps(part)), (work[::2], work[1::2])))
     return [row for part in parts for row in part]
 
 
-def _compile(work):
-    command = [sys.executable, "-W", "ignore", str(HERE / "compile_kernels.py"), json.dumps(work)]
+def _run_script(name, *arguments):
+    """The JSON objects that a script beside this one prints."""
+    command = [sys.executable, "-W", "ignore", str(HERE / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
