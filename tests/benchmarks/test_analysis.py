@@ -195,7 +195,7 @@ def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--what", "spectrum"], "'spectrum' is not accepted; expected some of spectra, memory"),
+        (["--what", "spectrum"], "'spectrum' is not accepted; expected some of overview, spectra, memory"),
         (["--task", "s4"], "'s4' is not accepted; the folder has runs of s3"),
     ],
 )

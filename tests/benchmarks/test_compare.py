@@ -209,7 +209,7 @@ def test_interruption_is_quiet_and_says_how_to_go_on(number, tmp_path):
         (["--seeds", "0"], ["--seeds", "'0'", "a count"]),
         (["--seeds", "1,-2"], ["--seeds", "a list of numbers from 0 on"]),
         (["--match", "flops"], ["--match", "'flops'", "params, state"]),
-        (["--preset", "long"], ["--preset", "'long'", "quick, paper"]),
+        (["--preset", "long"], ["--preset", "'long'", "quick, cpu, paper"]),
         (["--steps", "0"], ["--steps", "0", "greater than 0"]),
         (["--steps", "2"], ["--steps", "2", "one per length"]),
         (["--steps", "many"], ["--steps", "many", "whole number"]),
