@@ -111,9 +111,14 @@ def try_row(folder: Path, row: tuple) -> dict:
 
 
 def table(rows: list) -> str:
-    """Markdown."""
+    """Markdown; a failure that a row has more than once is told once."""
     head = [*PACKAGES, *CHECKS]
-    lines = [head, ["---"] * len(head), *([*row["versions"], *row["results"].values()] for row in rows)]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = []
+        for text in row["results"].values():
+            cells.append("fails likewise" if ":" in text and text in cells else text)
+        lines.append([*row["versions"], *cells])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

@@ -79,6 +79,9 @@ def test_the_table_goes_between_the_marks(try_versions, tmp_path):
     rows = [{"versions": ["2.13.0", "3.7.1", "5.23.0", "0.6.0", "2.4.6"], "results": dict.fromkeys(try_versions.CHECKS, "ok")}]
     text = try_versions.table(rows)
     assert text.splitlines()[2].startswith("| 2.13.0 | 3.7.1 | 5.23.0 | 0.6.0 | 2.4.6 | ok |")
+    failing = dict.fromkeys(try_versions.CHECKS, "fails: ValueError: no") | {"packing": "ok"}
+    last = try_versions.table([{"versions": ["x"] * 5, "results": failing}]).splitlines()[-1]
+    assert last.endswith("| fails: ValueError: no | ok | fails likewise | fails likewise | fails likewise |")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- versions -->\nold\n<!-- /versions -->\nafter\n")
     for _ in range(2):
