@@ -24,7 +24,7 @@ compare:
 
 # a module's tests stay together, on as many processes as there are cores, four at most
 test: lint
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # what needs a CUDA device: skipped by `make test` where there is none
 test-gpu:
