@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.plots import new_figure
 from benchmarks.summary import OURS, Comparison
-from benchmarks.tasks import get_task
+from benchmarks.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +23,8 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
 
     Returns:
         pd.DataFrame:
-            A column per task, in the order given; a row per mixer, best first by the mean of `above_chance` over its
-            tasks; NaN where it did not run.
+            A column per task, in the order of `benchmarks.tasks.TASKS`; a row per mixer, best first by the mean of
+            `above_chance` over its tasks; NaN where it did not run.
 
     Example:
         >>> from benchmarks.analysis.overview import overview
@@ -36,6 +36,8 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
     for comparison in comparisons:
         if len(comparison.lines) >= len(getattr(chosen.get(comparison.task), "lines", ())):
             chosen[comparison.task] = comparison
+    order = {task: place for place, task in enumerate(TASKS)}
+    chosen = dict(sorted(chosen.items(), key=lambda item: order.get(item[0], len(order))))
     table = pd.DataFrame({task: {line.variant: mean(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
     return table.loc[above_chance(table).mean(axis=1).sort_values(ascending=False, kind="stable").index]
 
@@ -56,7 +58,7 @@ def above_chance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
-    r"""Draws the table: the darker, the further above guessing; the best of each task is bold.
+    r"""Draws the table: the darker, the further above guessing; the best of each task is bold, what did not run a dash.
 
     Args:
         table (pd.DataFrame):
@@ -72,7 +74,7 @@ def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
     if min(table.shape, default=0) < 2:
         raise ValueError("there are not two tasks and two mixers; run more, such as --task s3,parity.")
     shades = above_chance(table)
-    figure = new_figure(2.6 + 0.68 * len(table.columns), 1.8 + 0.3 * len(table))
+    figure = new_figure(2.6 + 0.76 * len(table.columns), 1.8 + 0.3 * len(table))
     axes = figure.subplots()
     axes.imshow(shades.fillna(0).to_numpy(), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     best = table.max()
@@ -81,7 +83,7 @@ def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
             value, shade = table.loc[variant, task], shades.loc[variant, task]
             weight = "bold" if best[task] - value < 0.0005 else "normal"
             colour = "white" if shade > 0.6 else "black"
-            text = "" if value != value else f"{value:.2f}"
+            text = "-" if value != value else f"{value:.2f}"
             axes.annotate(text, (j, i), ha="center", va="center", fontsize=8, color=colour, weight=weight)
     axes.set_xticks(range(len(table.columns)), [task.replace("_", "\n") for task in table.columns], fontsize=8)
     axes.set_yticks(range(len(table)), table.index, fontsize=9)
