@@ -1,6 +1,8 @@
+import csv
+
 import pytest
 
-from benchmarks.store import COLUMNS
+from benchmarks.store import COLUMNS, LATER_COLUMNS, read_rows
 
 
 @pytest.fixture
@@ -37,3 +39,16 @@ def make_row():
         return {name: row.get(name, "") for name in COLUMNS}
 
     return make
+
+
+@pytest.fixture
+def older_results(tmp_path):
+    """Writes the stored quick runs on S3 as a version with fewer columns did; its rows by key."""
+    stored, _ = read_rows("benchmarks/results/quick/compare.csv")
+    older = {key: {**row, **dict.fromkeys(LATER_COLUMNS, "")} for key, row in stored.items() if row["task"] == "s3"}
+    columns = [name for name in COLUMNS if name not in LATER_COLUMNS]
+    with open(tmp_path / "compare.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(older.values())
+    return older

@@ -17,7 +17,7 @@ from benchmarks.compare import app
 from benchmarks.grid import plan
 from benchmarks.models import DEFAULT_VARIANTS
 from benchmarks.presets import PRESETS, get_preset
-from benchmarks.store import COLUMNS, LATER_COLUMNS, ResultStore, read_rows
+from benchmarks.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,16 +301,9 @@ def test_stored_results_are_what_the_command_would_do(task):
     assert {planned.cell.key for planned in grid} == {key for key, row in stored.items() if row["task"] == task}
 
 
-def test_results_of_an_older_version_are_known(tmp_path):
-    """A file with fewer columns."""
-    stored, _ = read_rows(QUICK)
-    columns = [name for name in COLUMNS if name not in LATER_COLUMNS]
-    with open(tmp_path / "compare.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(stored.values())
+def test_results_of_an_older_version_are_known(older_results, tmp_path):
     with ResultStore(tmp_path) as store:
-        assert store.rows == {key: {**row, **dict.fromkeys(LATER_COLUMNS, "")} for key, row in stored.items()}
+        assert store.rows == older_results
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
