@@ -130,7 +130,8 @@ def draw_gate_norms(comparison: Comparison, path: Path) -> None:
         axes.bar(places, means, width * 0.92, yerr=(below, above), capsize=3, color=colour, alpha=alpha, label=model)
         for place, line, value in zip(places, found.values(), means):
             text = f"{value:.2f}" + ("\ndiverged" if line.diverged else "")
-            axes.annotate(text, (place, value), ha="center", va="bottom", fontsize=7)
+            top = (place, max(line.tokens[0]))
+            axes.annotate(text, top, (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7)
     axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
     axes.set_xticks(range(len(norms)), norms)
     seeds = max(line.seeds for found in models.values() for line in found.values())
