@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
+from benchmarks.naming import SUFFIXES, parse_name
 from benchmarks.readout import AutoEncoder
 from fla_bdlru.flops import linear_flops_per_token, measure_flops_per_token
 from fla_bdlru.mixers import (  # importing it adds `mixer=` to FLA's configs
@@ -24,7 +24,6 @@ from fla_bdlru.mixers import (  # importing it adds `mixer=` to FLA's configs
     measure_state_size,
     mixer_arguments,
 )
-from fla_bdlru.ops import GATE_NORMS
 
 TOLERANCE = 0.02
 MATCHES = ("params", "state")
@@ -127,8 +126,8 @@ DEFAULT_VARIANTS = (
 
 
 def get_variant(name: str) -> Variant:
-    r"""The variant called `name`: one of `VARIANTS`, a BD-LRU or H-LRU of any size and gate norm (`bdlru-m6-silu`), or any
-    other registered mixer by its name.
+    r"""The variant called `name`: one of `VARIANTS`, a BD-LRU or H-LRU of any size, gate norm and parts
+    (`bdlru-m6-silu-conv`, see `benchmarks.naming`), or any other registered mixer by its name.
 
     A mixer without a recipe here is sized by the first of `KNOBS` that its constructor takes, or else by its block's MLP.
 
@@ -144,14 +143,13 @@ def get_variant(name: str) -> Variant:
         return VARIANTS[name]
     if name in available_mixers():
         return _without_recipe(name)
-    named = re.fullmatch(rf"(bdlru|hlru)-m([1-9][0-9]?)(?:-({'|'.join(GATE_NORMS)}))?", name)
-    if named is None:
+    ours = parse_name(name)
+    if ours is None:
         raise ValueError(
-            f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}, bdlru-m<M> and hlru-m<M> with a gate "
-            f"norm (bdlru-m4-silu) of {', '.join(GATE_NORMS)}, or a registered mixer: {', '.join(available_mixers())}."
+            f"mixer {name!r} is not known; expected some of {', '.join(VARIANTS)}, bdlru-m<M> and hlru-m<M> with some of "
+            f"{', '.join(SUFFIXES)} (bdlru-m4-silu-conv), or a registered mixer: {', '.join(available_mixers())}."
         )
-    family, m, norm = named.groups()
-    return (_bdlru if family == "bdlru" else _hlru)(int(m), **({"gate_norm": norm} if norm else {}))
+    return (_bdlru if ours.family == "bdlru" else _hlru)(ours.size, **ours.args)
 
 
 def _without_recipe(mixer: str) -> Variant:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.analysis.variants import FAMILIES, family_of, norm_of, size_of
+from benchmarks.naming import FAMILIES, parse_name
 from benchmarks.plots import FAMILIES as COLOURS
 from benchmarks.plots import OTHER, new_figure, variant_styles
 from benchmarks.summary import Comparison, Line
@@ -16,12 +16,17 @@ MATCHES = {"params": "equal parameters", "state": "equal state"}
 
 
 def block_size_lines(comparison: Comparison) -> dict[str, list[Line]]:
-    """By family, the comparison's softmax-gated lines in the order of their block size."""
+    """By family, the comparison's plain lines (softmax gates, nothing added) in the order of their block size."""
     families: dict[str, list[Line]] = {}
     for line in comparison.lines:
-        if family_of(line.variant) and norm_of(line.variant) == "softmax":
-            families.setdefault(family_of(line.variant), []).append(line)
-    return {name: sorted(lines, key=lambda line: size_of(line.variant)) for name, lines in sorted(families.items())}
+        ours = parse_name(line.variant)
+        if ours and ours.plain:
+            families.setdefault(ours.family, []).append(line)
+    return {name: sorted(lines, key=_size) for name, lines in sorted(families.items())}
+
+
+def _size(line: Line) -> int:
+    return parse_name(line.variant).size
 
 
 def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
@@ -43,7 +48,7 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
     figure = new_figure(5.2 * len(found), 4.2)
     for axes, (comparison, families) in zip(figure.subplots(1, len(found), squeeze=False, sharey=True).flat, found):
         for name, lines in families.items():
-            sizes = [size_of(line.variant) for line in lines]
+            sizes = [_size(line) for line in lines]
             for i, dash in ((0, "-"), (len(comparison.lengths) - 1, ":")):
                 means = [mean(line.tokens[i]) for line in lines]
                 below = [m - min(line.tokens[i]) for m, line in zip(means, lines)]
@@ -53,7 +58,7 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
         axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
         kind = MATCHES.get(comparison.matched.partition(" ")[0], "sizes as run")
         seeds = max(line.seeds for line in comparison.lines)
-        axes.set_xticks(sorted({size_of(line.variant) for lines in families.values() for line in lines}))
+        axes.set_xticks(sorted({_size(line) for lines in families.values() for line in lines}))
         axes.set(title=f"{comparison.task}: {kind}, {seeds} seed(s)", xlabel="block size or order m", ylim=(0, 1.03))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -110,9 +115,8 @@ def draw_gate_norms(comparison: Comparison, path: Path) -> None:
     """
     models: dict[str, dict[str, Line]] = {}
     for line in comparison.lines:
-        if family_of(line.variant):
-            model = f"{FAMILIES[family_of(line.variant)]}, m = {size_of(line.variant)}"
-            models.setdefault(model, {})[norm_of(line.variant)] = line
+        if ours := parse_name(line.variant):
+            models.setdefault(ours.label, {})[ours.norm] = line
     models = {model: norms for model, norms in sorted(models.items()) if len(norms) > 1}
     if not models:
         raise ValueError(f"{comparison.task}: no mixer was run with two gate norms; run bdlru-m4 and bdlru-m4-tanh.")

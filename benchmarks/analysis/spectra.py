@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from benchmarks.analysis.transitions import classify, stored_transitions, time_constants
-from benchmarks.analysis.variants import family_of, size_of
+from benchmarks.naming import parse_name
 from benchmarks.plots import new_figure
 
 COLOURS = {"positive": "#777777", "negative": "#D55E00", "complex": "#0072B2"}
@@ -18,11 +18,10 @@ LONGEST = 1e4  # time constants beyond stand here in the picture
 
 
 def ours(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of BD-LRU and H-LRU, sorted by family, size, gate norm and seed."""
-    found = [row for row in rows if family_of(row["variant"])]
-    return sorted(
-        found, key=lambda row: (family_of(row["variant"]), size_of(row["variant"]), row["variant"], int(row["seed"]))
-    )
+    """The rows of BD-LRU and H-LRU, sorted by family, size, what is special about them, and seed."""
+    found = [(parse_name(row["variant"]), row) for row in rows]
+    found = [(ours.family, ours.size, row["variant"], int(row["seed"]), row) for ours, row in found if ours]
+    return [row for *_, row in sorted(found, key=lambda entry: entry[:-1])]
 
 
 def eigenvalues(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:

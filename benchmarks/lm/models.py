@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import fla_bdlru.models
 from benchmarks.lm.settings import Entry, Settings
-from benchmarks.models import VARIANTS, match_variant
+from benchmarks.models import get_variant, match_variant
 from fla_bdlru.mixers import NATIVE, count_parameters, measure_state_size
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _settle(entry: Entry, settings: Settings) -> Entry:
     if matched.extra_mlp and not settings.model.get("intermediate_size"):
         raise ValueError(f"mixers: {entry.name!r} is matched through the MLP; give model.intermediate_size.")
     extra = {"intermediate_size": settings.model["intermediate_size"] + matched.extra_mlp} if matched.extra_mlp else {}
-    return replace(entry, mixer=VARIANTS[entry.name].mixer, mixer_config=matched.args, model=extra)
+    return replace(entry, mixer=get_variant(entry.name).mixer, mixer_config=matched.args, model=extra)
 
 
 def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> PreTrainedConfig:

@@ -159,7 +159,7 @@ class Entry:
 
     Attributes:
         name (str):
-            How it is called; alone, a variant of `benchmarks.models.VARIANTS`, matched in size, or `"native"`.
+            How it is called; alone, a name that `benchmarks.models.get_variant` knows, matched in size, or `"native"`.
         mixer (str or tuple[str, ...], Optional):
             What the model's config gets as `mixer`: then nothing is matched. Default: `None`.
         mixer_config (dict or tuple[dict, ...], Optional):

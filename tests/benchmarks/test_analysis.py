@@ -20,8 +20,8 @@ from benchmarks.analysis.transitions import (
     time_constants,
     transitions,
 )
-from benchmarks.analysis.variants import family_of, norm_of, size_of
 from benchmarks.grid import make_row, merge, plan
+from benchmarks.naming import parse_name
 from benchmarks.presets import Preset
 from benchmarks.runner import run_cell
 from benchmarks.store import ResultStore
@@ -50,7 +50,7 @@ def rows_of(trained, variant):
     return [row for row in trained[1].values() if row["variant"] == variant]
 
 
-@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview", "variants"])
+@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview"])
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"benchmarks.analysis.{name}")).failed == 0
 
@@ -142,19 +142,15 @@ def test_time_constants_see_what_eigenvalues_of_single_steps_do_not():
 def test_memory_has_a_line_per_block(trained):
     folder, stored = trained
     table = memory(folder, list(stored.values()))
-    count = sum(int(row["state_size"]) // size_of(row["variant"]) for row in stored.values() if family_of(row["variant"]))
+    ours = [(parse_name(row["variant"]), int(row["state_size"])) for row in stored.values()]
+    count = sum(state // variant.size for variant, state in ours if variant)
     assert len(table) == count
     assert (table["steps"] > 0).all()
 
 
-def test_names_are_taken_apart():
-    assert (family_of("hlru-m12-silu"), size_of("hlru-m12-silu"), norm_of("hlru-m12-silu")) == ("hlru", 12, "silu")
-    assert norm_of("bdlru-m4") == "softmax"
-    assert family_of("gated_deltanet-neg") == ""
-
-
-def test_block_sizes_are_compared_within_softmax_gates(make_row, tmp_path):
-    names = {"bdlru-m4": 0.9, "bdlru-m1": 0.2, "bdlru-m2": 0.5, "bdlru-m2-tanh": 0.8, "hlru-m2": 0.4, "lstm": 1.0}
+def test_block_sizes_are_compared_among_plain_variants(make_row, tmp_path):
+    names = {"bdlru-m4": 0.9, "bdlru-m1": 0.2, "bdlru-m2": 0.5, "hlru-m2": 0.4, "lstm": 1.0}
+    names |= {"bdlru-m2-tanh": 0.8, "bdlru-m2-conv": 0.7, "bdlru-m3-memory": 0.6}
     rows = [make_row(name, value, seed) for name, value in names.items() for seed in range(2)]
     (comparison,) = compare(rows)
     found = {family: [line.variant for line in lines] for family, lines in block_size_lines(comparison).items()}

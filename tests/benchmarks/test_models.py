@@ -158,9 +158,11 @@ def test_flops_of_every_mixer_are_counted():
         ("bdlru-m6", {"block_size": 6}),
         ("bdlru-m4-sigmoid", {"block_size": 4, "gate_norm": "sigmoid"}),
         ("hlru-m3-none", {"order": 3, "gate_norm": "none"}),
+        ("bdlru-m4-conv", {"block_size": 4, "use_short_conv": True}),
+        ("hlru-m4-memory-gated", {"order": 4, "gate_bias": "memory", "use_output_gate": True}),
     ],
 )
-def test_our_mixers_of_any_size_and_norm_are_known(name, args):
+def test_our_mixers_of_any_size_norm_and_parts_are_known(name, args):
     assert get_variant(name).args == args
     assert args.items() <= match_variant(name, "params", 64, 300_000).args.items()
 
@@ -171,7 +173,9 @@ def test_a_size_that_blocks_cannot_reach_is_refused():
         match_variant("bdlru-m8", "params", 96)
 
 
-@pytest.mark.parametrize("name", ["bdlru-m0", "bdlru-m4-relux", "bd-lru", "hlru-m100"])
+@pytest.mark.parametrize(
+    "name", ["bdlru-m0", "bdlru-m4-relux", "bdlru-m4-conv-conv", "bdlru-m4-tanh-silu", "bd-lru", "hlru-m100"]
+)
 def test_others_are_not(name):
     with pytest.raises(ValueError, match=f"{name!r} is not known.*bdlru-m4-silu"):
         get_variant(name)

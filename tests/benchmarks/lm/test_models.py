@@ -66,6 +66,13 @@ def test_names_are_matched_by_parameters():
     assert max(total) / min(total) < 1 + TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["hlru-m3-conv", "bdlru-m6-silu", "gsa"])
+def test_every_name_of_the_comparisons_is_known(name):
+    (entry,) = settle(settings("budget=40000").select((name,))).mixers
+    built = type(build_model(make_config(settings(), entry, 256)).model.layers[0].attn)
+    assert built.__name__ == {"hl": "HLRU", "bd": "BDLRU", "gs": "GatedSlotAttention"}[name[:2]]
+
+
 def test_names_are_matched_by_state():
     entries = settle(settings("match=state", "budget=64", 'mixers=["bdlru-m4", "lstm"]')).mixers
     sizes = [measure(make_config(settings(), entry, 256)) for entry in entries]
