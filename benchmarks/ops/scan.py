@@ -45,7 +45,7 @@ def scan_hlru(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """H-LRU with softmax gates from v [B, T, N] and g [B, T, N, M+1], in companion form."""
     p = g.softmax(-1)
     M = g.shape[-1] - 1
-    shift = torch.eye(M, dtype=p.dtype)[:-1].expand(*v.shape, M - 1, M)
+    shift = torch.eye(M, dtype=p.dtype, device=p.device)[:-1].expand(*v.shape, M - 1, M)
     A = torch.cat([p[..., None, :-1], shift], -2)
     b = torch.nn.functional.pad((p[..., -1] * v).unsqueeze(-1), (0, M - 1))
     return LinearRecurrence.apply(A, b)[..., 0]

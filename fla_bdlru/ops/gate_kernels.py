@@ -35,7 +35,7 @@ def rows_sum(x, is_row):
 def activation(x, NORM: tl.constexpr):
     """f(x) and f'(x); both signs of a large x are safe."""
     if NORM == RELU:
-        f = tl.maximum(x, 0.0)
+        f = tl.where(x < 0, 0.0, x)  # NaN stays NaN; the device's maximum would drop it
         df = tl.where(x > 0, 1.0, 0.0)
     elif NORM == SIGMOID:
         e = tl.exp2(-tl.abs(x) * LOG2E)

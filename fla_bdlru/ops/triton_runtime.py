@@ -49,6 +49,12 @@ def lanes_per_thread(M: int, n: int) -> int:
     return min(4 if M <= 2 else 2 if M <= 4 else 1, 1 if n <= 32 else 2 if n <= 64 else 4)
 
 
+def widths(M: int, n: int, element_size: int) -> set[int]:
+    """Blocks a thread may own: what `lanes_per_thread` says, and half of it where loads keep 4 bytes a thread."""
+    most = lanes_per_thread(M, n)
+    return {most, most // 2} if most // 2 * element_size >= 4 else {most}
+
+
 def columns(M: int) -> int:
     """Columns of P that a program of pass 1 carries; M + 1 (all, gates read once) where registers allow."""
     return M + 1 if M <= 8 else 6 if M <= 16 else 2
@@ -56,7 +62,7 @@ def columns(M: int) -> int:
 
 def chunks_ahead(M: int) -> int:
     """Chunks whose P pass 2 holds in registers; 0 where one is too many."""
-    return max(1, min(8, 96 // (M * M + M))) if M <= MAX_UNROLLED else 0
+    return min(8, max(96 // (M * M + M), 2 if M <= 8 else 1)) if M <= MAX_UNROLLED else 0
 
 
 def chunk_length(B: int, T: int, n: int, M: int, min_chunk: int) -> int:
@@ -96,10 +102,8 @@ def autotuned(kernel: triton.JITFunction) -> Autotuner:
 
 
 def _candidates(configs: list, named_args: dict, **options) -> list:
-    """What `lanes_per_thread` says, and half of it if loads keep 4 bytes a thread."""
-    best = lanes_per_thread(options["M"], options.get("H") or options["N"])
-    least = 4 // named_args["g"].element_size()
-    return [config for config in configs if config.kwargs["VEC"] in {best, max(best // 2, least)}]
+    allowed = widths(options["M"], options.get("H") or options["N"], named_args["g"].element_size())
+    return [config for config in configs if config.kwargs["VEC"] in allowed]
 
 
 def tunes() -> bool:
@@ -121,7 +125,7 @@ class Launch:
         self.NC = num_chunks(kernels, v, g, chunk)
         self.C = triton.cdiv(self.T, max(self.NC, 1))
         self.num_seqs = self.B if cu_seqlens is None else len(cu_seqlens) - 1
-        self.tuned = M <= 8 and n > 32 and g.numel() >= TUNED_ELEMENTS and tunes()
+        self.tuned = len(widths(M, n, g.element_size())) > 1 and g.numel() >= TUNED_ELEMENTS and tunes()
         self.shape = {"M": M, "MP": triton.next_power_of_2(M)}
         self.options = {
             kernels.lane_axis: n, **self.shape, **kernels.unrolled(M),

@@ -1,6 +1,7 @@
 """The Triton kernels on a GPU, against the naive recurrences in float64."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 
 import fla_bdlru.ops as ops
 from fla_bdlru.ops import GATE_NORMS, normalize_gates
+from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
+from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels
 
 NAMES = ("bdlru", "hlru")
 SIZES = (1, 2, 3, 4, 5, 6, 8, 16)
@@ -21,6 +24,12 @@ def make_inputs(device, name, B=2, T=130, width=70, M=2, num_seqs=None, scale=1.
     shape = (B, T, width, M) if name == "bdlru" else (B, T, width)
     v, g = torch.randn(shape, device=device), scale * torch.randn(*shape, M + 1, device=device)
     return v, g, torch.randn(num_seqs or B, width, M, device=device)
+
+
+def several_chunks(name, M):
+    """Steps that are cut into three chunks or more."""
+    kernels = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}[name]
+    return max(260, 3 * kernels.min_chunk(M) + 5)
 
 
 def run(op, v, g, h0, do, dht, **kwargs):
@@ -70,7 +79,7 @@ def plain(name):
 def test_float32(device, name, M, gate_norm, kind):
     if M == 16 and gate_norm not in ("softmax", "silu"):
         pytest.skip("the other norms share all of their code with these; compiling M = 16 takes 20 s a norm")
-    v, g, h0 = make_inputs(device, name, M=M, T=300 if kind == "chunk" and M <= 8 else 33)
+    v, g, h0 = make_inputs(device, name, M=M, T=several_chunks(name, M) if kind == "chunk" else 33)
     g = g / (M + 1) if gate_norm == "none" else g
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -87,7 +96,7 @@ def test_float32(device, name, M, gate_norm, kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types(device, name, M, gate_norm, dtype):
     """At most twice the error of PyTorch computing in the same type."""
-    v, g, h0 = make_inputs(device, name, M=M, T=260)
+    v, g, h0 = make_inputs(device, name, M=M, T=several_chunks(name, M))
     v, g = v.to(dtype), g.to(dtype)
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -188,6 +197,18 @@ def test_large_logits(device, name):
 
 
 @each_op
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_a_nan_is_not_hidden(device, name, gate_norm):
+    """One logit that is not a number: the outputs after it say so."""
+    v, g, h0 = make_inputs(device, name, M=4)
+    g[0, 5, 3] = float("nan")
+    o, _ = getattr(ops, f"chunk_{name}")(v, g, h0, gate_norm=gate_norm)
+    assert o[0, 5, 3].isnan().all()
+    assert not o[0, :5].isnan().any()
+    assert not o[1].isnan().any()
+
+
+@each_op
 def test_runs_are_bit_equal(device, name):
     v, g, h0 = make_inputs(device, name, B=4, T=2000, width=300, M=4)
     do, dht = gradients_of(v, g, 4)
@@ -258,8 +279,9 @@ def test_offsets_beyond_int32(cuda, name):
     torch.testing.assert_close(o[:, :, -32:], o_part)
     grads = torch.autograd.grad(o[:, -1000:].float().sum(), whole)
     grads_part = torch.autograd.grad(o_part[:, -1000:].float().sum(), part)
-    for a, b in zip(grads, grads_part):
-        torch.testing.assert_close(a[:, -2000:, ..., -32:], b[:, -2000:])
+    for a, b in zip(grads, grads_part):  # chunks begin elsewhere, and there states are read that were not rounded
+        a, b = a[:, -2000:, ..., -32:].float(), b[:, -2000:].float()
+        assert (a - b).abs().max() < 1e-2 * b.abs().max()
 
 
 def test_another_device_than_the_current_one(cuda):
@@ -308,13 +330,23 @@ def test_first_call_is_quick(cuda, name, M, tmp_path):
     assert float(done.stdout.split("seconds")[1]) < 10
 
 
+def find_compute_sanitizer():
+    """On the path, in the CUDA toolkit, or from the wheel nvidia-cuda-sanitizer-api."""
+    found = shutil.which("compute-sanitizer")
+    places = ["/usr/local/cuda/bin", *(f"{root}/nvidia/cu{major}/bin" for root in sys.path for major in (12, 13))]
+    return found or next((p for place in places if os.path.exists(p := f"{place}/compute-sanitizer")), None)
+
+
 @each_op
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
+@pytest.mark.parametrize("tool", ["memcheck", "initcheck"])
 def test_compute_sanitizer(cuda, name, tool):
-    """Every kernel on a small shape: chunks and one pass, dense and packed, with lanes to spare."""
-    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not os.path.exists(program):
-        pytest.skip("compute-sanitizer is not installed")
+    """Every kernel on a small shape: chunks and one pass, dense and packed, with lanes to spare.
+
+    The kernels have no shared memory, which is all that racecheck looks at.
+    """
+    program = find_compute_sanitizer()
+    if program is None:
+        pytest.skip("compute-sanitizer is not installed (pip install nvidia-cuda-sanitizer-api)")
     code = f"""
         import torch, fla_bdlru.ops as ops
         cu_seqlens = torch.tensor([0, 0, 5, 130, 200], device="cuda")
@@ -330,9 +362,14 @@ def test_compute_sanitizer(cuda, name, tool):
         torch.cuda.synchronize()
         print("done")
     """
-    only_ours = ["--kernel-name", "kernel_substring=lru"]
+    ours = ("lru", "carry_kernel")
+    options = ["--error-exitcode", "9", *(word for part in ours for word in ("--kernel-name", f"kernel_substring={part}"))]
+    if tool == "initcheck":  # has to see PyTorch's kernels write what ours read; what it says of PyTorch's own is left out
+        options = ["--print-limit", "10000"]
     done = in_new_process(
-        code, program, "--tool", tool, "--error-exitcode", "9", *only_ours, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        code, program, "--tool", tool, "--report-api-errors", "no", *options, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "done" in done.stdout
+    reports = re.findall(r"Uninitialized __global__ memory read.*\n.*", done.stdout)
+    assert not [report for report in reports if any(part in report for part in ours)]

@@ -383,6 +383,17 @@ def test_hlru_window(order, with_state, cu_seqlens):
                 assert torch.equal(window[0, t, i], o[0, t - i] if t - i >= bos else before)
 
 
+def test_hlru_window_of_no_steps():
+    for cu_seqlens, B in ((None, 2), (torch.tensor([0, 0]), 1)):
+        assert hlru_window(torch.randn(B, 0, 3), 4, cu_seqlens=cu_seqlens).shape == (B, 0, 4, 3)
+
+
+def test_the_gradient_of_a_window_reaches_each_output_as_often_as_it_is_read():
+    o = torch.randn(2, 5, 3, requires_grad=True)
+    (times,) = torch.autograd.grad(hlru_window(o, 3).sum(), o)
+    assert torch.equal(times[0, :, 0], torch.tensor([3.0, 3, 3, 2, 1]))
+
+
 BAD_CALLS = {
     "v must have shape": lambda v, g, h0: ((v[0], g), {}),
     "g must have shape": lambda v, g, h0: ((v, g[..., :-1]), {}),

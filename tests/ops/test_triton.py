@@ -64,7 +64,14 @@ def test_what_the_tuner_may_choose(monkeypatch):
             tuner = autotuned(kernel)
             assert {kernels.lane_axis, "M", "NORM", "VARLEN"} <= set(tuner.keys)
             assert not {"T", "C", "NC", "VEC"} & set(tuner.keys)
-            for dtype, M, widths in ((bf16, 1, [2, 4]), (bf16, 4, [2]), (fp32, 4, [1, 2]), (fp32, 8, [1])):
+            for dtype, M, widths in (
+                (bf16, 1, [2, 4]),
+                (bf16, 4, [2]),
+                (bf16, 5, [1]),
+                (bf16, 8, [1]),
+                (fp32, 4, [1, 2]),
+                (fp32, 8, [1]),
+            ):
                 tuner.nargs = {"g": torch.empty(1, dtype=dtype)}
                 found = tuner.prune_configs({"M": M, kernels.lane_axis: 1024})
                 assert [config.kwargs["VEC"] for config in found] == widths
