@@ -15,7 +15,8 @@ HEAD = 128
 
 
 def _channels(name: str, **args) -> Callable[[int, int], dict]:
-    return lambda width, n: {name: n, **args}
+    # in steps of 16, as whoever chooses a width for speed would: rows are aligned, and matrix products tile
+    return lambda width, n: {name: 16 * n, **args}
 
 
 def _heads(expand_v: int) -> Callable[[int, int], dict]:
@@ -35,10 +36,22 @@ MIXERS: dict[str, tuple[str, Callable[[int, int], dict]]] = {
 
 
 def make_layer(name: str, width: int, budget: int, device: str) -> nn.Module:
-    """The mixer `name` of `MIXERS` with about `budget` parameters."""
+    """The mixer `name` of `MIXERS` with about `budget` parameters.
+
+    Raises:
+        RuntimeError: for Mamba2 on a GPU without mamba_ssm, where FLA would run it in PyTorch, in hundreds of gigabytes.
+    """
     mixer, size = MIXERS[name]
     args, _ = nearest_size(lambda n: size(width, n), mixer, layer_params, width, budget)
-    return build_layer(mixer, width, args).to(device)
+    layer = build_layer(mixer, width, args).to(device)
+    if mixer == "mamba2" and device == "cuda":
+        from fla.layers import mamba2
+
+        if not mamba2.is_fast_path_available:
+            raise RuntimeError("the kernels of Mamba2 are in mamba_ssm, which is not installed")
+        if mamba2.causal_conv1d_fn is None:
+            layer.eval()  # in training mode it calls causal_conv1d, which is not installed; otherwise FLA's convolution
+    return layer
 
 
 def matrix_products(layer: nn.Module, B: int, T: int, dtype: torch.dtype) -> tuple[Callable, tuple[torch.Tensor, ...]]:

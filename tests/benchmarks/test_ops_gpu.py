@@ -61,6 +61,22 @@ def test_layers_are_of_one_size(name):
     assert abs(count_parameters(layer) / BUDGET - 1) < 0.04
 
 
+def test_small_shapes_go_round_more_inputs_than_the_cache_holds(monkeypatch):
+    properties = type("Properties", (), {"L2_cache_size": 50 * 2**20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for case in op_cases():
+        assert gpu.sets(case, "cuda") * case.least_bytes("fwd") >= 100 * 2**20
+        assert gpu.sets(case, "cpu") == 1
+    assert gpu.sets(Case("bdlru", 4, 8, 2048, 1024), "cuda") == 1
+
+
+def test_widths_are_aligned():
+    for name in ("bdlru-m4", "hlru-m4", "lstm"):
+        with torch.device("meta"):
+            layer = make_layer(name, 1024, BUDGET, "meta")
+        assert layer.v_proj.out_features % 16 == 0 if name != "lstm" else layer.lstm.hidden_size % 16 == 0
+
+
 def test_matrix_products_are_the_layers_own():
     layer = make_layer("bdlru-m4", 64, 20_000, "cpu")
     function, pairs = matrix_products(layer, 2, 3, torch.float32)
