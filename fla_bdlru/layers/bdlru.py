@@ -26,7 +26,7 @@ class BDLRU(GatedRecurrence):
         block_size (int, Optional):
             Channels of a block, M. 1 is the diagonal LRU. Default: 4.
         num_blocks (int, Optional):
-            Number of blocks, H. Default: `expand * hidden_size / block_size`.
+            Number of blocks, H; a multiple of 16 keeps the kernels' loads wide. Default: `expand * hidden_size / block_size`.
         expand (float, Optional):
             Width of the state over `hidden_size`, unless `num_blocks` is given. Default: 1.0.
         gate_norm (str, Optional):

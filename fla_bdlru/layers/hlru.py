@@ -28,7 +28,7 @@ class HLRU(GatedRecurrence):
         order (int, Optional):
             How many past values a channel mixes, M. 1 is the diagonal LRU. Default: 4.
         num_channels (int, Optional):
-            Number of channels, N. Default: `expand * hidden_size`.
+            Number of channels, N; a multiple of 16 keeps the kernels' loads wide. Default: `expand * hidden_size`.
         expand (float, Optional):
             Number of channels over `hidden_size`, unless `num_channels` is given. Default: 1.0.
         readout (str, Optional):
