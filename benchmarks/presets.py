@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.presets import PRESETS, Preset, get_preset
+from benchmarks.presets import MATCHES, PRESETS, Preset, get_preset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,7 +105,7 @@ _POSITIVE = "a whole number greater than 0"
 FIELDS = {
     "task": Field(_task, "different names of tasks"),
     "mixers": Field(_mixer, "different names of mixers"),
-    "match": Field(_one_of("params", "state"), "params, state or both"),
+    "match": Field(_one_of(*MATCHES), "params, state or both"),
     "budget": Field(_whole(1), _POSITIVE),
     "preset": Field(_one_of(*PRESETS), f"one of {', '.join(PRESETS)}", several=False),
     "steps": Field(_whole(1), _POSITIVE, several=False),

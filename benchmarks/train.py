@@ -283,5 +283,6 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         "diverged": diverged,
         "steps_done": step,
         "curve": curve,
-        "weights": save({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}),
+        # copies, as a layer may hold one tensor under two names (S4D)
+        "weights": save({name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}),
     }

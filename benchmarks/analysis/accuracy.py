@@ -8,11 +8,10 @@ from statistics import mean
 from benchmarks.naming import FAMILIES, parse_name
 from benchmarks.plots import FAMILIES as COLOURS
 from benchmarks.plots import OTHER, new_figure, variant_styles
+from benchmarks.presets import MATCHES
 from benchmarks.summary import Comparison, Line
 from benchmarks.tasks import get_task
 from fla_bdlru.ops import GATE_NORMS
-
-MATCHES = {"params": "equal parameters", "state": "equal state"}
 
 
 def block_size_lines(comparison: Comparison) -> dict[str, list[Line]]:
