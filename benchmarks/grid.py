@@ -108,6 +108,7 @@ def plan(
                     train_examples=preset.train_examples,
                     eval_examples=preset.eval_examples,
                     stop_at=preset.stop_at,
+                    schedule=preset.schedule,
                 )
                 cells.append(Planned(cell, mixer_params, state, *flops, label + by))
     return cells, matches

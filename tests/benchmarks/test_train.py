@@ -54,6 +54,7 @@ def test_key_covers_every_field_but_the_label():
         "mixer_args": {"block_size": 2, "num_blocks": 9},
         "lengths": (4, 9),
         "eval_lengths": (8,),
+        "schedule": "cosine",
     }
     for name in CELL.__dataclass_fields__:
         value = changes.get(name, "x" if name == "variant" else None)
