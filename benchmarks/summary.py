@@ -39,6 +39,7 @@ DISTINCTIONS = {
     "train_examples": ("x", "{} training examples"),
     "eval_examples": ("y", "{} test examples"),
 }
+LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
 TIE = 0.0005  # means that print as the same three decimals
 
 
@@ -279,7 +280,7 @@ class Win:
         behind (float, Optional):
             How much better the winner is than that one.
         verdict (str):
-            What the seeds say about the margin.
+            What the seeds say about the margin, or that the best is near guessing.
     """
 
     length: int
@@ -291,8 +292,20 @@ class Win:
     verdict: str
 
 
-def find_wins(comparison: Comparison) -> list[Win]:
-    """Who wins at each evaluated length, best first at that length."""
+def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
+    r"""Who wins at each evaluated length.
+
+    Args:
+        comparison (Comparison):
+            With at least one line.
+        chance (float):
+            Token accuracy of guessing; a winner that is not `LEARNED` of the way from there to 1 has learned nothing.
+            Default: 0.
+
+    Returns:
+        list[Win]:
+            One per length.
+    """
     wins = []
     for i, length in enumerate(comparison.lengths):
         ranked = sorted(comparison.lines, key=lambda line: -mean(line.tokens[i]))
@@ -308,7 +321,9 @@ def find_wins(comparison: Comparison) -> list[Win]:
                 margin=best - mean(rest[0].tokens[i]) if rest else None,
                 ours=ours,
                 behind=best - mean(ours.tokens[i]) if ours else None,
-                verdict=_verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
+                verdict="near guessing"
+                if best - chance < LEARNED * (1 - chance)
+                else _verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
             )
         )
     return wins
