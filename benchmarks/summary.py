@@ -221,8 +221,7 @@ def compare(rows: list[dict[str, str]]) -> list[Comparison]:
     """
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        for label in row["matched"].split("; "):
-            matched = label.partition(" (by ")[0]
+        for matched, label in {label.partition(" (by ")[0]: label for label in row["matched"].split("; ")}.items():
             groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append({**row, "matched": label})
     found = [Comparison(dict(zip(SETTINGS, key)), key[-1], summarise(rows)) for key, rows in groups.items()]
     alike: dict[tuple[str, str], list[Comparison]] = {}

@@ -58,7 +58,10 @@ def test_comparisons_of_one_task_are_told_apart(make_row):
 
 
 def test_a_mixer_matched_by_another_rule_stands_in_the_comparison_and_says_so(make_row):
-    rows = [make_row("lstm", 0.8, matched="state 64"), make_row("attn", 0.7, matched="params 99; state 64 (by params 99)")]
+    rows = [
+        make_row("lstm", 0.8, matched="state 64"),
+        make_row("attn", 0.7, matched="params 99; state 64; state 64 (by params 99)"),
+    ]
     by_params, by_state = sorted(compare(rows), key=lambda c: c.matched)
     assert [(c.matched, {line.variant: line.rule for line in c.lines}) for c in (by_params, by_state)] == [
         ("params 99", {"attn": ""}),
