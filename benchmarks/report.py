@@ -97,9 +97,9 @@ def _views(rows: list[dict[str, str]], folder: Path, place: str) -> list[dict]:
 
     order = {name: number for number, name in enumerate(TASKS)}
     comparisons = sorted(compare(rows), key=lambda c: order.get(c.task, len(order)))
-    most = max((len(c.lines) for c in comparisons), default=0)
+    variants = [{line.variant for line in c.lines} for c in comparisons]
     views = []
-    for c in comparisons:
+    for c, own in zip(comparisons, variants):
         chance = get_task(c.task).chance
         views.append(
             {
@@ -108,7 +108,7 @@ def _views(rows: list[dict[str, str]], folder: Path, place: str) -> list[dict]:
                 "chance": chance,
                 "wins": find_wins(c, chance),
                 "pictures": _pictures(c, folder),
-                "most": most,
+                "most": max(len(others) for others in variants if own <= others),  # of a task that more mixers ran on
             }
         )
     return views
