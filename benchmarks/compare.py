@@ -5,7 +5,6 @@ Run it with `make compare` or `python -m benchmarks.compare --help`.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from contextlib import ExitStack
@@ -79,12 +78,18 @@ def main(
     lr: Annotated[
         str | None, typer.Option(help="Peak learning rate; of a comma list, each mixer's best on validation is shown.")
     ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the learning rate: one-cycle or cosine. Default: as preset.")
+    ] = None,
     stop_at: Annotated[
         str | None, typer.Option(help="End a run early at this validation token accuracy. Default: 0, never.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(parser=_count, metavar="INTEGER", help="Runs at once. Default: one per core; one on a GPU.")
     ] = None,
+    oversubscribe: Annotated[
+        bool, typer.Option("--oversubscribe", help="Go on where workers times threads is more than there are cores.")
+    ] = False,
     threads: Annotated[int, typer.Option(parser=_count, metavar="INTEGER", help="Threads of each process.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ray_address: Annotated[
@@ -106,6 +111,7 @@ def main(
         "width": width,
         "layers": layers,
         "lr": lr,
+        "schedule": schedule,
         "stop_at": stop_at,
     }
     from benchmarks.sweep import FieldError, lay_out, parse_field, read_grid
@@ -114,18 +120,35 @@ def main(
         flags = {
             name: parse_field(name, value, f"--{name.replace('_', '-')}") for name, value in given.items() if value is not None
         }
-        fields, settings = read_grid(grid) if grid else ({}, {})
+        fields, settings = read_grid(grid, flags.get("task", ())) if grid else ({}, {})
         parts = lay_out(flags, fields, settings)
     except FieldError as error:
         raise typer.BadParameter(error.message, param_hint=error.where) from None
     device = _device(device, ray_address)
-    if workers is None and ray_address is None:
-        workers = 1 if device == "cuda" else max(1, (os.cpu_count() or 1) // threads)
-    raise typer.Exit(_compare(console, parts, Machine(device, workers, threads, ray_address), out, weights, rerun))
+    if ray_address is None:
+        workers = _fit_workers(console, workers, threads, device, oversubscribe)
+    raise typer.Exit(_compare(console, parts, Workers(device, workers, threads, ray_address), out, weights, rerun))
+
+
+def _fit_workers(console: Console, workers: int | None, threads: int, device: str, oversubscribe: bool) -> int:
+    # how many run at once on this machine
+    from benchmarks.machine import usable_cores
+
+    if device == "cuda":
+        return workers or 1
+    cores = usable_cores()
+    workers = workers or max(1, cores // threads)
+    if workers * threads > cores:
+        need = f"{workers} worker(s) of {threads} thread(s) need {workers * threads} cores, and there are {cores}"
+        if not oversubscribe:
+            expected = f"expected at most {cores} in all, or --oversubscribe to go on"
+            raise typer.BadParameter(f"{need}; {expected}.", param_hint="--workers, --threads")
+        _say(console, f"note: {need}; they will wait for each other.")
+    return workers
 
 
 @dataclass(frozen=True)
-class Machine:
+class Workers:
     """What runs the cells."""
 
     device: str
@@ -138,7 +161,7 @@ class Machine:
         return f"{self.workers or 'as many as fit'} worker(s) of {self.threads} thread(s){by}"
 
 
-def _compare(console: Console, parts: list[Part], machine: Machine, out: Path, weights: bool, rerun: bool) -> int:
+def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, weights: bool, rerun: bool) -> int:
     from benchmarks.grid import join_labels, make_row, merge, plan
     from benchmarks.models import quiet
     from benchmarks.runner import Interrupted, WorkerDied, run_cells
@@ -164,9 +187,14 @@ def _compare(console: Console, parts: list[Part], machine: Machine, out: Path, w
             store.add(row, result["curve"], result["weights"] if weights else None)
             return _summary(cell, result)
 
+        def failed(cell: Cell, result: dict) -> str:
+            path = store.folder / f"error-{cell.key}.txt"
+            path.write_text(result["traceback"], encoding="utf-8")
+            return f"failed: {result['error']} (see {path})"
+
         try:
             failures = run_cells(
-                todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address
+                todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address, failed
             )
         except ValueError as error:
             return _error(console, error)
@@ -174,61 +202,66 @@ def _compare(console: Console, parts: list[Part], machine: Machine, out: Path, w
             return _stopped(console, store, planned, "Stopped.", 130)
         except WorkerDied:
             return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
-        for part, (grid, matches) in zip(parts, grids):
-            rows = [store.rows[p.cell.key] for p in grid if p.cell.key in store.rows]
+        for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
+            rows = {p.cell.key: {**store.rows[p.cell.key], "matched": p.matched} for p in grid if p.cell.key in store.rows}
             if rows:
-                _show(console, store, part, _picture_name(part, parts), rows, matches)
-        console.print(f"rows: {store.path}\ncurves: {store.folder / 'curves'}", highlight=False)
+                _show(console, store, part, picture, list(rows.values()), matches)
+        if store.path.exists():
+            _say(console, f"rows: {store.path}\ncurves: {store.folder / 'curves'}")
         for key, failure in failures.items():
-            path = store.folder / f"error-{key}.txt"
-            path.write_text(failure["traceback"])
-            console.print(f"[red]failed:[/] {planned[key].cell.title}: {failure['error']} (see {path})", highlight=False)
+            _say(console, f"{planned[key].cell.title}: {failed(planned[key].cell, failure)}", style="red")
         return 1 if failures else 0
 
 
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    # paths and errors may hold brackets, which are rich's markup
+    console.print(text, highlight=False, markup=False, style=style)
+
+
 def _error(console: Console, error: ValueError) -> int:
-    console.print(f"[bold red]Error:[/] {error}", highlight=False)
+    _say(console, f"Error: {error}", style="red")
     return 2
 
 
 def _stopped(console, store, planned, reason: str, code: int) -> int:
     done = sum(key in store.rows for key in planned)
-    console.print(f"{reason} {done} of {len(planned)} runs are kept in {store.path}.", highlight=False)
-    console.print("The same command goes on from there.")
+    where = f" in {store.path}" if store.path.exists() else ""
+    _say(console, f"{reason} {done} of {len(planned)} runs are kept{where}.")
+    _say(console, "The same command goes on from there.")
     return code
 
 
-def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], machine: Machine) -> None:
+def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], machine: Workers) -> None:
     from benchmarks.machine import commit
 
     for number in store.dropped:
-        console.print(f"{store.path}: line {number} is incomplete; its run is done again.", highlight=False)
+        _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
     for part in parts:
         s = part.settings
-        console.print(
+        _say(
+            console,
             f"task {part.task}, matched by {part.match}: {s.layers} block(s) of width {s.width}, {s.steps:,} steps of "
-            f"{s.batch_size} sequences, lengths {'/'.join(map(str, s.lengths))}, AdamW lr {'/'.join(f'{x:g}' for x in s.lrs)}",
-            highlight=False,
+            f"{s.batch_size} sequences, lengths {'/'.join(map(str, s.lengths))}, AdamW lr "
+            f"{'/'.join(f'{x:g}' for x in s.lrs)}, {s.schedule}",
         )
-    console.print(
-        f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.path} already; {machine}", highlight=False
-    )
+    _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
     new = {cell.key for cell in todo}
     old = {store.rows[key]["commit"] for key in planned if key not in new} - {commit()}
     if old:
-        console.print(f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
+        _say(console, f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
 
 
-def _picture_name(part: Part, parts: list[Part]) -> str:
-    # what tells it from the other parts of the same task and rule of matching
-    alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
-    sizes = {
-        "w": (part.settings.width, {p.settings.width for p in alike}),
-        "l": (part.settings.layers, {p.settings.layers for p in alike}),
-        "b": (part.budget, {p.budget for p in alike}),
-    }
-    varying = "".join(f"-{letter}{value}" for letter, (value, values) in sizes.items() if len(values) > 1)
-    return f"compare-{part.task}-{part.match}{varying}.png"
+def _pictures(parts: list[Part]) -> list[str]:
+    # each with what tells it from the other parts of the same task and rule of matching
+    from benchmarks.summary import distinguish, join_name
+
+    names = []
+    for part in parts:
+        alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
+        sizes = [{"budget": p.budget, "layers": p.settings.layers, "width": p.settings.width} for p in alike]
+        apart = distinguish([{name: str(size) for name, size in s.items()} for s in sizes])[alike.index(part)]
+        names.append(f"{join_name('compare', part.task, part.match, apart=apart)}.png")
+    return names
 
 
 def _show(console, store, part: Part, picture: str, rows, matches) -> None:
@@ -244,12 +277,12 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     console.print(make_table(lines, title, console.width))
     for name, matched in matches.items():
         if matched.note:
-            console.print(f"{name}: {matched.note}.", highlight=False)
+            _say(console, f"{name}: {matched.note}.")
     for line in lines:
         if line.diverged:
-            console.print(f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
+            _say(console, f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
     draw(lines, part.task, title, store.folder / picture)
-    console.print(f"picture: {store.folder / picture}", highlight=False)
+    _say(console, f"picture: {store.folder / picture}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from benchmarks.machine import commit
-from benchmarks.models import Matched, default_budget, get_variant, layer_flops, layer_params, layer_state, match_variant
+from benchmarks.models import (
+    Matched,
+    default_budget,
+    get_variant,
+    layer_flops,
+    layer_params,
+    layer_state,
+    match_variant,
+    state_grows,
+)
 from benchmarks.presets import Preset
 from benchmarks.tasks import get_task
 from benchmarks.train import Cell
@@ -26,7 +35,8 @@ class Planned:
         mixer_flops, recurrent_flops (int, Optional):
             FLOPs per token of the mixers, all and without their linear maps; `None` where they cannot be counted.
         matched (str):
-            What was made equal, and the budget of a layer: `"params 28992"`; several are separated by semicolons.
+            What was made equal, and the budget of a layer: `"params 28992"`, with the rule that was used in brackets if that
+            is another: `"state 64 (by params 28992)"`; several are separated by semicolons.
     """
 
     cell: Cell
@@ -61,7 +71,7 @@ def plan(
             The cells in the order they are run, and how each variant was matched.
 
     Raises:
-        ValueError: if a mixer cannot be matched, or a length does not fit the task.
+        ValueError: if a mixer cannot be matched or run, or a length does not fit the task.
     """
     definition = get_task(task)
     multiples = preset.multiples if definition.extrapolates else (1,)
@@ -72,8 +82,10 @@ def plan(
     cells, matches = [], {}
     for name in names:
         matched = matches[name] = match_variant(name, match, preset.width, budget)
-        mixer, growing = get_variant(name).mixer, get_variant(name).fixed
+        mixer = get_variant(name).mixer
+        by = "" if matched.rule == label else f" (by {matched.rule})"
         mixer_params = preset.layers * layer_params(mixer, preset.width, matched.args)
+        growing = state_grows(mixer, preset.width, matched.args, device)
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
         flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
         for lr in preset.lrs:
@@ -96,8 +108,9 @@ def plan(
                     train_examples=preset.train_examples,
                     eval_examples=preset.eval_examples,
                     stop_at=preset.stop_at,
+                    schedule=preset.schedule,
                 )
-                cells.append(Planned(cell, mixer_params, state, *flops, label))
+                cells.append(Planned(cell, mixer_params, state, *flops, label + by))
     return cells, matches
 
 

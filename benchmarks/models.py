@@ -6,14 +6,16 @@ import logging
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
 from benchmarks.naming import SUFFIXES, parse_name
+from benchmarks.presets import MATCHES
 from benchmarks.readout import AutoEncoder
 from fla_bdlru.flops import linear_flops_per_token, measure_flops_per_token
 from fla_bdlru.mixers import (  # importing it adds `mixer=` to FLA's configs
@@ -26,8 +28,8 @@ from fla_bdlru.mixers import (  # importing it adds `mixer=` to FLA's configs
 )
 
 TOLERANCE = 0.02
-MATCHES = ("params", "state")
 KNOBS = ("num_blocks", "num_channels", "d_state", "intermediate_size")  # arguments that set a layer's width, whatever it is
+HEADS = (4, 2, 1)
 READOUTS = ("tokens", "autoencoder")
 
 
@@ -76,13 +78,18 @@ def _expanded(heads: int, k: int, v: int) -> Callable[[int, int], dict]:
     }
 
 
+def _only(known: Iterable[str], size: Callable[[int, int], dict]) -> Callable[[int, int], dict]:
+    # leaves out what a constructor does not take
+    return lambda width, n: {name: value for name, value in size(width, n).items() if name in known}
+
+
 def _head_dim(heads: int, expand_v: int) -> Callable[[int, int], dict]:
     return lambda width, n: {"num_heads": heads, "head_dim": n, "expand_v": expand_v}
 
 
-_DELTA = tuple(_expanded(heads, 1, 1) for heads in (4, 2, 1))
-_GATED_DELTA = tuple(_head_dim(heads, expand) for expand in (2, 1) for heads in (4, 2, 1))
-_GLA = (*(_expanded(heads, 1, 2) for heads in (4, 2, 1)), *(_expanded(heads, 1, 1) for heads in (4, 2, 1)))
+_DELTA = tuple(_expanded(heads, 1, 1) for heads in HEADS)
+_GATED_DELTA = tuple(_head_dim(heads, expand) for expand in (2, 1) for heads in HEADS)
+_GLA = (*(_expanded(heads, 1, 2) for heads in HEADS), *(_expanded(heads, 1, 1) for heads in HEADS))
 _MAMBA = tuple(lambda width, n, s=s: {"intermediate_size": n, "state_size": s} for s in (16, 8, 4))
 _MAMBA2 = tuple(
     lambda width, n, s=s, h=h: {"num_heads": h, "head_dim": n, "expand": _ratio(h * n, width), "state_size": s}
@@ -105,6 +112,36 @@ VARIANTS: dict[str, Variant] = {
     "mamba2": Variant("mamba2", _MAMBA2),
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
 }
+
+# mixers whose arguments do not say how they are sized
+RECIPES: dict[str, Variant] = {
+    # its norm asks for as many value channels as the model is wide
+    "gsa": Variant(
+        "gsa",
+        tuple(lambda width, n, h=h: {"num_heads": h, "expand_k": _ratio(h * n, width)} for h in HEADS),
+        {"expand_v": 1.0},
+    ),
+    "hgrn2": Variant(
+        "hgrn2",
+        (),
+        {"num_heads": HEADS[0], "expand_ratio": None},
+        fixed="the size of hgrn2 is set by the model's width",
+    ),
+    # pairs of conjugates, two at least
+    "lrnnx_s4d": Variant("lrnnx_s4d", (lambda width, n: {"d_state": 2 * (n + 1)},)),
+}
+# what arguments set a layer's size together, and the sizes that they give; the first that a constructor has counts
+SHAPES: tuple[tuple[set[str], tuple[Callable[[int, int], dict], ...]], ...] = (
+    *(({knob}, (lambda width, n, knob=knob: {knob: n},)) for knob in KNOBS),
+    ({"expand", "head_dim", "state_size"}, _MAMBA2),
+    ({"num_heads", "head_dim"}, _GATED_DELTA),
+    # rotary embeddings ask for an even number of key channels
+    (
+        {"num_heads", "expand_k", "expand_v"},
+        tuple(_expanded(heads, k, v) for k, v in ((1, 2), (1, 1), (2, 4), (2, 2)) for heads in HEADS),
+    ),
+    ({"num_heads", "expand_ratio"}, tuple(lambda width, n, h=h: {"num_heads": h, "expand_ratio": n} for h in HEADS)),
+)
 
 # slow ones early, so that no core idles at the end
 DEFAULT_VARIANTS = (
@@ -129,7 +166,8 @@ def get_variant(name: str) -> Variant:
     r"""The variant called `name`: one of `VARIANTS`, a BD-LRU or H-LRU of any size, gate norm and parts
     (`bdlru-m6-silu-conv`, see `benchmarks.naming`), or any other registered mixer by its name.
 
-    A mixer without a recipe here is sized by the first of `KNOBS` that its constructor takes, or else by its block's MLP.
+    A mixer without a recipe here is sized by the first of `SHAPES` whose arguments its constructor takes; without any of
+    them its block's MLP is widened.
 
     Raises:
         ValueError: if there is none.
@@ -142,7 +180,7 @@ def get_variant(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     if name in available_mixers():
-        return _without_recipe(name)
+        return RECIPES.get(name) or _without_recipe(name)
     ours = parse_name(name)
     if ours is None:
         raise ValueError(
@@ -154,10 +192,11 @@ def get_variant(name: str) -> Variant:
 
 def _without_recipe(mixer: str) -> Variant:
     arguments = mixer_arguments(find_mixer(mixer))
-    knob = next((knob for knob in KNOBS if knob in arguments), None)
-    if knob is None:
-        return Variant(mixer, (), fixed=f"the size of {mixer} is left as its constructor has it")
-    return Variant(mixer, (lambda width, n: {knob: n},))
+    for names, sizes in SHAPES:
+        if names <= arguments.keys():
+            return Variant(mixer, tuple(_only(arguments, size) for size in sizes))
+    args = {"num_heads": HEADS[0]} if "num_heads" in arguments else {}
+    return Variant(mixer, (), args, fixed=f"{mixer} has no argument that sets it")
 
 
 def quiet() -> None:
@@ -172,14 +211,43 @@ def build_layer(mixer: str, width: int, args: dict) -> nn.Module:
 
 
 def layer_params(mixer: str, width: int, args: dict) -> int:
-    """Number of parameters of one layer, without allocating it."""
-    with torch.device("meta"):
+    """Number of parameters of one layer, without allocating it where its constructor allows that."""
+    try:
+        with torch.device("meta"):
+            return count_parameters(build_layer(mixer, width, args))
+    except (NotImplementedError, RuntimeError):  # its constructor reads what it has computed
         return count_parameters(build_layer(mixer, width, args))
 
 
-def layer_state(mixer: str, width: int, args: dict, device: str = "cpu") -> int:
-    """Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution)."""
-    return measure_state_size(build_layer(mixer, width, args).to(device))
+def layer_state(mixer: str, width: int, args: dict, device: str = "cpu", tokens: int = 1) -> int:
+    r"""Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution).
+
+    Args:
+        mixer (str):
+            Name in `fla_bdlru.mixers`.
+        width (int):
+            Width of the model.
+        args (dict):
+            Arguments of the layer.
+        device (str):
+            Where it is run. Default: `"cpu"`.
+        tokens (int):
+            How many it has seen; matters where the state grows. Default: 1.
+
+    Raises:
+        ValueError: if the layer cannot run there, or refuses a cache.
+    """
+    try:
+        return measure_state_size(build_layer(mixer, width, args).to(device), tokens=tokens)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or "it is not implemented there"
+        raise ValueError(f"mixer {mixer!r} cannot decode on {device}, so its state cannot be measured: {reason}") from error
+
+
+def state_grows(mixer: str, width: int, args: dict, device: str = "cpu") -> bool:
+    """Whether a layer's state is larger after eight tokens than after one."""
+    few, many = (layer_state(mixer, width, args, device, tokens) for tokens in (1, 8))
+    return many > few
 
 
 def layer_flops(mixer: str, width: int, args: dict, context: int) -> tuple[int | None, int | None]:
@@ -217,11 +285,14 @@ class Matched:
             Columns added to the block's MLP because the mixer itself has no size knob. Default: 0.
         note (str):
             What the reader has to know about the match; often empty.
+        rule (str):
+            What was made equal, and to what: `"params 28992"`.
     """
 
     args: dict
     extra_mlp: int = 0
     note: str = ""
+    rule: str = ""
 
 
 def match_variant(name: str, match: str, width: int, budget: int | None = None) -> Matched:
@@ -247,51 +318,64 @@ def match_variant(name: str, match: str, width: int, budget: int | None = None) 
     variant = get_variant(name)
     if match not in MATCHES:
         raise ValueError(f"match={match!r} is not known; expected one of {', '.join(MATCHES)}.")
-    if variant.fixed:
-        return _match_by_mlp(name, variant, match, width, budget)
-
     budget = default_budget(match, width) if budget is None else budget
+    if variant.fixed and match == "state" and state_grows(variant.mixer, width, variant.args):
+        matched = _match_by_mlp(name, variant, width, default_budget("params", width))
+        note = f"{matched.note}; its state grows with the sequence, so it is matched by parameters instead"
+        return replace(matched, note=note)
+    if variant.fixed and match == "params":
+        return _match_by_mlp(name, variant, width, budget)
+
     measure = layer_params if match == "params" else layer_state
-    tried = []
-    for size in variant.sizes:
+    sizes = variant.sizes or (lambda width, n: {},)
+    tried, refused = [], []
+    for size in sizes:
         make = lambda n, size=size: {**variant.args, **size(width, n)}  # noqa: E731
-        args, got = nearest_size(make, variant.mixer, measure, width, budget)
+        try:
+            args, got = nearest_size(make, variant.mixer, measure, width, budget)
+        except ValueError as error:  # the layer cannot be built so, or not run
+            refused.append(error)
+            continue
         tried.append((abs(got - budget) / budget, got, args))
         if tried[-1][0] <= TOLERANCE:
-            break
-    error, got, args = min(tried, key=lambda t: t[0])
-    if error > TOLERANCE:
-        possible = ", ".join(f"{g:,} with {a}" for _, g, a in sorted(tried, key=lambda t: t[0])[:3])
-        unit = "parameters" if match == "params" else "state elements"
-        raise ValueError(
-            f"mixer {name!r} cannot be matched to {budget:,} {unit} at width={width} (within {TOLERANCE:.0%}); "
-            f"the closest are {possible}. Choose another --budget or --width, or leave this mixer out."
-        )
-    return Matched(args)
+            return Matched(args, rule=f"{match} {budget}")
+    unit = "parameters" if match == "params" else "state elements"
+    head = f"mixer {name!r} cannot be matched to {budget:,} {unit} at width={width} (within {TOLERANCE:.0%})"
+    if not tried:
+        raise ValueError(f"{head}: {refused[0]}") from refused[0]
+    closest = sorted(tried, key=lambda t: t[0])[:3]
+    reason = f"{variant.fixed}, " if variant.fixed else ""
+    raise ValueError(
+        f"{head}; {reason}the closest are {', '.join(f'{g:,} with {a}' for _, g, a in closest)}. "
+        "Choose another --budget or --width, or leave this mixer out."
+    )
 
 
 def nearest_size(make: Callable[[int], dict], mixer: str, measure: Callable, width: int, budget: int) -> tuple[dict, int]:
-    # sizes grow with n, so bisect; n channels always cost at least one element, so n need not pass the budget
+    # sizes grow with n: double n until the budget is reached, then bisect
+    @cache
     def size(n: int) -> int:
         return measure(mixer, width, make(n))
 
-    n = 1 + bisect_left(range(1, budget + 1), budget, key=size)
+    high = 1
+    while size(high) < budget and make(high) != make(2 * high):
+        high *= 2
+    n = 1 + bisect_left(range(1, high + 1), budget, key=size)
     return min(((make(k), size(k)) for k in (n - 1, n) if k >= 1), key=lambda pair: abs(pair[1] - budget))
 
 
-def _match_by_mlp(name: str, variant: Variant, match: str, width: int, budget: int | None) -> Matched:
-    budget = budget if match == "params" and budget is not None else default_budget("params", width)
-    spare = budget - layer_params(variant.mixer, width, variant.args)
-    extra = round(spare / (3 * width))  # a SwiGLU column is three vectors of the model's width
-    if extra < 0:
+def _match_by_mlp(name: str, variant: Variant, width: int, budget: int) -> Matched:
+    own, column = layer_params(variant.mixer, width, variant.args), 3 * width  # a SwiGLU column is three vectors of that width
+    extra = max(0, round((budget - own) / column))
+    if abs(own + extra * column - budget) > TOLERANCE * budget:
+        other = "larger" if own > budget else "other"
         raise ValueError(
-            f"mixer {name!r} cannot be matched to {budget:,} parameters at width={width}: {variant.fixed}, "
-            f"{budget - spare:,} parameters. Choose a larger --budget, or leave this mixer out."
+            f"mixer {name!r} cannot be matched to {budget:,} parameters at width={width} (within {TOLERANCE:.0%}): "
+            f"{variant.fixed}, {own:,} parameters, and a column of its MLP has {column:,}. Choose a{'n' * (other == 'other')} "
+            f"{other} --budget, or leave this mixer out."
         )
     note = f"{variant.fixed}; its MLP has {extra} more columns to match parameters"
-    if match == "state":
-        note += "; its state grows with the sequence, so it is matched by parameters instead"
-    return Matched(variant.args, extra, note)
+    return Matched(variant.args, extra, note, f"params {budget}")
 
 
 def build_model(

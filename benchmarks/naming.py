@@ -43,7 +43,7 @@ class Ours:
     @property
     def plain(self) -> bool:
         """Whether nothing but family and size is special about it."""
-        return self.args in ({}, {"gate_norm": "softmax"})
+        return not self.args
 
     @property
     def label(self) -> str:
@@ -77,4 +77,6 @@ def parse_name(variant: str) -> Ours | None:
         if suffix not in SUFFIXES or SUFFIXES[suffix].keys() & args.keys():
             return None
         args |= SUFFIXES[suffix]
+    if args.get("gate_norm") == "softmax":  # the layers' default: the same model as without it
+        del args["gate_norm"]
     return Ours(found[1], int(found[2]), args)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import BinaryIO
 
-from benchmarks.summary import OURS, Line
+from benchmarks.summary import OURS, Line, counts_text
 from benchmarks.tasks import get_task
 
 # Okabe-Ito colours, one per family; members differ by marker and dash
@@ -105,12 +105,17 @@ def draw(lines: list[Line], task_name: str, title: str, path: Path | BinaryIO) -
     right.barh(places, tokens, color=[styles[line.variant]["color"] for line in lines], alpha=0.75, height=0.7)
     sequences = [mean(line.sequences[0]) for line in lines]
     right.plot(sequences, places, "D", color="white", markeredgecolor="black", markersize=6, clip_on=False, zorder=4)
-    if lines[0].seeds > 1:
+    counts = {line.seeds for line in lines}
+    if max(counts) > 1:
         low = [a - min(line.tokens[0]) for a, line in zip(tokens, lines)]
         high = [max(line.tokens[0]) - a for a, line in zip(tokens, lines)]
         right.errorbar(tokens, places, xerr=(low, high), fmt="none", ecolor="#444444", capsize=3, linewidth=1.2)
     right.axvline(chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    labels = [f"{n.variant}\n{n.mixer_params / 1000:.1f}k mixer params, state {n.state or 'grows'}" for n in lines]
+    labels = [
+        f"{n.variant}\n{n.mixer_params / 1000:.1f}k mixer params, state {n.state or 'grows'}"
+        + (f", {counts_text([n])}" if len(counts) > 1 else "")
+        for n in lines
+    ]
     right.set_yticks(places, labels, fontsize=7)
     right.invert_yaxis()
     right.set(xlim=(0, 1.03), xlabel=f"accuracy at length {lines[0].lengths[0]}: bar = tokens, diamond = whole sequences")

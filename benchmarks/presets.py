@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+SCHEDULES = ("one-cycle", "cosine")  # of the learning rate
+MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -18,6 +21,7 @@ class Preset:
     steps: int = 1200
     lrs: tuple[float, ...] = (1e-2,)
     weight_decay: float = 0.01
+    schedule: str = "one-cycle"
     seeds: tuple[int, ...] = (0,)
     train_examples: int = 0
     eval_examples: int = 512
@@ -77,11 +81,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
         MAD: Preset(
             width=128,
             layers=2,
-            mlp_width=256,
+            mlp_width=352,
             lengths=(128,),
             batch_size=128,
             steps=20_000,
             lrs=(5e-4,),
+            weight_decay=0.0,
+            schedule="cosine",
             seeds=(0, 1, 2, 3, 4),
             train_examples=12_800,
             eval_examples=1280,

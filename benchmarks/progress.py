@@ -44,10 +44,10 @@ class TimeLeft:
         self.started.setdefault(key, self.clock())
         self.steps[key] = step
 
-    def finish(self, cell: Cell) -> None:
-        """A cell has ended."""
+    def finish(self, cell: Cell, failed: bool = False) -> None:
+        """A cell has ended; one that failed says nothing about the time of others."""
         del self.waiting[cell.key]
-        if cell.key in self.started:
+        if cell.key in self.started and not failed:
             seconds = self.clock() - self.started[cell.key]
             self.rates.setdefault(self._kind(cell), []).append(seconds / cell.steps)
 
@@ -122,11 +122,11 @@ class BarDisplay:
         done = f"steps, {self.count - len(self.waiting)}/{self.count} runs done, {self.left}"
         self.progress.update(self.overall, numbers=done)
 
-    def finish(self, cell: Cell, summary: str) -> None:
+    def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
         self.update(cell.key, cell.steps, 0.0, 0.0)
         self.progress.remove_task(self.running.pop(cell.key)[0])
         del self.waiting[cell.key]
-        self.left.finish(cell)
+        self.left.finish(cell, failed)
         self._show_overall()
         self.progress.console.print(f"{cell.title}: {summary}", highlight=False, markup=False)
 
@@ -164,10 +164,10 @@ class PlainDisplay:
         head = f"{steps / self.total:.0%} of all steps, {self.count - len(self.waiting)}/{self.count} runs done, {self.left}"
         self._print("; ".join([head, *lines]))
 
-    def finish(self, cell: Cell, summary: str) -> None:
+    def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
         self.running.pop(cell.key, None)
         del self.waiting[cell.key]
-        self.left.finish(cell)
+        self.left.finish(cell, failed)
         self.steps_done += cell.steps
         left = f", {self.left}" if self.waiting else ""
         self._print(f"[{self.count - len(self.waiting)}/{self.count}] {cell.title}: {summary}{left}")

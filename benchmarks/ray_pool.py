@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+from benchmarks.machine import usable_cores
 from benchmarks.runner import THREAD_VARIABLES, run_cell, set_up_worker
 from benchmarks.train import Cell
 
@@ -49,7 +50,7 @@ class RayPool:
             "excludes": EXCLUDED,
             "env_vars": {name: str(threads) for name in THREAD_VARIABLES},
         }
-        own = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address == "local" else {}
+        own = {"num_cpus": usable_cores(), "include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:

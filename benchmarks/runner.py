@@ -77,11 +77,15 @@ class ProcessPool:
         context = multiprocessing.get_context("spawn")
         self.device, self.queue = device, context.Queue()
         self.executor = ProcessPoolExecutor(workers, context, _start_worker, (self.queue, threads))
+        self.processes: set[multiprocessing.Process] = set()
 
     def submit(self, cell: Cell) -> Future:
         """Starts a cell; the future's result is that of `run_cell`."""
         with _signals_ignored():
-            return self.executor.submit(_work, cell, self.device)
+            others = set(multiprocessing.active_children())
+            future = self.executor.submit(_work, cell, self.device)
+            self.processes |= set(multiprocessing.active_children()) - others
+            return future
 
     def messages(self) -> Iterator[tuple]:
         """(key, step, loss, token accuracy) of running cells, as many as there are by now."""
@@ -92,7 +96,7 @@ class ProcessPool:
     def close(self) -> None:
         """Stops all workers, whatever they do."""
         with _signals_ignored():
-            for process in multiprocessing.active_children():
+            for process in self.processes:
                 process.kill()
             self.executor.shutdown(wait=True, cancel_futures=True)
 
@@ -147,6 +151,7 @@ def run_cells(
     threads: int,
     console: Console,
     ray_address: str | None = None,
+    failed: Callable[[Cell, dict], str] = lambda cell, result: f"failed: {result['error']}",
 ) -> dict[str, dict]:
     r"""Runs cells in parallel; the calling process is the only one that writes.
 
@@ -165,6 +170,8 @@ def run_cells(
             Where progress goes: bars on a terminal, plain lines elsewhere.
         ray_address (str, Optional):
             Runs the cells by Ray: `"local"`, `"auto"` or a cluster's address. Default: processes of this machine.
+        failed (Callable[[Cell, dict], str]):
+            As `finished`, for a cell that ended with an `error` and a `traceback`. Default: says the error.
 
     Returns:
         dict[str, dict]:
@@ -200,7 +207,7 @@ def run_cells(
                     cell, result = pending.pop(future), future.result()
                     if "error" in result:
                         failures[cell.key] = result
-                        display.finish(cell, f"failed: {result['error']}")
+                        display.finish(cell, failed(cell, result), failed=True)
                     else:
                         display.finish(cell, finished(cell, result))
     except KeyboardInterrupt:

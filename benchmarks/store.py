@@ -36,6 +36,7 @@ COLUMNS = (
     "lr",
     "batch_size",
     "weight_decay",
+    "schedule",
     "width",
     "layers",
     "mlp_width",
@@ -55,8 +56,17 @@ LATER_COLUMNS = {
     "recurrent_flops",
     "flops_per_token",
     "stop_at",
+    "schedule",
     "steps_done",
 }  # older files lack some
+_SCORED = {f"{score}_{k}x" for score in SCORES for k in MULTIPLES}
+_WHOLE = {"params", "mixer_params", "seed", "steps", "batch_size", "width", "layers"}
+# what the columns that are read as numbers hold, where they hold something
+NUMBERS: dict[str, tuple] = {
+    **dict.fromkeys((*_SCORED, "validation_token_accuracy", "seconds", "lr"), (float, "a number")),
+    **dict.fromkeys((*_WHOLE, "state_size", "recurrent_flops"), (int, "a whole number")),
+    **{name: (lambda text: [int(n) for n in text.split()], "whole numbers") for name in ("lengths", "eval_lengths")},
+}
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
@@ -74,12 +84,14 @@ def read_rows(path: str | Path, columns: tuple[str, ...] = COLUMNS) -> tuple[dic
             Rows by key, with every column (empty where the file lacks it), and the numbers of broken lines.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has other columns, or a comparison's has no number where there should be one.
     """
     header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     names = next(csv.reader([header]), [])
-    if not lines:  # killed while an older program wrote the header
-        return {}, []
+    if not lines:
+        if not any(",".join(known).startswith(header) for known in (columns, _older(columns))):
+            raise ValueError(f"{path} is not a results file; move it or name another folder (it holds {header[:60]!r}).")
+        return {}, []  # killed while an older program wrote the header
     unknown, missing = set(names) - set(columns), set(columns) - LATER_COLUMNS - set(names)
     if unknown or missing:
         raise ValueError(
@@ -92,10 +104,25 @@ def read_rows(path: str | Path, columns: tuple[str, ...] = COLUMNS) -> tuple[dic
         values = next(csv.reader([line]), []) if "\0" not in line else []
         if len(values) == len(names) and number < len(lines) + 1:
             found = dict(zip(names, values))
+            if columns is COLUMNS:
+                _check_numbers(found, f"{path}: line {number}")
             rows[found[columns[0]]] = {name: found.get(name, "") for name in columns}
         elif line:
             broken.append(number)
     return rows, broken
+
+
+def _older(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in columns if name not in LATER_COLUMNS)
+
+
+def _check_numbers(row: dict[str, str], where: str) -> None:
+    for name, (convert, expected) in NUMBERS.items():
+        try:
+            if row.get(name):
+                convert(row[name])
+        except ValueError:
+            raise ValueError(f"{where}: {name}={row[name]!r} is not accepted; expected {expected}.") from None
 
 
 def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
 from benchmarks.store import MULTIPLES
@@ -17,11 +18,28 @@ SETTINGS = (
     "stop_at",
     "batch_size",
     "weight_decay",
+    "schedule",
     "lengths",
     "eval_lengths",
     "train_examples",
     "eval_examples",
 )
+# of those and of the budget: how a file's name and a heading say what tells comparisons of one task apart
+DISTINCTIONS = {
+    "budget": ("b", "a budget of {}"),
+    "layers": ("l", "{} block(s)"),
+    "width": ("w", "width {}"),
+    "steps": ("s", "{} steps"),
+    "stop_at": ("e", "stopped at {}"),
+    "batch_size": ("n", "batches of {}"),
+    "weight_decay": ("d", "weight decay {}"),
+    "schedule": ("c", "schedule {}"),
+    "lengths": ("t", "lengths {}"),
+    "eval_lengths": ("v", "tested at {}"),
+    "train_examples": ("x", "{} training examples"),
+    "eval_examples": ("y", "{} test examples"),
+}
+LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
 TIE = 0.0005  # means that print as the same three decimals
 
 
@@ -54,6 +72,10 @@ class Line:
             Number of runs whose loss was not finite at some point.
         keys (list[str]):
             The runs that are averaged.
+        rule (str):
+            What was made equal where that is not the comparison's rule: `"params 28992"`. Default: empty.
+        missing (int):
+            How many seeds fewer than the comparison's other lines there are. Default: 0.
     """
 
     variant: str
@@ -70,6 +92,8 @@ class Line:
     seconds: float
     diverged: int
     keys: list[str]
+    rule: str = ""
+    missing: int = 0
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -85,6 +109,8 @@ class Line:
 def summarise(rows: list[dict[str, str]]) -> list[Line]:
     r"""Averages rows over seeds, best variant first.
 
+    Of a variant's learning rates those with most seeds are candidates, and of these the best on validation data is taken.
+
     Args:
         rows (list[dict[str, str]]):
             Rows of one comparison as the results file holds them.
@@ -97,8 +123,11 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
     for row in rows:
         groups.setdefault(row["variant"], {}).setdefault(row["lr"], []).append(row)
     lines = []
+    most = max((len(runs) for by_lr in groups.values() for runs in by_lr.values()), default=0)
     for variant, by_lr in groups.items():
-        lr, runs = max(by_lr.items(), key=lambda item: mean(float(r["validation_token_accuracy"]) for r in item[1]))
+        lr, runs = max(
+            by_lr.items(), key=lambda item: (len(item[1]), mean(float(r["validation_token_accuracy"]) for r in item[1]))
+        )
         first = runs[0]
         multiples = [k for k in MULTIPLES if first[f"token_accuracy_{k}x"]]
         lines.append(
@@ -117,6 +146,8 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
                 seconds=mean(float(r["seconds"]) for r in runs),
                 diverged=sum(r["diverged"] == "True" for r in runs),
                 keys=[r["key"] for r in runs],
+                rule=first["matched"].partition(" (by ")[2].rstrip(")"),
+                missing=most - len(runs),
             )
         )
     return sorted(lines, key=lambda line: line.order)
@@ -133,11 +164,29 @@ class Comparison:
             What was made equal, as `"params 28992"`; empty where the rows do not say.
         lines (list[Line]):
             Best first.
+        apart (dict[str, str]):
+            The settings, and the budget, in which it differs from others of the same task and rule. Default: none.
     """
 
     settings: dict[str, str]
     matched: str
     lines: list[Line]
+    apart: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The rule of matching: `"params"`, `"state"`, or empty."""
+        return self.matched.partition(" ")[0]
+
+    @property
+    def name(self) -> str:
+        """Task, rule and what tells it from others, for a file: `"s3-params-w64"`."""
+        return join_name(self.task, self.kind, apart=self.apart)
+
+    @property
+    def title(self) -> str:
+        """Task, and what tells it from others of the same task and rule, in words."""
+        return ", ".join([self.task, *(DISTINCTIONS[name][1].format(v or "default") for name, v in self.apart.items())])
 
     @property
     def task(self) -> str:
@@ -152,7 +201,7 @@ class Comparison:
     @property
     def description(self) -> str:
         """The settings in a line."""
-        s, kind = self.settings, self.matched.partition(" ")[0]
+        s, kind = self.settings, self.kind
         return (
             f"trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, "
             f"width {s['width']}, {s['layers']} block(s)" + (f", matched by {kind}" if kind else "")
@@ -172,9 +221,44 @@ def compare(rows: list[dict[str, str]]) -> list[Comparison]:
     """
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        for matched in row["matched"].split("; "):
-            groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append(row)
-    return [Comparison(dict(zip(SETTINGS, key)), key[-1], summarise(found)) for key, found in groups.items()]
+        for matched, label in {label.partition(" (by ")[0]: label for label in row["matched"].split("; ")}.items():
+            groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append({**row, "matched": label})
+    found = [Comparison(dict(zip(SETTINGS, key)), key[-1], summarise(rows)) for key, rows in groups.items()]
+    alike: dict[tuple[str, str], list[Comparison]] = {}
+    for c in found:
+        alike.setdefault((c.task, c.kind), []).append(c)
+    apart = {}
+    for members in alike.values():
+        told = distinguish([{"budget": c.matched.partition(" ")[2], **c.settings} for c in members])
+        apart |= {id(c): differences for c, differences in zip(members, told)}
+    return [replace(c, apart=apart[id(c)]) for c in found]
+
+
+def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
+    r"""Of several settings, for each the entries in which they are not all the same; a budget only where nothing else tells.
+
+    Example:
+        >>> from benchmarks.summary import distinguish
+        >>> distinguish([{"width": "64", "layers": "1"}, {"width": "128", "layers": "1"}])
+        [{'width': '64'}, {'width': '128'}]
+    """
+    varying = [name for name in DISTINCTIONS if len({s.get(name) for s in settings}) > 1]
+    others = [name for name in varying if name != "budget"]
+    if len({tuple(s[name] for name in others) for s in settings}) == len(settings):
+        varying = others  # the default budget follows the width
+    return [{name: s[name] for name in varying} for s in settings]
+
+
+def join_name(*parts: str, apart: dict[str, str]) -> str:
+    r"""A name for a file: parts that are not empty, and what tells it from others.
+
+    Example:
+        >>> from benchmarks.summary import join_name
+        >>> join_name("spectra", "s3", "", apart={"width": "64", "lengths": "4 8"})
+        'spectra-s3-w64-t4_8'
+    """
+    varying = (f"{DISTINCTIONS[name][0]}{value.replace(' ', '_') or 'none'}" for name, value in apart.items())
+    return "-".join(part for part in (*parts, *varying) if part)
 
 
 @dataclass(frozen=True)
@@ -195,7 +279,7 @@ class Win:
         behind (float, Optional):
             How much better the winner is than that one.
         verdict (str):
-            What the seeds say about the margin.
+            What the seeds say about the margin, or that the best is near guessing.
     """
 
     length: int
@@ -207,8 +291,20 @@ class Win:
     verdict: str
 
 
-def find_wins(comparison: Comparison) -> list[Win]:
-    """Who wins at each evaluated length, best first at that length."""
+def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
+    r"""Who wins at each evaluated length.
+
+    Args:
+        comparison (Comparison):
+            With at least one line.
+        chance (float):
+            Token accuracy of guessing; a winner that is not `LEARNED` of the way from there to 1 has learned nothing.
+            Default: 0.
+
+    Returns:
+        list[Win]:
+            One per length.
+    """
     wins = []
     for i, length in enumerate(comparison.lengths):
         ranked = sorted(comparison.lines, key=lambda line: -mean(line.tokens[i]))
@@ -224,7 +320,9 @@ def find_wins(comparison: Comparison) -> list[Win]:
                 margin=best - mean(rest[0].tokens[i]) if rest else None,
                 ours=ours,
                 behind=best - mean(ours.tokens[i]) if ours else None,
-                verdict=_verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
+                verdict="near guessing"
+                if best - chance < LEARNED * (1 - chance)
+                else _verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
             )
         )
     return wins
@@ -237,6 +335,13 @@ def _verdict(winners: list[list[float]], rest: list[list[float]]) -> str:
         return "one seed: no claim"
     apart = min(min(values) for values in winners) > max(rest[0])
     return "seeds do not overlap" if apart else "seeds overlap"
+
+
+def counts_text(lines: Iterable[Line]) -> str:
+    """How many seeds the lines have, in words: `"3 seeds"`, `"1 to 3 seeds"`."""
+    counts = {line.seeds for line in lines}
+    low, high = min(counts), max(counts)
+    return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
 
 
 def deviation(values: list[float]) -> float:

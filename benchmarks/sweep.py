@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.presets import PRESETS, Preset, get_preset
+from benchmarks.presets import MATCHES, PRESETS, SCHEDULES, Preset, get_preset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,10 @@ class FieldError(ValueError):
         self.where, self.message = where, message
 
 
+class _Refused(ValueError):
+    """A value that is refused for a reason of its own."""
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError
@@ -51,32 +55,38 @@ def _name(value: Any) -> str:
 def _task(value: Any) -> str:
     from benchmarks.tasks import get_task
 
-    get_task(_name(value))
-    return value.strip()
+    return _known(get_task, _name(value))
 
 
 def _mixer(value: Any) -> str:
     from benchmarks.models import get_variant
 
-    get_variant(_name(value))
-    return value.strip()
+    return _known(get_variant, _name(value))
+
+
+def _known(find: Callable[[str], Any], name: str) -> str:
+    try:
+        find(name)
+    except ValueError as error:
+        raise _Refused(str(error) if repr(name) in str(error) else f"{name!r}: {error}") from None
+    return name
 
 
 def _one_of(*known: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if value not in known:
-            raise ValueError(f"{value!r} is not known; expected one of {', '.join(known)}.")
+            raise _Refused(f"{value!r} is not known; expected one of {', '.join(known)}.")
         return value
 
     return convert
 
 
-def _whole(lowest: int, multiple: int = 1) -> Callable[[Any], int]:
+def _whole(lowest: int, multiple: int = 1, highest: float = math.inf) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         if isinstance(value, (bool, float)):
             raise ValueError
         number = int(value)
-        if number < lowest or number % multiple:
+        if not lowest <= number <= highest or number % multiple:
             raise ValueError
         return number
 
@@ -101,18 +111,20 @@ class Field:
     several: bool = True
 
 
+WIDEST, MOST = 2**14, 10**9  # layers of that width or size are built to be measured
 _POSITIVE = "a whole number greater than 0"
 FIELDS = {
     "task": Field(_task, "different names of tasks"),
     "mixers": Field(_mixer, "different names of mixers"),
-    "match": Field(_one_of("params", "state"), "params, state or both"),
-    "budget": Field(_whole(1), _POSITIVE),
+    "match": Field(_one_of(*MATCHES), "params, state or both"),
+    "budget": Field(_whole(1, highest=MOST), f"a whole number from 1 to {MOST:,}"),
     "preset": Field(_one_of(*PRESETS), f"one of {', '.join(PRESETS)}", several=False),
     "steps": Field(_whole(1), _POSITIVE, several=False),
-    "width": Field(_whole(8, 8), "a positive multiple of 8"),
+    "width": Field(_whole(8, 8, WIDEST), f"a positive multiple of 8 up to {WIDEST:,}"),
     "layers": Field(_whole(1), _POSITIVE),
     "lr": Field(_real(lambda x: 0 < x < math.inf), "numbers greater than 0 such as 3e-3"),
     "seeds": Field(_whole(0), "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"),
+    "schedule": Field(_one_of(*SCHEDULES), f"one of {', '.join(SCHEDULES)}", several=False),
     "stop_at": Field(_real(lambda x: 0 <= x <= 1), "a token accuracy from 0 (never stop early) to 1", several=False),
 }
 
@@ -148,9 +160,10 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
         raise wrong
     try:
         values = tuple(field.convert(part) for part in parts)
-    except (TypeError, ValueError) as error:
-        known = str(error) if "is not known" in str(error) else ""
-        raise FieldError(where, known) if known else wrong from None
+    except _Refused as error:
+        raise FieldError(where, str(error)) from None
+    except (TypeError, ValueError):
+        raise wrong from None
     if name == "seeds" and not listed:
         values = tuple(range(values[0]))
     if not values or len(set(values)) < len(values):
@@ -158,12 +171,14 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
     return values
 
 
-def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]]:
+def read_grid(path: Path, tasks: tuple[str, ...] = ()) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]]:
     r"""Reads a grid file.
 
     Args:
         path (Path):
             A TOML file, this module's docstring shows one, or a YAML file.
+        tasks (tuple[str, ...]):
+            Tasks given beside the file, which may have a table in it. Default: none.
 
     Returns:
         (dict[str, tuple], dict[str, dict[str, tuple]]):
@@ -177,7 +192,7 @@ def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise FieldError(f"{path}: settings", f"{tables!r} is not accepted; expected tables such as [settings.recall].")
     fields = _read_table(content, tuple(FIELDS), str(path))
-    names = fields.get("task", ())
+    names = (*fields.get("task", ()), *tasks)
     settings = {}
     for task, table in tables.items():
         if task not in names:
@@ -188,11 +203,22 @@ def read_grid(path: Path) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]
     return fields, settings
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as it is meant: a key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), value in zip(node.value, keys):
+            if keys.count(value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{value!r} stands there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse(path: Path) -> dict[str, Any]:
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if is_yaml else tomllib.loads(text)
+        content = yaml.load(text, _UniqueKeys) if is_yaml else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
@@ -235,7 +261,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             One per combination of task, rule of matching, budget, width and number of layers.
 
     Raises:
-        FieldError: if there are fewer steps than training lengths.
+        FieldError: if there are fewer steps than training lengths, or a budget for two rules of matching.
     """
     from benchmarks.models import DEFAULT_VARIANTS
 
@@ -244,13 +270,16 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
         values = {**fields, **settings.get(task, {}), **flags}
         (preset,) = values.get("preset", ("quick",))
         base = get_preset(preset, task)
-        for name in ("steps", "stop_at"):
+        for name in ("steps", "stop_at", "schedule"):
             if name in values:
                 base = replace(base, **{name: values[name][0]})
         base = replace(base, lrs=values.get("lr", base.lrs), seeds=values.get("seeds", base.seeds))
         if base.steps < len(base.lengths):
             where = "--steps" if "steps" in flags else "steps"
             raise FieldError(where, f"{base.steps} is not accepted; expected at least one per length {base.lengths}.")
+        if len(values.get("match", ())) > 1 and "budget" in values:
+            where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]
+            raise FieldError(where, f"{given} is not accepted with match params,state; expected one rule: their units differ.")
         sizes = product(
             values.get("match", ("params",)),
             values.get("budget", (None,)),

@@ -7,11 +7,11 @@ from statistics import mean
 from rich import box
 from rich.table import Table
 
-from benchmarks.summary import Line
+from benchmarks.summary import Line, counts_text
 
 
 def _spread(values: list[float], ranges: bool) -> str:
-    return f"{mean(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if ranges else "")
+    return f"{mean(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if ranges and len(values) > 1 else "")
 
 
 def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
@@ -29,7 +29,8 @@ def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
         Table:
             For a rich console.
     """
-    seeds = lines[0].seeds > 1
+    counts = sorted({line.seeds for line in lines})
+    seeds = counts[-1] > 1
     wide = width >= (124 if seeds else 100)
     ranges = seeds and width >= 100
     several_lrs = len({line.lr for line in lines}) > 1
@@ -46,6 +47,8 @@ def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
         table.add_column(f"{kind if wide else kind[:3]}\n@{lines[0].lengths[i]}", justify="right")
     if several_lrs:
         table.add_column("lr", justify="right")
+    if len(counts) > 1:
+        table.add_column("seeds", justify="right")
     table.add_column("time\ns", justify="right")
     for line in lines:
         cells = [line.variant, f"{line.mixer_params / 1000:.1f}k"]
@@ -53,9 +56,10 @@ def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
         cells += [line.state or "grows"]
         cells += [_spread((line.tokens if kind == "token" else line.sequences)[i], ranges) for kind, i in scores]
         cells += [f"{line.lr:g}"] if several_lrs else []
+        cells += [str(line.seeds)] if len(counts) > 1 else []
         table.add_row(*cells, f"{line.seconds:.0f}", style="bold" if line.variant.startswith("bdlru") else "")
-    table.caption = "token, sequence: accuracy at that length" + (
-        f"; mean{', range' if ranges else ''} of {lines[0].seeds} seeds" if seeds else ""
-    )
+    of = f"; mean{', range' if ranges else ''} of {counts_text(lines)}" if seeds else ""
+    others = [f"{line.variant}: matched by {line.rule}" for line in lines if line.rule]
+    table.caption = "\n".join([f"token, sequence: accuracy at that length{of}", *others])
     table.caption_justify = "left"
     return table

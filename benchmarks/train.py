@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from benchmarks.models import build_model
+from benchmarks.presets import SCHEDULES
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from fla_bdlru.flops import linear_flops_per_token
 from fla_bdlru.mixers import count_parameters
 
 EVAL_BATCH = 256
 CURVE_POINTS = 100
+MIN_LR = 1e-6  # where a cosine ends
+LATER = ("stop_at", "schedule")  # fields of `Cell` that older results lack; they have the defaults
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Cell:
         stop_at (float):
             Training ends once the token accuracy on validation sequences of the longest training length reaches this;
             0 never ends it early. Default: 0.
+        schedule (str):
+            How the learning rate moves: `"one-cycle"`, torch's `OneCycleLR`, which warms up to `lr` and moves AdamW's first
+            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas. Default: `"one-cycle"`.
     """
 
     task: str
@@ -81,14 +87,16 @@ class Cell:
     train_examples: int
     eval_examples: int
     stop_at: float = 0.0
+    schedule: str = "one-cycle"
 
     @property
     def key(self) -> str:
         """A digest of all fields but the label."""
         spec = asdict(self)
         del spec["variant"]
-        if not self.stop_at:  # the keys of results from before there was this field
-            del spec["stop_at"]
+        for name in LATER:  # the keys of results from before there were these fields
+            if spec[name] == getattr(Cell, name):
+                del spec[name]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -101,7 +109,7 @@ class Cell:
         row = {f.name: getattr(self, f.name) for f in fields(self)}
         row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
         row["lengths"] = " ".join(map(str, self.lengths))
-        row["stop_at"] = self.stop_at or ""
+        row |= {name: "" for name in LATER if row[name] == getattr(Cell, name)}
         row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
         return row
 
@@ -211,6 +219,14 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cell.lr)
 
 
+def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_scheduler.LRScheduler:
+    if cell.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
+    if cell.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
+    raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
+
+
 def _is_solved(model: torch.nn.Module, task: Task, cell: Cell, length: int, accuracy: float, device: str) -> bool:
     longest = max(cell.lengths)
     if not cell.stop_at or length < longest or accuracy < cell.stop_at:
@@ -243,7 +259,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
     model = build_model(cell.mixer, cell.mixer_args, *sizes, readout=task.readout).to(device)
     optimizer = _optimizer(model, cell)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
+    schedule = _schedule(optimizer, cell)
     every = max(1, cell.steps // CURVE_POINTS)
     curve, diverged = [], False
 
@@ -283,5 +299,6 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         "diverged": diverged,
         "steps_done": step,
         "curve": curve,
-        "weights": save({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}),
+        # copies, as a layer may hold one tensor under two names (S4D)
+        "weights": save({name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}),
     }

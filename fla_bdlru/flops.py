@@ -56,7 +56,8 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             FLOPs per token and sequence.
 
     Raises:
-        ValueError: if `context` is not positive, or the layer cannot decode on a CPU and has no `flops_per_token()`.
+        ValueError: if `context` is not positive, or the layer cannot decode on a CPU and has no `flops_per_token()`, as those
+            of lrnnx.
 
     Example:
         >>> from fla_bdlru.flops import measure_flops_per_token
@@ -68,7 +69,10 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
     if context < 1:
         raise ValueError(f"context={context} is not accepted; expected a number of tokens, at least 1.")
     if callable(getattr(layer, "flops_per_token", None)):
-        return layer.flops_per_token()
+        try:
+            return layer.flops_per_token()
+        except NotImplementedError:
+            raise ValueError(f"{type(layer).__name__} has no flops_per_token(); give it one.") from None
     from fla.models.utils import Cache
 
     training, layer_idx = layer.training, layer.layer_idx

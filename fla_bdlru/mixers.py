@@ -316,17 +316,19 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 1) -> int:
     r"""Number of values that a layer carries from one step to the next, per sequence.
 
-    A layer's own `state_size()` if it has one; else what it puts into the cache after one step (so for softmax attention,
-    whose state grows, that of one token).
+    A layer's own `state_size()` if it has one; else what it puts into the cache after `tokens` tokens (so for softmax
+    attention, whose state grows, that of as many).
 
     Args:
         layer (nn.Module):
             A layer with FLA's signature, on the device it can run on.
         dtype (torch.dtype, Optional):
-            Dtype of the step's input. Default: `torch.float32`.
+            Dtype of the input. Default: `torch.float32`.
+        tokens (int, Optional):
+            Number of tokens that the layer has seen. Default: 1.
 
     Example:
         >>> from fla_bdlru.mixers import build_mixer, measure_state_size
@@ -344,7 +346,7 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32) -> 
         cache = Cache()
         with torch.no_grad():
             layer(
-                torch.zeros(1, 1, layer.hidden_size, device=parameter.device, dtype=dtype),
+                torch.zeros(1, tokens, layer.hidden_size, device=parameter.device, dtype=dtype),
                 past_key_values=cache,
                 use_cache=True,
             )

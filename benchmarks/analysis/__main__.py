@@ -26,10 +26,10 @@ def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
     table = eigenvalues(folder, rows)
     if table.empty:
         return []
-    name = _name("spectra", comparison)
+    name = f"spectra-{comparison.name}"
     picture, summary, values = (out / f"{name}{end}" for end in (".png", ".csv", "-values.csv"))
     accuracies = {line.variant: sum(line.tokens[0]) / line.seeds for line in comparison.lines}
-    title = f"{comparison.task}: eigenvalues of the learned transitions, {_seeds(comparison)}"
+    title = f"{comparison.title}: eigenvalues of the learned transitions, {_seeds(comparison)}"
     draw_spectra(table, accuracies, title, picture)
     summarise_eigenvalues(table).round(4).to_csv(summary, index=False)
     table.to_csv(values, index=False, float_format="%.4g")
@@ -42,8 +42,8 @@ def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
     table = memory(folder, rows)
     if table.empty:
         return []
-    picture, numbers = (out / f"{_name('memory', comparison)}{end}" for end in (".png", ".csv"))
-    title = f"{comparison.task}: time constants of blocks, {_seeds(comparison)}"
+    picture, numbers = (out / f"memory-{comparison.name}{end}" for end in (".png", ".csv"))
+    title = f"{comparison.title}: time constants of blocks, {_seeds(comparison)}"
     draw_memory(table, comparison.lengths[0], title, picture)
     table.round(3).to_csv(numbers, index=False)
     return [picture, numbers]
@@ -52,7 +52,7 @@ def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
 def _costs(comparison, rows, folder: Path, out: Path) -> list[Path]:
     from benchmarks.analysis.accuracy import draw_costs
 
-    picture = out / f"{_name('flops', comparison)}.png"
+    picture = out / f"flops-{comparison.name}.png"
     draw_costs(comparison, picture)
     return [picture]
 
@@ -60,7 +60,7 @@ def _costs(comparison, rows, folder: Path, out: Path) -> list[Path]:
 def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
     from benchmarks.analysis.accuracy import draw_gate_norms
 
-    picture = out / f"{_name('gate-norms', comparison)}.png"
+    picture = out / f"gate-norms-{comparison.name}.png"
     draw_gate_norms(comparison, picture)
     return [picture]
 
@@ -68,21 +68,17 @@ def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
 EACH: dict[str, Callable] = {"spectra": _spectra, "memory": _memory, "flops": _costs, "gate-norms": _gate_norms}
 
 
-def _name(kind: str, comparison) -> str:
-    matched = comparison.matched.partition(" ")[0]
-    return f"{kind}-{comparison.task}" + (f"-{matched}" if matched else "")
-
-
 def _seeds(*comparisons) -> str:
-    counts = {line.seeds for comparison in comparisons for line in comparison.lines}
-    low, high = min(counts), max(counts)
-    return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
+    from benchmarks.summary import counts_text
+
+    return counts_text(line for comparison in comparisons for line in comparison.lines)
 
 
-def _block_sizes(comparisons, out: Path) -> list[Path]:
+def _block_sizes(comparisons, apart: dict[str, str], out: Path) -> list[Path]:
     from benchmarks.analysis.accuracy import draw_block_sizes
+    from benchmarks.summary import join_name
 
-    picture = out / f"block-size-{comparisons[0].task}.png"
+    picture = out / f"{join_name('block-size', comparisons[0].task, apart=apart)}.png"
     draw_block_sizes(comparisons, picture)
     return [picture]
 
@@ -91,8 +87,8 @@ def _overviews(comparisons, out: Path) -> list[Path]:
     from benchmarks.analysis.overview import draw_overview, overview
 
     written = []
-    for matched in dict.fromkeys(c.matched.partition(" ")[0] for c in comparisons):
-        alike = [c for c in comparisons if c.matched.partition(" ")[0] == matched]
+    for matched in dict.fromkeys(c.kind for c in comparisons):
+        alike = [c for c in comparisons if c.kind == matched]
         table = overview(alike)
         picture, numbers = (out / f"overview{f'-{matched}' if matched else ''}{end}" for end in (".png", ".csv"))
         title = f"all mixers, all tasks{f', matched by {matched}' if matched else ''}, {_seeds(*alike)}"
@@ -103,17 +99,21 @@ def _overviews(comparisons, out: Path) -> list[Path]:
 
 
 def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
-    """(what it is about, what writes it) of one kind of analysis: of all runs, of each task, or of each comparison."""
+    """(what it is about, what writes it) of one kind of analysis: of all runs, of each setting, or of each comparison."""
+    from benchmarks.summary import distinguish
+
     if kind == "overview":
         yield "all tasks", partial(_overviews, comparisons, out)
         return
     for name in dict.fromkeys(c.task for c in comparisons):
         alike = [c for c in comparisons if c.task == name]
         if kind == "block-size":
-            yield name, partial(_block_sizes, alike, out)
+            by_settings = {tuple(c.settings.items()): c.settings for c in alike}
+            for settings, apart in zip(by_settings.values(), distinguish(list(by_settings.values()))):
+                yield name, partial(_block_sizes, [c for c in alike if c.settings == settings], apart, out)
             continue
         for c in alike:
-            yield name, partial(EACH[kind], c, [stored[key] for line in c.lines for key in line.keys], folder, out)
+            yield c.title, partial(EACH[kind], c, [stored[key] for line in c.lines for key in line.keys], folder, out)
 
 
 @app.command(help=__doc__.splitlines()[0])
@@ -142,7 +142,10 @@ def main(
         raise typer.BadParameter(f"{task!r} is not accepted; the folder has runs of {', '.join(there)}.", param_hint="--task")
     quiet()
     out = out or folder
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{str(out)!r} cannot be a folder: {error.strerror}.", param_hint="--out") from None
     comparisons = [c for c in compare(list(stored.values())) if c.task in tasks]
     written = 0
     for kind in kinds:

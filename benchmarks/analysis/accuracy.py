@@ -8,11 +8,10 @@ from statistics import mean
 from benchmarks.naming import FAMILIES, parse_name
 from benchmarks.plots import FAMILIES as COLOURS
 from benchmarks.plots import OTHER, new_figure, variant_styles
+from benchmarks.presets import MATCHES
 from benchmarks.summary import Comparison, Line
 from benchmarks.tasks import get_task
 from fla_bdlru.ops import GATE_NORMS
-
-MATCHES = {"params": "equal parameters", "state": "equal state"}
 
 
 def block_size_lines(comparison: Comparison) -> dict[str, list[Line]]:
@@ -56,10 +55,10 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
                 label = f"{FAMILIES[name]} @{comparison.lengths[i]}"
                 axes.errorbar(sizes, means, (below, above), fmt=f"o{dash}", color=COLOURS[name], capsize=3, label=label)
         axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-        kind = MATCHES.get(comparison.matched.partition(" ")[0], "sizes as run")
+        kind = MATCHES.get(comparison.kind, "sizes as run")
         seeds = max(line.seeds for line in comparison.lines)
         axes.set_xticks(sorted({_size(line) for lines in families.values() for line in lines}))
-        axes.set(title=f"{comparison.task}: {kind}, {seeds} seed(s)", xlabel="block size or order m", ylim=(0, 1.03))
+        axes.set(title=f"{comparison.title}: {kind}, {seeds} seed(s)", xlabel="block size or order m", ylim=(0, 1.03))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.axes[0].set_ylabel("token accuracy (mean, range)")
@@ -139,7 +138,7 @@ def draw_gate_norms(comparison: Comparison, path: Path) -> None:
     axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
     axes.set_xticks(range(len(norms)), norms)
     seeds = max(line.seeds for found in models.values() for line in found.values())
-    axes.set(title=f"{comparison.task}: gate norms, {seeds} seed(s)", ylim=(0, 1.08))
+    axes.set(title=f"{comparison.title}: gate norms, {seeds} seed(s)", ylim=(0, 1.08))
     axes.set_ylabel(f"token accuracy @{comparison.lengths[0]} (mean, range)")
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=8)

@@ -133,7 +133,8 @@ def _train_all(
 
     from benchmarks.lm.models import measure
     from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, make_row
-    from benchmarks.lm.train import Interrupted, train
+    from benchmarks.lm.train import train
+    from benchmarks.runner import Interrupted
     from benchmarks.store import ResultStore
 
     PartialState(cpu=device == "cpu")  # joins the processes of torchrun: gloo on a CPU, NCCL on GPUs

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # what a config of ours may say differently from FLA's default, where the model has the field
 DEFAULTS = {"bos_token_id": None, "eos_token_id": None, "use_cache": False}
+# a model's fields that are counts
+SIZES = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size")
 
 
 def model_types() -> dict[str, type[PreTrainedConfig]]:
@@ -88,6 +90,10 @@ def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> Pre
     for option in wanted:
         if option not in accepted:
             raise ValueError(f"model.{option}={wanted[option]!r} is not a field of {name!r}; it has {', '.join(accepted)}.")
+        value = wanted[option]
+        missing = value is None and accepted[option] is None
+        if option in SIZES and not missing and (type(value) is not int or value < 1):
+            raise ValueError(f"model.{option}={value!r} is not accepted; expected a whole number greater than 0.")
     size = wanted.setdefault("vocab_size", vocab_size)
     if size is None or (vocab_size is not None and size < vocab_size):
         raise ValueError(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from benchmarks.presets import MATCHES
+from benchmarks.sweep import tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
-MATCHES = ("params", "state")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -311,8 +307,3 @@ def load_settings(preset: str, changes: tuple[str, ...] = ()) -> Settings:
     for change in changes:
         _override(table, change)
     return _make(Settings, table, "")
-
-
-def as_dict(settings: Settings) -> dict:
-    """Nested dictionaries, for a digest or JSON."""
-    return asdict(settings)

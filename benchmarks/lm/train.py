@@ -22,6 +22,7 @@ from benchmarks.lm.evaluate import octaves, position_losses, scored_tokens
 from benchmarks.lm.models import build_model
 from benchmarks.lm.settings import Entry, Settings
 from benchmarks.lm.text import Blocks, Corpus, Windows
+from benchmarks.runner import Interrupted
 from benchmarks.train import decays
 
 COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing
@@ -29,14 +30,6 @@ COMPLETE = "complete"  # a file in a checkpoint that every process has finished 
 
 # a block is a unit; each process writes its own part of a checkpoint
 FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved a checkpoint."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped at step {step:,}, where a checkpoint was saved")
-        self.step = step
 
 
 @dataclass(frozen=True)
@@ -279,7 +272,7 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
             `processes`, `precision`, `diverged` and `curve`.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM.
+        Interrupted: on SIGINT or SIGTERM, once a checkpoint is saved.
         ValueError: if the batch does not divide, or the text is too short.
     """
     settings, folder = run.settings, out / "checkpoints" / run.key
@@ -315,7 +308,7 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
     with trainer.stop.installed():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stop.stopped:
-        raise Interrupted(trainer.state.global_step)
+        raise Interrupted(f"stopped at step {trainer.state.global_step:,}, where a checkpoint was saved")
     if fsdp:
         local = sum(p.to_local().numel() for p in trainer.model_wrapped.parameters())
         say(f"{run.title}: {local:,} parameters on each of {processes} processes")

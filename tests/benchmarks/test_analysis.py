@@ -210,6 +210,28 @@ def test_what_cannot_be_drawn_is_said(make_row, tmp_path):
     assert "several block sizes" in result.output
 
 
+def test_comparisons_of_one_task_do_not_write_over_each_other(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for width in ("64", "128"):
+            for variant in ("bdlru-m1", "bdlru-m2", "bdlru-m2-tanh"):
+                more = {"width": width, "matched": f"params {width}00", "key": f"{variant}{width}", "recurrent_flops": "99"}
+                store.add(make_row(variant, 0.5, **more))
+    result = run(tmp_path, "--what", "flops,block-size,gate-norms", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    expected = {
+        f"{kind}-w{width}.png" for kind in ("flops-s3-params", "block-size-s3", "gate-norms-s3-params") for width in (64, 128)
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_file_is_no_folder(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        store.add(make_row("lstm", 0.5))
+    result = run(tmp_path, "--out", tmp_path / "compare.csv")
+    assert result.exit_code == 2
+    assert "compare.csv' cannot be a folder: File exists" in " ".join(result.output.replace("│", " ").split())
+
+
 def test_overview_is_every_mixer_on_every_task(make_row, tmp_path):
     rows = [
         make_row("lstm", 1.0, task="s3"),

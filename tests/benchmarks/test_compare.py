@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import random
 import signal
@@ -15,10 +16,13 @@ from typer.testing import CliRunner
 
 from benchmarks.compare import app
 from benchmarks.grid import plan
-from benchmarks.models import DEFAULT_VARIANTS
+from benchmarks.machine import usable_cores
+from benchmarks.models import DEFAULT_VARIANTS, match_variant
 from benchmarks.presets import PRESETS, get_preset
+from benchmarks.runner import Interrupted
 from benchmarks.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
+from benchmarks.train import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "benchmarks" / "results" / "quick" / "compare.csv"
@@ -27,7 +31,7 @@ SMALL = ["--mixers", "bdlru-m4,gated_deltanet", "--seeds", "2", "--width", "16",
 
 
 def command(out, *extra, small=SMALL):
-    return [sys.executable, "-m", "benchmarks.compare", *small, "--workers", "2", "--out", str(out), *extra]
+    return [sys.executable, "-m", "benchmarks.compare", *small, "--workers", "2", "--oversubscribe", "--out", str(out), *extra]
 
 
 def start(out, *extra, small=SMALL):
@@ -50,14 +54,19 @@ def rows(out):
     return sorted(({k: v for k, v in row.items() if k not in TIMES} for row in found), key=lambda row: row["key"])
 
 
-def wait_for_rows(out, number, process):
+def wait_for_rows(out, number, pid):
+    """Until there are so many, or the process has ended."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            break
         with contextlib.suppress(FileNotFoundError):
             if len(rows(out)) >= number:
                 return
         time.sleep(0.02)
-    raise AssertionError(f"no {number} rows; the run said: {process.communicate(timeout=60)}")
+    assert rows(out), "the run wrote nothing"
 
 
 def wait_for_empty_group(group):
@@ -118,46 +127,57 @@ def test_a_second_call_does_nothing_again(unbroken):
     assert (out / "compare.csv").read_bytes() == before
 
 
-KILLS = 4
+KILLS = 10
+
+
+@pytest.fixture
+def forked_sweep():
+    """Starts a sweep in a process that has imported everything; its process id."""
+    code = [sys.executable, str(ROOT / "tests" / "benchmarks" / "forked_sweeps.py")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(code, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(*arguments):
+        print(*arguments, file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+
+    yield start
+    server.communicate(timeout=60)
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_killed_at_random_moments_and_resumed_equals_an_unbroken_one(unbroken, tmp_path):
+def test_a_sweep_killed_at_random_moments_and_resumed_equals_an_unbroken_one(unbroken, forked_sweep, tmp_path):
     (tmp_path / "grid.toml").write_text(
         'task = ["s3", "parity"]\nmixers = ["bdlru-m4", "hlru-m2"]\nmatch = ["params", "state"]\n'
-        "seeds = 1\nwidth = 16\nsteps = 24\n"
+        "seeds = 4\nwidth = 16\nsteps = 24\n"
     )
-
-    def sweep(out):
-        return start(out, "--grid", str(tmp_path / "grid.toml"), small=())
-
-    process = sweep(tmp_path / "whole")
-    stdout, stderr = process.communicate(timeout=280)
-    assert process.returncode == 0, stderr
+    grid = ("--grid", str(tmp_path / "grid.toml"))
+    pid = forked_sweep(*grid, "--workers", "2", "--oversubscribe", "--out", str(tmp_path / "whole"))
+    wait_for_rows(tmp_path / "whole", math.inf, pid)
     whole = rows(tmp_path / "whole")
-    assert len(whole) == 6  # bdlru-m4 is the same model at equal parameters and at equal state
+    assert len(whole) == 24  # bdlru-m4 is the same model at equal parameters and at equal state
     assert {row["matched"] for row in whole if row["variant"] == "bdlru-m4"} == {"params 1872; state 16"}
     by_key = {row["key"]: row for row in whole}
     for row in rows(unbroken[0]):  # the same runs from flags, matched in one way
-        if row["variant"] == "bdlru-m4" and row["seed"] == "0":
+        if row["variant"] == "bdlru-m4":
             assert {**by_key[row["key"]], "matched": row["matched"]} == row
 
     out, seed, survived = tmp_path / "killed", time.time_ns(), 0
     print("moments drawn with seed", seed)
     moments = random.Random(seed)
     for kill in range(KILLS):
-        process = sweep(out)
+        pid = forked_sweep(*grid, "--workers", "2", "--oversubscribe", "--out", str(out))
         if kill % 2:
-            time.sleep(moments.uniform(0, 6))
+            time.sleep(moments.uniform(0, 1.5))
         else:
-            wait_for_rows(out, min(survived + 1, 6), process)
+            wait_for_rows(out, survived + 1, pid)
             time.sleep(moments.uniform(0, 0.4))
-        if kill % 3:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers have to notice
-        process.communicate(timeout=60)
-        wait_for_empty_group(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            if kill % 3:
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGKILL)  # the parent alone: its workers have to notice
+        wait_for_empty_group(pid)
         if (out / "compare.csv").exists():
             kept = rows(out)
             assert survived <= len(kept)
@@ -166,10 +186,10 @@ def test_a_sweep_killed_at_random_moments_and_resumed_equals_an_unbroken_one(unb
     path = out / "compare.csv"
     path.write_bytes(path.read_bytes() + b"deadbeef,s3,bdl")  # and a line cut short
 
-    process = sweep(out)
+    process = start(out, *grid, small=())
     stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
-    assert f"6 runs, {survived} of them in" in stdout
+    assert f"24 runs, {survived} of them in" in stdout
     assert "is incomplete" in stdout
     assert rows(out) == whole
     assert sorted(p.name for p in (out / "curves").glob("*.csv")) == sorted(f"{row['key']}.csv" for row in whole)
@@ -219,6 +239,12 @@ def test_interruption_is_quiet_and_says_how_to_go_on(number, tmp_path):
         (["--lr", "fast"], ["--lr", "'fast'", "3e-3"]),
         (["--lr", "nan"], ["--lr", "nan", "greater than 0"]),
         (["--workers", "0"], ["--workers", "greater than 0"]),
+        (["--workers", "640", "--threads", "64"], ["--workers, --threads", "need 40960 cores", "--oversubscribe"]),
+        (["--threads", "6400"], ["1 worker(s) of 6400 thread(s) need 6400 cores", "expected at most"]),
+        (["--budget", "99", "--match", "params,state"], ["--budget", "99 is not accepted", "expected one rule"]),
+        (["--width", "100000000"], ["--width", "up to 16,384"]),
+        (["--budget", "100000000000"], ["--budget", "1,000,000,000"]),
+        (["--schedule", "step"], ["--schedule", "'step'", "one-cycle, cosine"]),
         (["--device", "tpu"], ["--device", "'tpu'", "auto, cpu, cuda"]),
         (["--mixers", "mamba2", "--budget", "300"], ["mamba2", "300", "closest are"]),
     ],
@@ -266,7 +292,8 @@ def test_paper_settings_of_mad_are_its_published_ones():
         assert (settings.lengths, settings.train_examples) == ((length,), examples)
         assert settings.steps * 128 == 200 * examples
         assert (settings.batch_size, settings.eval_examples, settings.lrs) == (128, 1280, (5e-4,))
-        assert (settings.width, settings.layers) == (128, 2)
+        assert (settings.width, settings.layers, settings.mlp_width) == (128, 2, 352)  # 8/3 of the width, in steps of 16
+        assert (settings.weight_decay, settings.schedule) == (0.0, "cosine")
 
 
 def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
@@ -299,6 +326,54 @@ def test_stored_results_are_what_the_command_would_do(task):
     assert not broken
     grid, _ = plan(task, DEFAULT_VARIANTS, "params", None, get_preset("quick", task), "cpu")
     assert {planned.cell.key for planned in grid} == {key for key, row in stored.items() if row["task"] == task}
+
+
+def test_every_stored_run_is_known_by_its_key():
+    """Rebuilt from their rows, with a variant's arguments as they are settled now: nothing would be done again."""
+    lists, numbers = ("lengths", "eval_lengths"), ("lr", "weight_decay")
+    stored, _ = read_rows(QUICK)
+    assert len(stored) > 200
+    matches = {}
+    for key, row in stored.items():
+        width, variant = int(row["width"]), row["variant"]
+        if (variant, width) not in matches:
+            matches[variant, width] = match_variant(variant, "params", width)
+        fields = {name: row[name] for name in Cell.__dataclass_fields__ if row[name] != ""}
+        fields |= {name: float(row[name]) for name in numbers}
+        fields |= {name: int(value) for name, value in fields.items() if isinstance(value, str) and value.isdigit()}
+        fields |= {name: tuple(map(int, row[name].split())) for name in lists}
+        matched = matches[variant, width]
+        assert fields["mlp_width"] == get_preset("quick", row["task"]).mlp_width + matched.extra_mlp
+        assert Cell(**{**fields, "mixer_args": matched.args}).key == key
+        assert row["matched"] == matched.rule
+
+
+def test_cores_are_those_that_a_process_may_use(tmp_path):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert usable_cores(tmp_path / "cpu.max") == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path / "cpu.max") == usable_cores(tmp_path / "none")
+    if hasattr(os, "sched_setaffinity"):
+        code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        code += "from benchmarks.machine import usable_cores\nassert usable_cores() == 1"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_failed_run_leaves_its_traceback_at_once_and_brackets_are_kept(tmp_path, monkeypatch):
+    def fail(cells, finished, *rest):
+        failed = rest[-1]
+        failed(cells[0], {"error": "ValueError: x[/b]", "traceback": "Traceback ..."})
+        raise Interrupted
+
+    monkeypatch.setattr("benchmarks.runner.run_cells", fail)
+    out = tmp_path / "q[/b]x"  # a folder's name with markup of rich
+    result = CliRunner().invoke(app, [*SMALL, "--out", str(out)], env={"COLUMNS": "300"})
+    assert result.exit_code == 130, result.output
+    assert [path.read_text() for path in out.glob("error-*.txt")] == ["Traceback ..."]
+    text = " ".join(result.output.split())
+    assert "Stopped. 0 of 4 runs are kept. The same command" in text
+    assert "compare.csv" not in text
+    assert f"4 runs, 0 of them in {out} already" in text
 
 
 def test_results_of_an_older_version_are_known(older_results, tmp_path):

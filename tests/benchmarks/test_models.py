@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.grid import plan
 from benchmarks.models import (
     DEFAULT_VARIANTS,
-    MATCHES,
     TOLERANCE,
     VARIANTS,
     build_layer,
@@ -17,8 +17,11 @@ from benchmarks.models import (
     layer_state,
     match_variant,
     quiet,
+    state_grows,
 )
+from benchmarks.presets import MATCHES, get_preset
 from fla_bdlru import mixers
+from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.layers import LSTM
 from fla_bdlru.mixers import count_parameters
 
@@ -66,12 +69,65 @@ def test_a_registered_mixer_needs_no_recipe(monkeypatch):
     budget = default_budget("params", 64)
     matched = match_variant("mine", "params", 64)
     assert abs(layer_params("mine", 64, matched.args) - budget) <= TOLERANCE * budget
-    fixed = match_variant("retnet", "params", 64, 60_000)
-    assert fixed.args == {}
-    assert abs(layer_params("retnet", 64, {}) + 3 * 64 * fixed.extra_mlp - 60_000) <= 1.5 * 64
+    fixed = match_variant("forgetting_attn", "params", 64, 60_000)
+    assert fixed.args == {"num_heads": 4}
+    assert abs(layer_params("forgetting_attn", 64, fixed.args) + 3 * 64 * fixed.extra_mlp - 60_000) <= 1.5 * 64
     assert "its MLP has" in fixed.note
     with pytest.raises(ValueError, match="or a registered mixer: abc, attn"):
         get_variant("no-such-mixer")
+
+
+NO_CPU = {  # what they say of it
+    "log_linear_mamba2": "it is not implemented there",
+    "mamba3": "Mamba-3 currently requires a CUDA device",
+    "mesa_net": "0 active drivers",
+    "path_attn": "use_cache should be False in training",
+}
+FLA_MIXERS = sorted(set(mixers.available_mixers()) - set(LRNNX_LAYERS))
+
+
+@pytest.mark.parametrize("name", FLA_MIXERS)
+@pytest.mark.parametrize("width", [64, 128])
+def test_every_registered_mixer_is_matched_by_parameters(name, width):
+    budget, matched = default_budget("params", width), match_variant(name, "params", width)
+    mixer = get_variant(name).mixer
+    got = layer_params(mixer, width, matched.args) + 3 * width * matched.extra_mlp
+    assert abs(got - budget) <= TOLERANCE * budget
+    assert matched.rule == f"params {budget}"
+    if name in NO_CPU and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=f"mixer {name!r} cannot decode on cpu.*measured: {NO_CPU[name]}"):
+            layer_state(mixer, width, matched.args)
+    else:
+        assert layer_state(mixer, width, matched.args) > 0
+
+
+@pytest.mark.parametrize("name", FLA_MIXERS)
+def test_every_registered_mixer_is_matched_by_state_or_refused(name):
+    refused = {**NO_CPU, "hgrn2": "the size of hgrn2 is set by the model's width, the closest are 1,024"}
+    if name in refused and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=f"mixer {name!r} cannot .*{refused[name]}"):
+            match_variant(name, "state", 64)
+        return
+    matched = match_variant(name, "state", 64)
+    growing = name in ("attn", "forgetting_attn")
+    assert matched.rule == ("params 28992" if growing else "state 64")
+    assert state_grows(name, 64, matched.args) is growing
+    if not growing:
+        assert not matched.extra_mlp
+        assert abs(layer_state(name, 64, matched.args) - 64) <= TOLERANCE * 64
+
+
+def test_what_is_matched_by_another_rule_says_so():
+    grid, _ = plan("s3", ("attn", "lstm"), "state", None, get_preset("quick", "s3"), "cpu")
+    assert {p.cell.variant: p.matched for p in grid} == {"attn": "state 64 (by params 28992)", "lstm": "state 64"}
+    assert {p.cell.variant: p.state_size for p in grid} == {"attn": None, "lstm": 64}
+
+
+def test_an_mlp_whose_columns_are_too_coarse_is_refused():
+    with pytest.raises(
+        ValueError, match=r"to 1,050 parameters at width=16 \(within 2%\).*1,024 parameters, and a column .* 48"
+    ):
+        match_variant("attn", "params", 16, 1050)
 
 
 @pytest.mark.parametrize("name", RESIZED)
@@ -165,6 +221,10 @@ def test_flops_of_every_mixer_are_counted():
 def test_our_mixers_of_any_size_norm_and_parts_are_known(name, args):
     assert get_variant(name).args == args
     assert args.items() <= match_variant(name, "params", 64, 300_000).args.items()
+
+
+def test_the_default_norm_by_its_name_is_the_same_model():
+    assert get_variant("bdlru-m4-softmax").args == get_variant("bdlru-m4").args
 
 
 def test_a_size_that_blocks_cannot_reach_is_refused():

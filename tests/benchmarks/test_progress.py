@@ -37,6 +37,19 @@ def test_what_is_left_is_counted_by_what_each_mixer_costs():
     assert str(left) == "about 2 min left"
 
 
+def test_a_failure_says_nothing_about_the_time_of_others():
+    cells = [replace(CHEAP, seed=seed) for seed in range(3)]
+    clock = Clock()
+    left = TimeLeft(cells, workers=1, clock=clock)
+    left.update(cells[0].key, 0)
+    left.finish(cells[0], failed=True)
+    assert str(left) == "time left not known yet"
+    left.update(cells[1].key, 0)
+    clock.now = 10
+    left.finish(cells[1])
+    assert left.seconds() == pytest.approx(10)
+
+
 def test_workers_share_the_work():
     cells = [replace(CHEAP, seed=seed) for seed in range(5)]
     clock = Clock()

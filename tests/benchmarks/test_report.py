@@ -66,7 +66,35 @@ def test_rows_of_an_older_file_are_shown(make_row, tmp_path):
 
 
 def test_the_stored_results_make_a_page():
-    assert "gated_deltaproduct-neg</span>" in make_report("benchmarks/results/quick")
+    page = make_report("benchmarks/results")  # of the folder, its subfolder, and language models
+    assert "gated_deltaproduct-neg</span>" in page
+    assert "s3 (quick), equal params" in page
+    assert ">compression, equal params" in page
+    assert re.search(r'id="table-lm1">.*bits per byte @2048', page, re.DOTALL)
+    assert (
+        page.index("s2 (quick)") < page.index("s3 (quick)") < page.index("parity (quick)") < page.index("compression (quick)")
+    )
+
+
+def test_nothing_learned_is_no_win(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for variant, value in (("lstm", 0.04), ("gla", 0.03)):
+            store.add(make_row(variant, value, task="s5"))
+        store.add(make_row("lstm", 0.9))
+    page = make_report(tmp_path)
+    wins = page[page.index("<tbody>") : page.index("</tbody>")]
+    rows = re.findall(r"<tr>.*?</tr>", wins, re.DOTALL)
+    assert ["s5" in row for row in rows] == ["near guessing" in row for row in rows] == [False, False, True, True]
+    assert ["1 of 2 mixers" in row for row in rows] == [True, True, False, False]
+
+
+def test_two_settings_have_two_headings(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for width in ("64", "128"):
+            store.add(make_row("lstm", 0.5, width=width, key=width))
+    assert {"s3, width 64, equal params", "s3, width 128, equal params"} <= set(
+        re.findall(r"<h2>(.*?)</h2>", make_report(tmp_path))
+    )
 
 
 def test_newer_rows_of_the_same_runs_do_not_tear_an_older_comparison_apart(older_results, tmp_path):
@@ -140,6 +168,11 @@ def test_the_page_opens_in_a_browser(folder, width, tmp_path):
         assert all(page.eval_on_selector_all("img", "images => images.map(i => i.complete && i.naturalWidth > 500)"))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
+        for box in page.locator(".scroll").all():  # reached and named without a mouse
+            assert box.get_attribute("tabindex") == "0"
+            assert box.get_attribute("role") == "region"
+            assert box.get_attribute("aria-label")
+        assert page.locator("table > caption").count() == len(tables)
         for table in tables:  # wider than the page or not, it scrolls in its own box
             box = page.locator(f"#{table}").locator("xpath=..").bounding_box()
             assert box["x"] >= 0

@@ -2,13 +2,14 @@
 
 import io
 import multiprocessing
+import time
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from small_cell import CELL
 
-from benchmarks.runner import WorkerDied, run_cells
+from benchmarks.runner import Interrupted, WorkerDied, run_cells
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on():
@@ -27,6 +28,24 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on():
     assert "Traceback" in failures[broken.key]["traceback"]
     assert "failed: ValueError" in console.file.getvalue()
     assert not multiprocessing.active_children()
+
+
+def test_a_failure_is_told_when_it_happens_and_processes_of_others_live_on():
+    told, other = [], multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+
+    def failed(cell, result):
+        told.append(result["traceback"])
+        raise KeyboardInterrupt  # whatever comes after it
+
+    broken = replace(CELL, mixer_args={"nonsense": 8})
+    console = Console(file=io.StringIO())
+    with pytest.raises(Interrupted):
+        run_cells([broken, CELL], None, "cpu", workers=1, threads=1, console=console, failed=failed)
+    assert "Traceback" in told[0]
+    assert multiprocessing.active_children() == [other]
+    other.kill()
+    other.join()
 
 
 def test_a_worker_that_dies_is_told_apart_from_an_error():

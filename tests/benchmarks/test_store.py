@@ -93,6 +93,25 @@ def test_another_file_is_refused(tmp_path):
     fill(tmp_path, ["one"])  # the lock was given back
 
 
+def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
+    (tmp_path / "compare.csv").write_text("my only copy")
+    with pytest.raises(ValueError, match=r"compare\.csv is not a results file; .*'my only copy'"), ResultStore(tmp_path):
+        pass
+    assert (tmp_path / "compare.csv").read_text() == "my only copy"
+
+
+@pytest.mark.parametrize(
+    "column, value, expected",
+    [("token_accuracy_1x", "abc", "a number"), ("state_size", "6.5", "a whole number"), ("lengths", "4;8", "whole numbers")],
+)
+def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
+    with ResultStore(tmp_path) as store:
+        store.add({"key": "one"})
+        store.add({"key": "two", column: value})
+    with pytest.raises(ValueError, match=rf"compare\.csv: line 3: {column}='{value}' is not accepted; expected {expected}"):
+        read_folder(tmp_path)
+
+
 def test_a_second_run_is_refused(tmp_path):
     with ResultStore(tmp_path), pytest.raises(ValueError, match="in use by another run"), ResultStore(tmp_path):
         pass

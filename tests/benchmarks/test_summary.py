@@ -1,7 +1,10 @@
 """Which runs may be compared, and who wins by how much."""
 
+import doctest
+
 import pytest
 
+from benchmarks import summary
 from benchmarks.summary import compare, deviation, find_wins
 
 
@@ -33,6 +36,41 @@ def test_a_row_matched_in_two_ways_stands_in_both_comparisons(make_row):
         "params 1234": [("bdlru-m4", [0.9]), ("lstm", [0.8])],
         "state 64": [("bdlru-m4", [0.9]), ("lstm", [0.7])],
     }
+
+
+def test_comparisons_of_one_task_are_told_apart(make_row):
+    rows = [
+        make_row("lstm", 0.5),
+        make_row("lstm", 0.5, width="128", matched="params 9999"),
+        make_row("lstm", 0.5, lengths="4 8"),
+        make_row("lstm", 0.5, matched="state 64"),
+        make_row("lstm", 0.5, matched="state 99"),
+        make_row("lstm", 0.5, task="s4"),
+    ]
+    assert [(c.name, c.title) for c in compare(rows)] == [
+        ("s3-params-w64-t16_32", "s3, width 64, lengths 16 32"),
+        ("s3-params-w128-t16_32", "s3, width 128, lengths 16 32"),
+        ("s3-params-w64-t4_8", "s3, width 64, lengths 4 8"),
+        ("s3-state-b64", "s3, a budget of 64"),
+        ("s3-state-b99", "s3, a budget of 99"),
+        ("s4-params", "s4"),
+    ]
+
+
+def test_a_mixer_matched_by_another_rule_stands_in_the_comparison_and_says_so(make_row):
+    rows = [
+        make_row("lstm", 0.8, matched="state 64"),
+        make_row("attn", 0.7, matched="params 99; state 64; state 64 (by params 99)"),
+    ]
+    by_params, by_state = sorted(compare(rows), key=lambda c: c.matched)
+    assert [(c.matched, {line.variant: line.rule for line in c.lines}) for c in (by_params, by_state)] == [
+        ("params 99", {"attn": ""}),
+        ("state 64", {"lstm": "", "attn": "params 99"}),
+    ]
+
+
+def test_docstring_examples():
+    assert doctest.testmod(summary).failed == 0
 
 
 def wins_of(rows):

@@ -92,6 +92,7 @@ def test_yaml_says_the_same(write, name):
         ("3: s3", "grid.yaml", "{3: 's3'} is not accepted; expected fields"),
         ("task: !!python/object:os.system x", "grid.yaml", "is not YAML: could not determine a constructor"),
         ("task: s3\nmixers: [lstm, nope]", "grid.yaml: mixers", "'nope' is not known"),
+        ("task: s3\nsteps: 8\ntask: s4", "grid.yaml", "is not YAML: 'task' stands there twice"),
         ("task: s3\nsteps:", "grid.yaml: steps", "None is not accepted; expected a whole number"),
         ("task: s3\nsettings: {s4: {steps: 9}}", "grid.yaml: settings", "'s4' is not known"),
     ],
@@ -120,6 +121,14 @@ def test_a_flag_wins_over_the_file(write):
     flags = {"steps": (8,), "task": ("recall",), "width": (16,)}
     (part,) = lay_out(flags, *read_grid(write(GRID)))
     assert (part.task, part.settings.steps, part.settings.width, part.settings.lrs) == ("recall", 8, 16, (1e-3,))
+
+
+def test_a_table_may_be_of_a_task_that_is_given_beside_the_file(write):
+    path = write("[settings.parity]\nsteps = 9\n")
+    (part,) = lay_out({"task": ("parity",)}, *read_grid(path, ("parity",)))
+    assert part.settings.steps == 9
+    with pytest.raises(FieldError, match="'parity' is not known; expected one of its tasks: s3"):
+        read_grid(path, ("s3",))
 
 
 def test_nothing_said_is_the_quick_comparison():
@@ -152,6 +161,15 @@ def test_nothing_said_is_the_quick_comparison():
         ("seeds = [0, -1]", "grid.toml: seeds", "a list of numbers from 0 on"),
         ("stop_at = 1.5", "grid.toml: stop_at", "1.5 is not accepted; expected a token accuracy"),
         ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, cpu, paper"),
+        ("task = 'z1'", "grid.toml: task", "'z1': n=1 is not supported; expected 2 or more"),
+        ("width = 100000000", "grid.toml: width", "expected a positive multiple of 8 up to 16,384"),
+        ("budget = 100000000000", "grid.toml: budget", "expected a whole number from 1 to 1,000,000,000"),
+        ("schedule = 'step'", "grid.toml: schedule", "'step' is not known; expected one of one-cycle, cosine"),
+        (
+            "match = ['params', 'state']\nbudget = 99",
+            "budget",
+            "99 is not accepted with match params,state; expected one rule",
+        ),
         ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),

@@ -54,6 +54,7 @@ def test_key_covers_every_field_but_the_label():
         "mixer_args": {"block_size": 2, "num_blocks": 9},
         "lengths": (4, 9),
         "eval_lengths": (8,),
+        "schedule": "cosine",
     }
     for name in CELL.__dataclass_fields__:
         value = changes.get(name, "x" if name == "variant" else None)
@@ -112,3 +113,19 @@ def test_a_solved_task_ends_early_and_one_that_is_not_does_not():
     assert early["curve"] == full["curve"][: len(early["curve"])]
     hopeless = train_cell(replace(cell, stop_at=1.0, steps=40))
     assert hopeless["steps_done"] == 40
+
+
+def test_a_cosine_falls_from_the_first_step_with_constant_betas(monkeypatch):
+    betas, adamw = [], torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: [betas.append(g["betas"]) for g in self.param_groups] and adamw(self, *a, **k),
+    )
+    lrs = [lr for _, _, lr, _, _ in train_cell(replace(CELL, steps=8, lr=1e-2, schedule="cosine"))["curve"]]
+    assert lrs[0] == 1e-2
+    assert lrs == sorted(lrs, reverse=True)
+    assert lrs[4] == pytest.approx((1e-2 + 1e-6) / 2)
+    assert set(betas) == {(0.9, 0.999)}
+    with pytest.raises(ValueError, match="schedule='step' is not known; expected one of one-cycle, cosine"):
+        train_cell(replace(CELL, schedule="step"))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,26 @@ def test_a_model_takes_it():
     # the initial phases are lrnnx's, spread over the circle, not drawn anew by the model
     phases = torch.cat([block.attn.layer.theta_log.detach().exp() for block in model.model.layers])
     assert phases.max() - phases.min() > 1.5
+
+
+@pytest.mark.parametrize("name", PURE)
+@pytest.mark.parametrize("match, budget", [("params", 2000), ("state", 64)])
+def test_the_comparison_harness_takes_it(name, match, budget):
+    """S4D's state is at least four values a channel."""
+    from benchmarks.grid import make_row, plan
+    from benchmarks.models import TOLERANCE
+    from benchmarks.presets import get_preset
+    from benchmarks.train import train_cell
+
+    preset = replace(get_preset("quick", "s3"), width=16, mlp_width=16, steps=2, lengths=(4, 8), eval_examples=8)
+    (planned,), _ = plan("s3", (name,), match, budget, preset, "cpu")
+    got = planned.mixer_params if match == "params" else planned.state_size
+    assert abs(got - budget) <= TOLERANCE * budget
+    result = train_cell(planned.cell)
+    row = make_row(planned, {**result, "device": "", "threads": 1, "versions": ""})
+    assert row["steps_done"] == 2
+    assert row["diverged"] is False
+    assert row["flops_per_token"] is row["mixer_flops"] is row["recurrent_flops"] is None  # not counted
 
 
 def test_without_its_extension_the_error_says_so():

@@ -125,6 +125,9 @@ def test_flas_model_types_are_known():
     [
         (("model.type=gpt",), r"model\.type='gpt' is not known; expected one of .*transformer"),
         (("model.depth=3",), r"model\.depth=3 is not a field of 'transformer'; it has .*num_hidden_layers"),
+        (('model.hidden_size="x"',), r"model\.hidden_size='x' is not accepted; expected a whole number greater than 0"),
+        (("model.num_hidden_layers=0",), r"model\.num_hidden_layers=0 is not accepted; expected a whole number"),
+        (("model.intermediate_size=1.5",), r"model\.intermediate_size=1\.5 is not accepted"),
         (("model.vocab_size=100",), r"model\.vocab_size=100 is too small; the tokenizer has 256"),
         (('mixers=["nope"]',), r"mixer 'nope' is not known; expected some of bdlru-m1"),
         (('mixers=[{name = "a", mixer_config = {order = 2}}]',), r"mixers: 'a' has a mixer_config but no mixer"),
