@@ -115,7 +115,7 @@ class MambaProtocol(GatedRecurrence):
         """
         weight = self.o_proj.weight
         *_, columns, num = self.gate_shape
-        ssm_state = torch.zeros(batch_size, columns - 1, num, device=weight.device).transpose(1, 2)
+        ssm_state = weight.new_zeros(batch_size, columns - 1, num, dtype=torch.float32).transpose(1, 2)
         if not self.use_short_conv:
             return None, ssm_state
         return torch.zeros(

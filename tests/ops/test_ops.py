@@ -120,6 +120,34 @@ def test_op_mixed_dtypes_and_autocast(name, backend):
 
 
 @each_op
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, "meta"], ids=str)
+def test_defaults_of_pytorch_change_nothing(name, default, backend):
+    """The default dtype and device are for tensors that a user makes."""
+    v, g, h0 = make_inputs(name)
+    do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
+    cu_seqlens = torch.tensor([0, 3, 7])
+    halves, packed = (v.bfloat16(), g.bfloat16(), h0), (v[:1], g[:1], h0)
+
+    def everything():
+        plain = OPS[name][0](v.clone().requires_grad_(), g)[0]
+        results = [run(OPS[name][0], *x, do, dht).values() for x in ((v, g, h0), halves)]
+        results += [run(OPS[name][0], *packed, do[:1], dht, cu_seqlens=cu_seqlens).values()]
+        return [plain, *torch.autograd.grad(plain.sum(), plain), *(x for values in results for x in values)]
+
+    expected, before = everything(), torch.get_default_dtype()
+    try:
+        if default == "meta":
+            with torch.device("meta"):
+                got = everything()
+        else:
+            torch.set_default_dtype(default)
+            got = everything()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@each_op
 def test_op_float64_gradcheck(name):
     v, g, h0 = (x.double().requires_grad_() for x in make_inputs(name, B=1, T=4, width=1, M=2))
     assert torch.autograd.gradcheck(lambda *x: OPS[name][0](*x, True), (v, g, h0))
