@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from fla_bdlru.ops.checks import check_count
 from fla_bdlru.ops.context_parallel import check_cp_context
 
 if TYPE_CHECKING:
@@ -165,14 +166,6 @@ def check_step_states(
         raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
     if attention_mask is not None and not attention_mask[:, -q_len:].all():
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
-
-
-def check_count(field: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a positive integer."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{field} must be an integer; got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{field} must be positive; got {value}.")
 
 
 def check_number(field: str, value: object) -> None:
