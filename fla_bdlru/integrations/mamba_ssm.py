@@ -25,6 +25,7 @@ from torch import nn
 
 from fla_bdlru import layers
 from fla_bdlru.backends.registry import wrap_functions
+from fla_bdlru.layers.base import check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers import check_arguments
 from fla_bdlru.packing import boundaries
@@ -66,6 +67,7 @@ class MambaProtocol(GatedRecurrence):
             ValueError: if `seq_idx` comes with `inference_params` but without `cu_seqlens`, is of another shape, or as the
                 op does.
         """
+        check_hidden_states(hidden_states, self.hidden_size)
         shape = hidden_states.shape
         num_seqs = shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         if cu_seqlens is not None:

@@ -11,10 +11,15 @@ from fla_bdlru.ops.gate_norm import check_gate_norm
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_count(field: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a positive integer."""
+def check_integer(field: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is an integer."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"{field} must be an integer; got {value!r}.")
+
+
+def check_count(field: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is a positive integer."""
+    check_integer(field, value)
     if value < 1:
         raise ValueError(f"{field} must be positive; got {value}.")
 
