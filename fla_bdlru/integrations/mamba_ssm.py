@@ -105,7 +105,14 @@ class MambaProtocol(GatedRecurrence):
         Returns:
             (torch.Tensor, torch.Tensor | None, torch.Tensor):
                 Outputs `[B, 1, d_model]`, and the new states (mamba_ssm's layers return theirs, too).
+
+        Raises:
+            ValueError: if the inputs are of another shape, a state of the short convolution is missing, or as the op does.
         """
+        check_hidden_states(hidden_states, self.hidden_size)
+        if self.use_short_conv and conv_state is None:
+            shape = [len(hidden_states), self.width, self.conv_size]
+            raise ValueError(f"conv_state must have shape {shape}, as allocate_inference_cache gives it; got None.")
         return self._advance(hidden_states, (conv_state, ssm_state), None)
 
     def allocate_inference_cache(
@@ -179,7 +186,7 @@ def build_layer(
             Arguments of `fla_bdlru.layers.BDLRU` or `HLRU`.
 
     Raises:
-        ValueError: if an argument is not known, or the layer refuses a value.
+        ValueError: if the name or an argument is not known, or the layer refuses a value.
 
     Example:
         >>> import torch
@@ -188,6 +195,8 @@ def build_layer(
         >>> o, _, state = layer.step(torch.randn(2, 1, 32), *layer.allocate_inference_cache(2, max_seqlen=100))
         >>> assert o.shape == (2, 1, 32) and state.shape == (2, 8, 4)
     """
+    if name not in LAYERS:
+        raise ValueError(f"name={name!r} is not known; expected one of {', '.join(map(repr, LAYERS))}.")
     check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
     with contextlib.nullcontext() if device is None else torch.device(device):
         layer = LAYERS[name](hidden_size=d_model, layer_idx=layer_idx, **ssm_cfg)
@@ -215,6 +224,7 @@ def extend(module: ModuleType) -> None:
         name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
         if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
             return original_create(*args, **kwargs)
+        check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
         d_model, device, dtype = given["d_model"], given.get("device"), given.get("dtype")
         layer = build_layer(name, d_model, layer_idx, device, dtype, **ssm_cfg)
         given["ssm_cfg"] = {**PLACEHOLDER, "expand": 2 / d_model}
