@@ -185,8 +185,8 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
     than one mixer, a dictionary of such dictionaries by name, or a list of them by layer.
 
     Raises:
-        ValueError: if either field is of the wrong type or length, does not say whose arguments it holds, or holds what a layer
-            does not take.
+        ValueError: if either field is of the wrong type or length, does not say whose arguments it holds, or holds what its
+            layer does not take.
     """
     mixer, arguments = config.mixer, getattr(config, "mixer_config", None) or {}
     if isinstance(mixer, str):

@@ -43,6 +43,10 @@ def test_public_names():
         _ = fla_bdlru.chunk_bdlru
 
 
+def test_the_citation_names_this_version():
+    assert f"\nversion: {fla_bdlru.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_ops_import_no_layer_and_the_package_no_benchmark():
     def imports(path):
         return set(re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE))
