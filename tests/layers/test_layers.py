@@ -293,6 +293,19 @@ def test_memory_bias_reaches_the_layer(cls):
     assert remembered(layer) > 1e-2 > 1e-6 > remembered(cls(D))
 
 
+@pytest.mark.parametrize("options", [{}, {"selective": False}, {"gate_bias": "memory"}], ids=str)
+def test_a_loaded_bias_is_not_drawn_again(options):
+    """transformers marks a parameter that it has loaded, and has every module initialised after that."""
+    layer = BDLRU(D, **options)
+    layer.a_proj.bias = nn.Parameter(torch.full_like(layer.a_proj.bias, 3.0))
+    layer.a_proj.bias._is_hf_initialized = True
+    layer.reset_parameters()
+    assert (layer.a_proj.bias == 3).all()
+    del layer.a_proj.bias._is_hf_initialized
+    layer.reset_parameters()
+    assert (layer.a_proj.bias != 3).any()
+
+
 ERRORS = [
     (lambda: BDLRU(D, block_size=0), "block_size must be positive; got 0"),
     (
