@@ -173,11 +173,10 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, q_len: i
             f"tokens (a mask of token pairs has no meaning for a recurrence); got {list(shape)}."
         )
     if attention_mask.dtype != torch.bool and is_readable(attention_mask):
-        other = (attention_mask != 0) & (attention_mask != 1)
-        if other.any():
-            raise ValueError(
-                f"attention_mask must hold 1 for a token and 0 for padding; got {attention_mask[other][0].item()!r}."
-            )
+        values = attention_mask[:, -q_len:]  # what is read
+        other = values[(values != 0) & (values != 1)]
+        if other.numel():
+            raise ValueError(f"attention_mask must hold 1 for a token and 0 for padding; got {other[0].item()!r}.")
 
 
 def check_step_states(
