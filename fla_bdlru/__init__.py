@@ -6,6 +6,8 @@ Triton), the ops and the plain layers still work.
 """
 
 import importlib
+import sys
+from importlib.abc import MetaPathFinder
 
 from fla_bdlru import layers, ops
 from fla_bdlru.layers import BDLRU, HLRU
@@ -59,15 +61,32 @@ def _set_up() -> str | None:
     return None
 
 
+def _why(name: str) -> str:
+    return f"fla_bdlru.{name} needs the layers of flash-linear-attention, which need {_missing!r}: `pip install {_missing}`."
+
+
+class _Explain(MetaPathFinder):
+    """Gives `from fla_bdlru import BDLRUConfig` the reason; Python would hide that of an `AttributeError`."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, _, name = fullname.rpartition(".")
+        if package == __name__ and name in _NAMES:
+            raise ModuleNotFoundError(_why(name), name=_missing)
+
+
 _missing = _set_up()
+if _missing is not None:
+    __all__ = [name for name in __all__ if name not in (*_NAMES, *_NEED_FLA)]
+    sys.meta_path.append(_Explain())
 
 
 def __getattr__(name: str):
     if name in _NAMES and _missing is None:
         return getattr(globals()[_NAMES[name]], name)
     if name in _NAMES or name in _NEED_FLA:
-        raise ModuleNotFoundError(
-            f"fla_bdlru.{name} needs the layers of flash-linear-attention, which need {_missing!r}: `pip install {_missing}`.",
-            name=_missing,
-        )
+        raise AttributeError(_why(name))
     raise AttributeError(f"module 'fla_bdlru' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING
 
+from fla_bdlru.ops.checks import check_integer
+
 if TYPE_CHECKING:
     from fla.models.utils import Cache
 
@@ -28,7 +30,8 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
             A new cache.
 
     Raises:
-        ValueError: if `num_tokens` is negative, or a layer did not keep the state; the message names the layer.
+        ValueError: if `num_tokens` is negative, no integer or more than the cache holds, or a layer did not keep the
+            state; the message names the layer.
 
     Example:
         >>> import torch
@@ -43,15 +46,19 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         >>> assert (rewound.get_seq_length(), cache.get_seq_length()) == (3, 6)
         >>> assert torch.allclose(rewound[0]["recurrent_state"], after_three[0]["recurrent_state"])
     """
+    check_integer("num_tokens", num_tokens)
     if num_tokens < 0:
         raise ValueError(f"num_tokens must not be negative; got {num_tokens}.")
+    held = max((layer.get_seq_length() for layer in past_key_values.layers), default=0)
+    if num_tokens > held:
+        raise ValueError(f"num_tokens={num_tokens} is more than the cache holds, {held}.")
     rewound = copy(past_key_values)
     rewound.layers = [copy(layer) for layer in past_key_values.layers]
     for layer_idx, layer in enumerate(rewound.layers):
         layer.state = dict(layer.state or {})  # which decoding changes
         length = layer.get_seq_length() - num_tokens
         if num_tokens == 0 or not any(layer.state.get(name) is not None for name in RECURRENT):
-            layer.crop(length)
+            layer.crop(max(length, 0))  # a negative one would count from the end
             continue
         kept = layer.state.get("step_states") or []
         if len(kept) < num_tokens or kept[-num_tokens] is None:

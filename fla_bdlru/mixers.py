@@ -73,6 +73,8 @@ _KEEPS_CONTEXT = {"LinearAttentionModel"}
 
 def find_mixer(name: str) -> type[nn.Module] | None:
     """The layer class of a mixer, or `None` if there is no such mixer; imports lrnnx for one of its layers."""
+    if not isinstance(name, str):
+        return None
     return lrnnx_mixer(name) if name in LRNNX_LAYERS and name not in _MIXERS else _MIXERS.get(name)
 
 
@@ -88,7 +90,8 @@ def register_mixer(name: str, cls: type[nn.Module]) -> None:
             `(o, None, past_key_values)`.
 
     Raises:
-        ValueError: if the name is taken, or the constructor lacks one of the two arguments.
+        ValueError: if the name is taken or no name, `cls` is no class of modules, or its constructor lacks one of the two
+            arguments.
 
     Example:
         >>> from fla_bdlru.layers import BDLRU
@@ -98,6 +101,10 @@ def register_mixer(name: str, cls: type[nn.Module]) -> None:
         >>> register_mixer("my_mixer", MyMixer)
         >>> assert "my_mixer" in available_mixers()
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r} is not accepted; expected a string that is not empty.")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f"cls={cls!r} is not accepted; expected a subclass of torch.nn.Module (the class, not a layer).")
     if name == NATIVE or name in available_mixers():
         raise ValueError(
             f"mixer name {name!r} is taken; registered are {', '.join(map(repr, [NATIVE, *available_mixers()]))}."
@@ -178,7 +185,8 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
     than one mixer, a dictionary of such dictionaries by name, or a list of them by layer.
 
     Raises:
-        ValueError: if either field is of the wrong type or length, or does not say whose arguments it holds.
+        ValueError: if either field is of the wrong type or length, does not say whose arguments it holds, or holds what its
+            layer does not take.
     """
     mixer, arguments = config.mixer, getattr(config, "mixer_config", None) or {}
     if isinstance(mixer, str):
@@ -192,21 +200,36 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
     for name in names:
         if name != NATIVE and find_mixer(name) is None:
             build_mixer(name, config.hidden_size)
+    used = sorted({name for name in names if name != NATIVE})
     if isinstance(arguments, (list, tuple)):
         if len(arguments) != num_layers:
             raise ValueError(f"mixer_config must have one entry for each of the {num_layers} layers; got {len(arguments)}.")
-        per_layer = [entry or {} for entry in arguments]
+        per_layer = [{} if entry is None else entry for entry in arguments]
     elif not isinstance(arguments, dict):
         raise ValueError(f"mixer_config must be a dictionary, or a list of them, one a layer; got {arguments!r}.")
-    else:
-        used = {name for name in names if name != NATIVE}
-        by_name = bool(arguments) and set(arguments) <= used and all(isinstance(v, dict) for v in arguments.values())
-        if arguments and not by_name and len(used) > 1:
+    elif arguments and set(arguments) <= set(available_mixers()) and all(isinstance(v, dict) for v in arguments.values()):
+        idle = sorted(set(arguments) - set(used))
+        if idle:
             raise ValueError(
-                f"mixer_config={arguments!r} does not say which of {', '.join(map(repr, sorted(used)))} it is for; "
-                "give a dictionary of dictionaries by name, or a list with one entry a layer."
+                f"mixer_config has arguments for {', '.join(map(repr, idle))}, which mixer={mixer!r} does not name."
             )
-        per_layer = [arguments.get(name, {}) if by_name else arguments for name in names]
+        per_layer = [arguments.get(name, {}) for name in names]
+    elif arguments and not used:
+        raise ValueError(f"mixer_config={arguments!r} is not accepted: mixer={mixer!r} names no layer that would take it.")
+    elif arguments and len(used) > 1:
+        raise ValueError(
+            f"mixer_config={arguments!r} does not say which of {', '.join(map(repr, used))} it is for; "
+            "give a dictionary of dictionaries by name, or a list with one entry a layer."
+        )
+    else:
+        per_layer = [{} if name == NATIVE else arguments for name in names]
+    for layer_idx, (name, entry) in enumerate(zip(names, per_layer)):
+        if not isinstance(entry, dict):
+            raise ValueError(f"mixer_config[{layer_idx}]={entry!r} is not accepted; expected a dictionary or None.")
+        if name == NATIVE and entry:
+            raise ValueError(f"mixer_config[{layer_idx}]={entry!r} is not accepted; layer {layer_idx} is the model's own.")
+        if name != NATIVE:
+            check_arguments("mixer_config", name, find_mixer(name), entry)
     return list(zip(names, per_layer))
 
 
@@ -220,6 +243,8 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
     """
     config, blocks = model.config, _blocks(model)
     if getattr(config, "mixer", None) is None:
+        if getattr(config, "mixer_config", None):
+            raise ValueError(f"mixer_config={config.mixer_config!r} is not accepted without mixer, which says whose it is.")
         return
     if blocks is None:
         if any(isinstance(child, FLAPreTrainedModel) for child in model.children()):

@@ -14,7 +14,8 @@ import fla.layers
 import torch
 from torch import nn
 
-from fla_bdlru.layers.base import Mixer
+from fla_bdlru.layers.base import Mixer, check_attention_mask
+from fla_bdlru.ops.checks import check_tensor
 
 if TYPE_CHECKING:
     from fla.models.modeling_utils import FLAPreTrainedModel
@@ -53,7 +54,8 @@ def documents(
             `cu_seqlens` `[num_seqs+1]`; `None` where every row is one document.
 
     Raises:
-        ValueError: where documents share a row of a batch of several or of a padded one, or positions skip tokens.
+        ValueError: where a field or the mask is of another shape, documents share a row of a batch of several or of a padded
+            one, or positions skip tokens.
 
     Example:
         >>> import torch
@@ -64,6 +66,9 @@ def documents(
     if name is None or seq_len == 1:
         return None
     value = fields[name]
+    check_tensor(name, value)
+    if attention_mask is not None:
+        check_attention_mask(attention_mask, batch_size, seq_len)
     if name == "cu_seq_lens_q":
         other = fields.get("cu_seq_lens_k")
         if other is not None and not torch.equal(value, other):
@@ -116,7 +121,13 @@ def _pack_inputs(model: FLAPreTrainedModel, args: tuple, kwargs: dict[str, Any])
     cu_seqlens = kwargs.get("cu_seqlens")
     if cu_seqlens is None and any(value is not None for value in fields.values()):
         given = {**dict(zip(("input_ids", "attention_mask", "inputs_embeds"), args)), **kwargs}
-        tokens = given.get("input_ids") if given.get("input_ids") is not None else given["inputs_embeds"]
+        name = "input_ids" if given.get("input_ids") is not None else "inputs_embeds"
+        tokens = given.get(name)
+        if tokens is None:
+            return args, kwargs  # the model says what is missing
+        if tokens.ndim < 2:
+            shape = "[B, T]" if name == "input_ids" else "[B, T, D]"
+            raise ValueError(f"{name} must have shape {shape}; got {list(tokens.shape)}.")
         cu_seqlens = documents(*tokens.shape[:2], given.get("attention_mask"), **fields)
         if cu_seqlens is not None:
             kwargs["cu_seqlens"] = cu_seqlens

@@ -4,8 +4,8 @@
     python3 scripts/try_versions.py --folder envs --row 1 --row 3 --readme
 
 Each torch has an environment of its own in the folder; a row installs its versions there and runs the CHECKS. A row whose
-result is in the folder is not run again. `--readme` puts the table of all results into README.md. pip's own settings apply,
-and TORCH_INDEX_URL, as in scripts/setup_env.py.
+result is in the folder is not run again. `--readme` puts the results into README.md's table, where rows of other versions
+stay. pip's own settings apply, and TORCH_INDEX_URL, as in scripts/setup_env.py.
 """
 
 import argparse
@@ -94,11 +94,8 @@ def outcome(code: int, output: str) -> str:
 
 
 def try_row(folder: Path, row: tuple) -> dict:
-    """Versions and the outcome of every check."""
-    try:
-        python = install(folder, row)
-    except RuntimeError as error:
-        return {"versions": list(row), "results": dict.fromkeys(CHECKS, str(error))}
+    """Versions and the outcome of every check; `RuntimeError` where the versions cannot be installed."""
+    python = install(folder, row)
     results = {}
     for name, command in CHECKS.items():
         log = folder / f"{'-'.join(row)}-{name.replace(' ', '-')}.log"
@@ -122,12 +119,34 @@ def table(rows: list) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def write_readme(text: str, readme: Path = ROOT / "README.md") -> None:
-    """Replaces what stands between the marks."""
+def read_table(text: str) -> list:
+    """The rows of a `table` of today's columns; none of another."""
+    lines = [line.strip().strip("|").split(" | ") for line in text.strip().splitlines()]
+    lines = [[cell.strip() for cell in line] for line in lines]
+    if not lines or lines[0] != [*PACKAGES, *CHECKS]:
+        return []
+    size = len(PACKAGES)
+    return [{"versions": line[:size], "results": dict(zip(CHECKS, line[size:]))} for line in lines[2:]]
+
+
+def merge(rows: list, new: list) -> list:
+    """`rows` with `new` ones in the place of those of the same versions (builds such as +cpu aside), in the order of ROWS."""
+
+    def key(row):
+        return tuple(version.partition("+")[0] for version in row["versions"])
+
+    order = {row: number for number, row in enumerate(ROWS)}
+    merged = {key(row): row for row in [*rows, *new]}
+    return [merged[found] for found in sorted(merged, key=lambda found: order.get(found, len(ROWS)))]
+
+
+def write_readme(rows: list, readme: Path = ROOT / "README.md") -> None:
+    """Puts rows into the table between the marks; those of other versions stay."""
     before, _, rest = readme.read_text().partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
+    old, found, after = rest.partition(MARKS[1])
     if not found:
         raise SystemExit(f"{readme} has no {MARKS[0]} ... {MARKS[1]} to put the table between.")
+    text = table(merge(read_table(old), rows))
     readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
@@ -136,25 +155,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where environments and results are kept (default: a temporary folder)")
     parser.add_argument("--row", type=int, action="append", help="number of a row, from 1; may be repeated (default: all)")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument("--readme", action="store_true", help="put the table of all results into README.md")
+    parser.add_argument("--readme", action="store_true", help="put the results into the table of README.md")
     options = parser.parse_args()
     if options.list:
         for number, row in enumerate(ROWS, 1):
             print(number, *(f"{name}=={version}" for name, version in zip(PACKAGES, row)))
         return
+    numbers = options.row or range(1, len(ROWS) + 1)
+    unknown = [number for number in numbers if not 1 <= number <= len(ROWS)]
+    if unknown:
+        parser.error(f"--row {unknown[0]} is not accepted; expected a number from 1 to {len(ROWS)} (--list shows them).")
+    failed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         found = []
         for number, row in enumerate(ROWS, 1):
             result = folder / f"{'-'.join(row)}.json"
-            if not result.exists() and number in (options.row or range(1, len(ROWS) + 1)):
-                result.write_text(json.dumps(try_row(folder, row)))
+            if not result.exists() and number in numbers:
+                try:
+                    result.write_text(json.dumps(try_row(folder, row)))
+                except RuntimeError as error:  # a network's, perhaps: the next call tries again
+                    failed.append(f"row {number}: {error}")
             if result.exists():
                 found.append(json.loads(result.read_text()))
     print(table(found))
     if options.readme:
-        write_readme(table(found))
+        write_readme(found)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The registry, and what `mixer=` and `mixer_config=` accept; tests/models walks through FLA's models."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -128,6 +129,13 @@ def test_register_mixer(registry):
         fla_bdlru.register_mixer("native", BDLRU)
     with pytest.raises(ValueError, match="it lacks hidden_size, layer_idx"):
         fla_bdlru.register_mixer("linear", nn.Linear)
+    for name in (5, "", None, ["mine"]):
+        with pytest.raises(ValueError, match=re.escape(f"name={name!r} is not accepted; expected a string")):
+            fla_bdlru.register_mixer(name, Doubled)
+    for cls in (Doubled(32), dict, "bdlru"):
+        with pytest.raises(ValueError, match=r"is not accepted; expected a subclass of torch.nn.Module"):
+            fla_bdlru.register_mixer("mine", cls)
+    assert "mine" not in fla_bdlru.available_mixers()
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -143,11 +151,31 @@ def test_register_mixer(registry):
     ({"mixer": "bdlru", "mixer_config": [{}]}, "mixer_config must have one entry for each of the 3 layers; got 1"),
     ({"mixer": ["bdlru", "hlru", "native"], "mixer_config": {"order": 4}},
      "mixer_config={'order': 4} does not say which of 'bdlru', 'hlru' it is for"),
+    ({"mixer": "bdlru", "mixer_config": {"hidden_size": 16}}, "mixer_config: hidden_size=16 is not an argument of 'bdlru'"),
+    ({"mixer": "bdlru", "mixer_config": {"layer_idx": 3}}, "mixer_config: layer_idx=3 is not an argument of 'bdlru'"),
+    ({"mixer": "bdlru", "mixer_config": [1, 2, 3]}, r"mixer_config\[0\]=1 is not accepted; expected a dictionary or None"),
+    ({"mixer": "bdlru", "mixer_config": {1: 2}}, "mixer_config: 1=2 is not an argument of 'bdlru'"),
+    ({"mixer": ["bdlru", ["hlru"], "lstm"]}, r"mixer=\['hlru'\] is not known;"),
+    ({"mixer": "bdlru", "mixer_config": {"bdlru": {}, "hlru": {"order": 2}}},
+     "mixer_config has arguments for 'hlru', which mixer='bdlru' does not name"),
+    ({"mixer_config": {"block_size": 2}}, "mixer_config={'block_size': 2} is not accepted without mixer"),
+    ({"mixer": "native", "mixer_config": {"block_size": 2}}, "mixer='native' names no layer that would take it"),
+    ({"mixer": ["native", "hlru", "hlru"], "mixer_config": [{"order": 2}, {}, None]},
+     r"mixer_config\[0\]={'order': 2} is not accepted; layer 0 is the model's own"),
     ({"mixer": "gla", "mixer_config": {"num_heads": 5}}, "mixer='gla' with {'num_heads': 5} at hidden_size=32: key dim"),
 ], ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         build(**fields)
+
+
+def test_build_mixer_takes_one_name():
+    with pytest.raises(ValueError, match=r"mixer=\['bdlru'\] is not known;"):
+        fla_bdlru.build_mixer(["bdlru"], 32)
+
+
+def test_arguments_by_name_for_one_name():
+    assert all(layer.block_size == 2 for layer in mixers_of(build(mixer="bdlru", mixer_config={"bdlru": {"block_size": 2}})))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def test_public_names():
         "rewind_cache",
     ]  # fmt: skip
     assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
+    assert set(fla_bdlru.__all__) <= set(dir(fla_bdlru))
     assert fla_bdlru.ops.__all__ == [
         "GATE_NORMS", "chunk_bdlru", "chunk_hlru", "fused_recurrent_bdlru", "fused_recurrent_hlru", "hlru_window",
         "naive_chunk_bdlru", "naive_chunk_hlru", "naive_recurrent_bdlru", "naive_recurrent_hlru", "normalize_gates",
@@ -40,6 +41,10 @@ def test_public_names():
     assert fla_bdlru.layers.__all__ == ["BDLRU", "HLRU", "LSTM"]
     with pytest.raises(AttributeError, match="has no attribute 'chunk_bdlru'"):
         _ = fla_bdlru.chunk_bdlru
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {fla_bdlru.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_ops_import_no_layer_and_the_package_no_benchmark():
@@ -65,18 +70,25 @@ from fla_bdlru.layers import BDLRU, HLRU, LSTM
 x = torch.randn(2, 5, 16)
 for layer in (BDLRU(16), HLRU(16), LSTM(16)):
     layer(x)[0].sum().backward()
-for call in (lambda: fla_bdlru.mixers, lambda: fla_bdlru.BDLRUConfig, lambda: BDLRU(16, use_short_conv=True)):
+def from_import():
+    from fla_bdlru import BDLRUConfig
+for call in (lambda: fla_bdlru.mixers, from_import, lambda: BDLRU(16, use_short_conv=True)):
     try:
         call()
-    except ModuleNotFoundError as error:
-        print(error)
+    except (AttributeError, ModuleNotFoundError) as error:
+        print(type(error).__name__, error)
+from fla_bdlru import *
+print(hasattr(fla_bdlru, 'BDLRUConfig'), hasattr(fla_bdlru, 'HLRU'), 'BDLRU' in globals(), 'BDLRUConfig' in dir(fla_bdlru))
 """,
         hidden=hidden,
     )
     assert out.splitlines() == [
-        "fla_bdlru.mixers needs the layers of flash-linear-attention, which need 'triton': `pip install triton`.",
-        "fla_bdlru.BDLRUConfig needs the layers of flash-linear-attention, which need 'triton': `pip install triton`.",
-        "ShortConvolution comes from flash-linear-attention, which needs 'triton': `pip install triton`.",
+        "AttributeError fla_bdlru.mixers needs the layers of flash-linear-attention, which need 'triton': "
+        "`pip install triton`.",
+        "ModuleNotFoundError fla_bdlru.BDLRUConfig needs the layers of flash-linear-attention, which need 'triton': "
+        "`pip install triton`.",
+        "ModuleNotFoundError ShortConvolution comes from flash-linear-attention, which needs 'triton': `pip install triton`.",
+        "False True True False",
     ]
 
 

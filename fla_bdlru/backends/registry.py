@@ -18,10 +18,17 @@ _forced: bool | None = None
 
 
 def is_enabled() -> bool:
-    """Whether CPU tensors go to the PyTorch backend at this moment (see `cpu_backend`)."""
+    """Whether CPU tensors go to the PyTorch backend at this moment (see `cpu_backend`).
+
+    Raises:
+        ValueError: if the environment variable is neither `0` nor `1`.
+    """
     if _forced is not None:
         return _forced
-    return os.environ.get(ENV_VAR, "1") != "0"
+    value = os.environ.get(ENV_VAR, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
+    return value == "1"
 
 
 @contextlib.contextmanager

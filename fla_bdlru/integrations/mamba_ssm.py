@@ -25,6 +25,7 @@ from torch import nn
 
 from fla_bdlru import layers
 from fla_bdlru.backends.registry import wrap_functions
+from fla_bdlru.layers.base import check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers import check_arguments
 from fla_bdlru.packing import boundaries
@@ -66,6 +67,7 @@ class MambaProtocol(GatedRecurrence):
             ValueError: if `seq_idx` comes with `inference_params` but without `cu_seqlens`, is of another shape, or as the
                 op does.
         """
+        check_hidden_states(hidden_states, self.hidden_size)
         shape = hidden_states.shape
         num_seqs = shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         if cu_seqlens is not None:
@@ -103,7 +105,14 @@ class MambaProtocol(GatedRecurrence):
         Returns:
             (torch.Tensor, torch.Tensor | None, torch.Tensor):
                 Outputs `[B, 1, d_model]`, and the new states (mamba_ssm's layers return theirs, too).
+
+        Raises:
+            ValueError: if the inputs are of another shape, a state of the short convolution is missing, or as the op does.
         """
+        check_hidden_states(hidden_states, self.hidden_size)
+        if self.use_short_conv and conv_state is None:
+            shape = [len(hidden_states), self.width, self.conv_size]
+            raise ValueError(f"conv_state must have shape {shape}, as allocate_inference_cache gives it; got None.")
         return self._advance(hidden_states, (conv_state, ssm_state), None)
 
     def allocate_inference_cache(
@@ -115,7 +124,7 @@ class MambaProtocol(GatedRecurrence):
         """
         weight = self.o_proj.weight
         *_, columns, num = self.gate_shape
-        ssm_state = torch.zeros(batch_size, columns - 1, num, device=weight.device).transpose(1, 2)
+        ssm_state = weight.new_zeros(batch_size, columns - 1, num, dtype=torch.float32).transpose(1, 2)
         if not self.use_short_conv:
             return None, ssm_state
         return torch.zeros(
@@ -177,7 +186,7 @@ def build_layer(
             Arguments of `fla_bdlru.layers.BDLRU` or `HLRU`.
 
     Raises:
-        ValueError: if an argument is not known, or the layer refuses a value.
+        ValueError: if the name or an argument is not known, or the layer refuses a value.
 
     Example:
         >>> import torch
@@ -186,6 +195,8 @@ def build_layer(
         >>> o, _, state = layer.step(torch.randn(2, 1, 32), *layer.allocate_inference_cache(2, max_seqlen=100))
         >>> assert o.shape == (2, 1, 32) and state.shape == (2, 8, 4)
     """
+    if name not in LAYERS:
+        raise ValueError(f"name={name!r} is not known; expected one of {', '.join(map(repr, LAYERS))}.")
     check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
     with contextlib.nullcontext() if device is None else torch.device(device):
         layer = LAYERS[name](hidden_size=d_model, layer_idx=layer_idx, **ssm_cfg)
@@ -213,6 +224,7 @@ def extend(module: ModuleType) -> None:
         name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
         if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
             return original_create(*args, **kwargs)
+        check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
         d_model, device, dtype = given["d_model"], given.get("device"), given.get("dtype")
         layer = build_layer(name, d_model, layer_idx, device, dtype, **ssm_cfg)
         given["ssm_cfg"] = {**PLACEHOLDER, "expand": 2 / d_model}

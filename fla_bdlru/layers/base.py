@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_tensor, is_readable, num_sequences
 from fla_bdlru.ops.context_parallel import check_cp_context
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def fla_part(module: str, name: str):
 class Mixer(nn.Module):
     """Base of the layers: takes padding away, brings states from and to the cache, and leaves the rest to `mix`."""
 
+    hidden_size: int
     layer_idx: int | None
     supports_context_parallel = False
 
@@ -77,7 +79,8 @@ class Mixer(nn.Module):
             hidden_states (torch.Tensor):
                 Inputs of shape `[B, T, hidden_size]`.
             attention_mask (torch.Tensor, Optional):
-                Padding mask of shape `[B, S]`, S >= T, 0 where padded: such a step leaves the state as it is. Default: `None`.
+                Padding mask of shape `[B, S]`, S >= T, 0 where padded and else 1: a padded step leaves the state as it is.
+                Default: `None`.
             past_key_values (fla.models.utils.Cache, Optional):
                 The cache that holds the state of earlier steps; needs `layer_idx`. Default: `None`.
             use_cache (bool, Optional):
@@ -96,19 +99,20 @@ class Mixer(nn.Module):
                 Outputs of shape `[B, T, hidden_size]`, no attentions, and the cache.
 
         Raises:
-            ValueError: if `attention_mask` is not two-dimensional, `step_states` cannot be kept, `cp_context` comes with
-                padding or a cache or to a layer that cannot be split along time, or as the op does.
+            ValueError: on inputs or an `attention_mask` of another shape, a mask of other values than 0 and 1 (looked at on a
+                CPU), boundaries that do not fit, `step_states` that cannot be kept, a `cp_context` with padding or a cache or
+                to a layer that cannot be split along time, or as the op does.
         """
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(
-                "attention_mask must have shape [batch_size, seq_len], 0 where padded (a mask of token pairs has no meaning "
-                f"for a recurrence); got {list(attention_mask.shape)}."
-            )
+        check_hidden_states(hidden_states, self.hidden_size)
         batch_size, q_len = hidden_states.shape[:2]
-        cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states") or 0
+        cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states")
         cp_context = kwargs.get("cp_context")
         if cp_context is not None:
             cu_seqlens = self.check_context_parallel(cp_context, attention_mask, past_key_values)
+        num_sequences("hidden_states", hidden_states, cu_seqlens)
+        check_cu_seqlens(cu_seqlens, q_len)
+        if attention_mask is not None and kwargs.get("cu_seqlens") is None:
+            check_attention_mask(attention_mask, batch_size, q_len)
         if num_steps:
             plain = cu_seqlens is None and cp_context is None
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
@@ -152,6 +156,29 @@ class Mixer(nn.Module):
         return check_cp_context(cp_context)
 
 
+def check_hidden_states(hidden_states: torch.Tensor, hidden_size: int) -> None:
+    """Raises `ValueError` unless a layer's inputs are of shape `[B, T, hidden_size]`."""
+    check_tensor("hidden_states", hidden_states)
+    if hidden_states.ndim != 3 or hidden_states.shape[-1] != hidden_size:
+        raise ValueError(f"hidden_states must have shape [B, T, {hidden_size}]; got {list(hidden_states.shape)}.")
+
+
+def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, q_len: int) -> None:
+    """Raises `ValueError` unless a mask fits inputs `[batch_size, q_len, ...]` and, where it can be read, holds 0 and 1."""
+    check_tensor("attention_mask", attention_mask)
+    shape = attention_mask.shape
+    if len(shape) != 2 or shape[0] != batch_size or shape[1] < q_len:
+        raise ValueError(
+            f"attention_mask must have shape [{batch_size}, S] with S >= {q_len}, as inputs of {batch_size} rows and {q_len} "
+            f"tokens (a mask of token pairs has no meaning for a recurrence); got {list(shape)}."
+        )
+    if attention_mask.dtype != torch.bool and is_readable(attention_mask):
+        values = attention_mask[:, -q_len:]  # what is read
+        other = values[(values != 0) & (values != 1)]
+        if other.numel():
+            raise ValueError(f"attention_mask must hold 1 for a token and 0 for padding; got {other[0].item()!r}.")
+
+
 def check_step_states(
     num_steps: int,
     q_len: int,
@@ -159,20 +186,13 @@ def check_step_states(
     possible: bool,
 ) -> None:
     """Raises `ValueError` where the states before each of the last `num_steps` tokens cannot be kept."""
-    if not 1 <= num_steps <= q_len:
+    check_count("step_states", num_steps)
+    if num_steps > q_len:
         raise ValueError(f"step_states must lie between 1 and the number of tokens, {q_len}; got {num_steps}.")
     if not possible:
         raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
     if attention_mask is not None and not attention_mask[:, -q_len:].all():
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
-
-
-def check_count(field: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a positive integer."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{field} must be an integer; got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{field} must be positive; got {value}.")
 
 
 def check_number(field: str, value: object) -> None:
@@ -193,6 +213,7 @@ def channels_from(field: str, count: int | None, unit: int, hidden_size: int, ex
     Raises:
         ValueError: if a number is not positive or the widths do not divide.
     """
+    check_count("hidden_size", hidden_size)
     if count is not None:
         check_count(field, count)
         return count

@@ -62,13 +62,13 @@ class LSTM(Mixer):
         num_seqs = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         if state is None:
             state = x.new_zeros(num_seqs, 2, self.num_channels)
+        if x.numel() == 0:  # nn.LSTM refuses empty sequences: their state stays
+            return x.new_zeros(*x.shape[:2], self.num_channels), state
         if cu_seqlens is None:
             o, new = self.lstm(x, tuple(state.to(x.dtype).transpose(0, 1).unsqueeze(1).contiguous().unbind(0)))
             return o, torch.stack([h[0] for h in new], 1)
         lengths = cu_seqlens.diff().cpu()
-        full = (lengths > 0).nonzero().flatten()  # nn.LSTM refuses empty sequences: their state stays
-        if len(full) == 0:
-            return x.new_zeros(*x.shape[:2], self.num_channels), state
+        full = (lengths > 0).nonzero().flatten()
         docs = nn.utils.rnn.pad_sequence(x[0].split(lengths[full].tolist()), batch_first=True)
         packed = pack_padded_sequence(docs, lengths[full], batch_first=True, enforce_sorted=False)
         start = state[full.to(x.device)].to(x.dtype).transpose(0, 1).unsqueeze(1).contiguous()

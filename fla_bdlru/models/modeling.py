@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -69,6 +71,13 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             if not hasattr(self, field) and field != "layer_idx":
                 value = kwargs.pop(field, parameter.default)
                 setattr(self, field, list(value) if isinstance(value, tuple) else value)
+        for field, value in kwargs.items():  # transformers takes any; saved configs have fields of other versions
+            near = get_close_matches(field, mixer_arguments(self.layer_class), n=1, cutoff=0.8)
+            if near:
+                warnings.warn(
+                    f"{field}={value!r} is not a field of {type(self).__name__}, and has no effect; did you mean {near[0]!r}?",
+                    stacklevel=3,
+                )
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
         super().__init__(
             pad_token_id=pad_token_id,

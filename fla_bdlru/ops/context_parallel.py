@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
-from fla_bdlru.ops.library import Recurrence, check_cu_seqlens
+from fla_bdlru.ops.checks import check_cu_seqlens
+from fla_bdlru.ops.library import Recurrence, as_input, once_differentiable
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
@@ -140,19 +140,19 @@ class ContextParallel(torch.autograd.Function):
             result = op.forward(v, g, start, cu_seqlens, *options)
 
         o, ht, h, P = result
-        ctx.cp_context, ctx.op, ctx.parts, ctx.options, ctx.has_h0 = cp_context, op, parts, options, h0 is not None
+        ctx.cp_context, ctx.op, ctx.parts, ctx.options = cp_context, op, parts, options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v, g, o, h, P, start, cu_seqlens, chain)
+        ctx.save_for_backward(v, g, o, h, P, h0, start, cu_seqlens, chain)
         return o, ht
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, do, dht):
-        v, g, o, h, P, start, cu_seqlens, chain = ctx.saved_tensors
+    def backward(ctx, saved, do, dht):
+        v, g, o, h, P, h0, start, cu_seqlens, chain = saved
         continued = [part for part in ctx.parts if not part.starts]
         open_ended = [part for part in ctx.parts if not part.ends]
-        do = None if do is None else do.contiguous()
-        dht = torch.zeros_like(start) if dht is None else dht.contiguous().clone()
+        do = None if do is None else as_input(do)
+        dht = torch.zeros_like(start) if dht is None else as_input(dht).clone()
 
         def run():
             return ctx.op.backward(v, g, o, h, P, start, do, dht, cu_seqlens, *ctx.options)
@@ -173,7 +173,7 @@ class ContextParallel(torch.autograd.Function):
         dv, dg, dh0 = grads
         for part in continued:
             dh0[part.first] = 0  # it was not read
-        return None, None, dv, dg, dh0 if ctx.has_h0 else None, None, *[None for _ in ctx.options]
+        return None, None, dv, dg, None if h0 is None else dh0, None, *[None for _ in ctx.options]
 
 
 class EnteringStates(torch.autograd.Function):
@@ -192,7 +192,7 @@ class EnteringStates(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dstates):
+    def backward(ctx, saved, dstates):
         dinitial, dfinal = dstates.clone(), torch.zeros_like(dstates)
         sent = dstates.new_zeros(len(ctx.parts), *dstates.shape[1:])
         for x, part in zip(sent, ctx.parts):

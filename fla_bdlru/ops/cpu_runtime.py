@@ -21,7 +21,8 @@ from fla_bdlru.ops.cpu_gates import NORM_CODES
 from fla_bdlru.ops.cpu_lanes import LANES
 
 # numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
-_BUILD = zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("cpu_lanes.py", "cpu_gates.py")))
+SOURCES = ("cpu_gates.py", "cpu_lanes.py", "cpu_runtime.py", "gate_norm.py")
+_BUILD = zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES))
 
 INLINE_WORK = 1 << 20  # gates (about 0.3 ms); below, waking threads costs more than they save
 HUGE_PAGE_BYTES = 1 << 22
@@ -61,7 +62,7 @@ if sys.platform == "linux":
 
 def _empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
-    x = torch.empty(x.shape, dtype=dtype or x.dtype)
+    x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     size = x.numel() * x.element_size()
     if size >= HUGE_PAGE_BYTES and _madvise is not None:
         start = -(-x.data_ptr() // _PAGE) * _PAGE
@@ -177,11 +178,11 @@ def run_forward(kernels, v, g, h0, cu_seqlens, gate_norm):
     M, num_lanes = g.shape[-2] - 1, g.shape[-1]
     bounds = _bounds(v, cu_seqlens)
     state = (len(bounds) - 1, M, num_lanes)
-    h0 = torch.zeros(state) if h0 is None else h0
-    ht, h = torch.empty(state), _empty_like(v, torch.float32)
+    h0 = v.new_zeros(state, dtype=torch.float32) if h0 is None else h0
+    ht, h = h0.new_empty(state), _empty_like(v, torch.float32)
     arrays = tuple(_flat(_widened(x)) for x in (v, g, h0, h, ht))
     launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
-    return (h, ht, torch.empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
+    return (h, ht, h.new_empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
 
 
 def run_backward(kernels, v, g, h, h0, do, dht, cu_seqlens, gate_norm):
@@ -189,10 +190,10 @@ def run_backward(kernels, v, g, h, h0, do, dht, cu_seqlens, gate_norm):
     M, num_lanes = g.shape[-2] - 1, g.shape[-1]
     bounds = _bounds(v, cu_seqlens)
     state = (len(bounds) - 1, M, num_lanes)
-    h0, dht = (torch.zeros(state) if x is None else x for x in (h0, dht))
+    h0, dht = (v.new_zeros(state, dtype=torch.float32) if x is None else x for x in (h0, dht))
     do = torch.zeros_like(v) if do is None else do
     inputs = [_widened(x) for x in (v, g, h0, h, do, dht)]
-    dv, dg, dh0 = _empty_like(inputs[0]), _empty_like(inputs[1]), torch.empty(state)
+    dv, dg, dh0 = _empty_like(inputs[0]), _empty_like(inputs[1]), h0.new_empty(state)
     arrays = tuple(_flat(x) for x in (*inputs, dv, dg, dh0))
     launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
     return dv.to(v.dtype), dg.to(g.dtype), dh0

@@ -9,13 +9,19 @@ import torch
 
 BACKENDS = ("auto", "triton", "cpu", "torch")
 # what the kernels read; float64 (gradcheck) is left to plain PyTorch
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
-def has_numba() -> bool:
-    """Whether numba, which compiles the CPU kernels, is installed."""
-    return find_spec("numba") is not None
+def why_no_numba() -> str | None:
+    """Why numba cannot compile the CPU kernels; `None` if it can. Imports it, which takes a while, the first time."""
+    if find_spec("numba") is None:
+        return "numba is not installed (`pip install numba`)"
+    try:
+        import numba
+    except Exception as error:  # numba's own, of a numpy that it does not know, or a linker's
+        return f"numba cannot be imported ({type(error).__name__}: {error})"
+    return "NUMBA_DISABLE_JIT is set, which switches numba off" if numba.config.DISABLE_JIT else None
 
 
 @cache
@@ -25,17 +31,16 @@ def has_triton() -> bool:
 
 
 @cache
-def warn_no_numba() -> None:
+def warn_no_numba(reason: str) -> None:
     """Warns, once, that ops on a CPU run without their native kernels."""
     warnings.warn(
-        "numba is not installed, so BD-LRU and H-LRU run on the CPU in plain PyTorch, which is many times slower; "
-        "`pip install 'fla-bdlru[cpu]'` brings it.",
+        f"{reason}, so BD-LRU and H-LRU run on the CPU in plain PyTorch, which is many times slower.",
         stacklevel=2,
     )
 
 
 @torch.compiler.assume_constant_result
-def resolve_backend(device: torch.device, dtype: torch.dtype) -> str:
+def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
     """The backend for tensors on `device`: `"triton"` on a GPU, `"cpu"` (numba) on a CPU, else `"torch"` (plain PyTorch).
 
     `FLA_BDLRU_BACKEND` forces one: `auto` (default), `triton`, `cpu` or `torch`. Forced, Triton takes CPU tensors too, where
@@ -44,8 +49,8 @@ def resolve_backend(device: torch.device, dtype: torch.dtype) -> str:
     Args:
         device (torch.device):
             Where the op's tensors live.
-        dtype (torch.dtype):
-            The dtype of its inputs.
+        *dtypes (torch.dtype):
+            The dtypes of its inputs; plain PyTorch runs where the kernels cannot read one of them.
 
     Raises:
         ValueError: if `FLA_BDLRU_BACKEND` is unknown, or names a backend that cannot run these tensors.
@@ -54,32 +59,35 @@ def resolve_backend(device: torch.device, dtype: torch.dtype) -> str:
     if wanted not in BACKENDS:
         raise ValueError(f"FLA_BDLRU_BACKEND={wanted!r} is not known; expected one of {', '.join(BACKENDS)}.")
     if wanted in ("triton", "cpu"):
-        reason = _why_not(wanted, device, dtype)
+        reason = _why_not(wanted, device, dtypes)
         if reason is not None:
             raise ValueError(f"FLA_BDLRU_BACKEND={wanted!r} {reason}.")
         return wanted
-    if wanted == "torch" or dtype not in DTYPES:
+    if wanted == "torch" or any(dtype not in KERNEL_DTYPES for dtype in dtypes):
         return "torch"
     if device.type == "cuda" and has_triton():
         return "triton"
     if device.type != "cpu":
         return "torch"
-    if not has_numba():
-        warn_no_numba()
+    reason = why_no_numba()
+    if reason is not None:
+        warn_no_numba(reason)
         return "torch"
     return "cpu"
 
 
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not(backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Why a forced backend cannot run these tensors; `None` if it can."""
-    if dtype not in DTYPES:
-        return f"takes float32, bfloat16 and float16; got {dtype}"
+    for dtype in dtypes:
+        if dtype not in KERNEL_DTYPES:
+            return f"takes float32, bfloat16 and float16; got {dtype}"
     if backend == "cpu":
         if device.type != "cpu":
             return f"runs CPU tensors only; got a tensor on {str(device)!r}"
-        return None if has_numba() else "needs numba: `pip install 'fla-bdlru[cpu]'`"
+        reason = why_no_numba()
+        return None if reason is None else f"cannot run: {reason}"
     if not has_triton():
-        return "needs Triton: `pip install 'fla-bdlru[cuda]'`"
+        return "needs Triton: `pip install triton`"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts"
     return None if device.type in ("cpu", "cuda") else f"runs tensors on a GPU; got one on {str(device)!r}"

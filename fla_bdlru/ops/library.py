@@ -4,11 +4,12 @@ Inside, everything is gate-major (the block or channel axis last, stride 1); the
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from fla_bdlru.ops.checks import check_cu_seqlens
 from fla_bdlru.ops.dispatch import resolve_backend
 
 
@@ -21,6 +22,43 @@ class Recurrence(NamedTuple):
 
     forward: Callable
     backward: Callable
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """The first `num` tensors as they are, whose gradients, which would go to all of them, are refused."""
+
+    @staticmethod
+    def forward(ctx, num, *tensors):
+        return tensors[:num]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "The backward pass of BD-LRU and H-LRU cannot be differentiated again; second derivatives need plain PyTorch: set "
+            "FLA_BDLRU_BACKEND=torch, and no cp_context."
+        )
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Makes `backward(ctx, saved, *grads)` that of an `autograd.Function`, and has a second derivative refused.
+
+    torch's decorator of this name refuses it only where an incoming gradient asks for one; the part that comes from the
+    saved tensors, the inputs among them, it drops in silence.
+    """
+
+    @wraps(backward)
+    def run(ctx, *grads):
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            outputs = backward(ctx, saved, *grads)
+        if not torch.is_grad_enabled():  # no create_graph
+            return outputs
+        sources = [x for x in (*saved, *grads) if x is not None and x.requires_grad]
+        found = [x for x in outputs if x is not None]
+        linked = iter(NoSecondDerivative.apply(len(found), *found, *sources))
+        return tuple(None if x is None else next(linked) for x in outputs)
+
+    return run
 
 
 def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tuple[Callable, Recurrence]:
@@ -103,15 +141,18 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, g, o, h, P, h0, cu_seqlens)
 
-    def backward(ctx, do, dht, bwd):
+    def backward(ctx, saved, do, dht, bwd):
         if do is None and dht is None:
             return (None,) * 6
-        v, g, o, h, P, h0, cu_seqlens = ctx.saved_tensors
-        do, dht = (None if x is None else x.contiguous() for x in (do, dht))
+        v, g, o, h, P, h0, cu_seqlens = saved
+        do, dht = (None if x is None else as_input(x) for x in (do, dht))
         dv, dg, dh0 = bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
         return dv, dg, None if h0 is None else dh0, None, None, None
 
-    op.register_autograd(lambda ctx, do, dht, *_: backward(ctx, do, dht, op_bwd), setup_context=setup_context)
+    # its second derivative PyTorch itself refuses: `op_bwd` has none
+    op.register_autograd(
+        lambda ctx, do, dht, *_: backward(ctx, ctx.saved_tensors, do, dht, op_bwd), setup_context=setup_context
+    )
 
     class Eager(torch.autograd.Function):
         """The op without torch.library's dispatch, which costs as much as a small kernel."""
@@ -124,8 +165,8 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, do, dht):
-            return backward(ctx, do, dht, run_bwd)
+        def backward(ctx, saved, do, dht):
+            return backward(ctx, saved, do, dht, run_bwd)
 
     def call(v, g, h0, cu_seqlens, gate_norm, chunk):
         # whoever traces (torch.compile, fake tensors, dispatch modes) sees the custom op
@@ -151,47 +192,13 @@ def plain_recurrence(scan: Callable) -> Recurrence:
     return Recurrence(forward, backward)
 
 
-def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
-    """Raises `ValueError` unless CPU `cu_seqlens` run from 0 to T without falling; on a GPU a look would be a sync."""
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (cu_seqlens.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
-
-
-def check_arguments(
-    v: torch.Tensor,
-    g: torch.Tensor,
-    g_shape: tuple[int, ...],
-    state_shape: tuple[int, ...],
-    initial_state: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-) -> None:
-    """Raises `ValueError`, naming the argument and both shapes, for whatever the two public ops have in common."""
-    if tuple(g.shape) != g_shape:
-        raise ValueError(f"g must have shape {list(g_shape)} for v of shape {list(v.shape)}; got {list(g.shape)}.")
-    for name, x in (("v", v), ("g", g)):
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must be of a floating-point dtype; got {x.dtype}.")
-    if g.device != v.device:
-        raise ValueError(f"g must be on the device of v, {str(v.device)!r}; got {str(g.device)!r}.")
-    num_seqs = v.shape[0]
-    if cu_seqlens is not None:
-        if cu_seqlens.device != v.device:
-            raise ValueError(f"cu_seqlens must be on the device of v, {str(v.device)!r}; got {str(cu_seqlens.device)!r}.")
-        if v.shape[0] != 1:
-            raise ValueError(f"cu_seqlens needs a batch of 1 (pack the sequences); got B={v.shape[0]}.")
-        if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or cu_seqlens.shape[0] < 2:
-            raise ValueError(
-                f"cu_seqlens must be integers of shape [num_seqs+1]; got {cu_seqlens.dtype} {list(cu_seqlens.shape)}."
-            )
-        num_seqs = cu_seqlens.shape[0] - 1
-    if initial_state is not None and tuple(initial_state.shape) != (num_seqs, *state_shape):
-        raise ValueError(f"initial_state must have shape {[num_seqs, *state_shape]}; got {list(initial_state.shape)}.")
+def as_input(x: torch.Tensor) -> torch.Tensor:
+    """`x` as kernels read it, without strides and without a lazy minus (`torch.Tensor.is_neg`)."""
+    return x.contiguous().resolve_neg()
 
 
 def as_state(initial_state: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     """`[S, H, M]` as the op stores it for inputs of `dtype`: float32 (or float64), `[S, M, H]`, contiguous."""
     if initial_state is None:
         return None
-    return initial_state.to(torch.promote_types(dtype, torch.float32)).transpose(1, 2).contiguous()
+    return as_input(initial_state.to(torch.promote_types(dtype, torch.float32)).transpose(1, 2))

@@ -119,6 +119,11 @@ def test_the_switch(monkeypatch):
     assert wrapper(x) == "fla"
     monkeypatch.setenv("FLA_BDLRU_CPU_BACKEND", "1")
     assert wrapper(x) == "ours"
+    monkeypatch.setenv("FLA_BDLRU_CPU_BACKEND", "false")
+    with pytest.raises(ValueError, match="FLA_BDLRU_CPU_BACKEND='false' is not known; expected 0 or 1"):
+        is_enabled()
+    with pytest.raises(ValueError, match="expected 0 or 1"):
+        swish(x)
 
 
 def test_the_switch_is_restored_after_an_error():

@@ -1,14 +1,17 @@
 """Layers and models on a GPU: the CPU path is the reference, which the other tests hold to the naive recurrences."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
+from fla.models.utils import Cache
 
 from fla_bdlru.integrations.mamba_ssm import build_layer
 from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 
 LAYERS = {"bdlru": lambda: BDLRU(64, block_size=4), "hlru": lambda: HLRU(64, order=4)}
 each_layer = pytest.mark.parametrize("name", LAYERS)
@@ -28,6 +31,46 @@ def test_layer_equals_the_cpu_path(device, name, packed):
     got.square().sum().backward()
     torch.testing.assert_close(got.cpu(), o, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(other_leaf.grad.cpu(), leaf.grad, rtol=1e-3, atol=1e-4)
+
+
+@contextlib.contextmanager
+def no_syncs(device):
+    """A host sync raises; what the first call compiles and tunes has to be there."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@each_layer
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_host_syncs(device, name, packed):
+    """Ops and layers, forward and backward, and decoding. (A mask, and `fla_bdlru.packing.documents`, need a sync.)"""
+    layer, op = LAYERS[name]().to(device), {"bdlru": chunk_bdlru, "hlru": chunk_hlru}[name]
+    layer.layer_idx = 0
+    shape = (1, 200, 16, 4) if name == "bdlru" else (1, 200, 64)
+    x, v, g = (torch.randn(s, device=device, requires_grad=True) for s in ((1, 200, 64), shape, (*shape, 5)))
+    h0 = torch.randn(3 if packed else 1, shape[2], 4, device=device)
+    kwargs = {"cu_seqlens": torch.tensor([0, 7, 64, 200], device=device)} if packed else {}
+
+    def step():
+        o, ht = op(v, g, h0, True, **kwargs)
+        (o.sum() + ht.sum()).backward()
+        layer(x, **kwargs)[0].sum().backward()
+        if not packed:
+            with torch.no_grad():
+                cache = Cache()
+                for tokens in (x[:, :9], x[:, 9:10], x[:, 10:11]):
+                    layer(tokens, past_key_values=cache, use_cache=True)
+
+    step()
+    with no_syncs(device):
+        step()
 
 
 @each_layer

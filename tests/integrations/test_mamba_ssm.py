@@ -349,6 +349,16 @@ def test_errors():
         build(ssm_cfg={"layer": "HLRU", "block_size": 4})
     with pytest.raises(ValueError, match=r"expand=1.0 times hidden_size=32 .* positive multiple of 5"):
         build(ssm_cfg={"layer": "BDLRU", "block_size": 5})
+    for argument in ("layer_idx", "hidden_size", "d_model", "dtype"):
+        with pytest.raises(ValueError, match=f"ssm_cfg: {argument}=3 is not an argument of 'BDLRU'"):
+            build(ssm_cfg={"layer": "BDLRU", argument: 3})
+    with pytest.raises(ValueError, match="name='LRU' is not known; expected one of 'BDLRU', 'HLRU'"):
+        integration.build_layer("LRU", D)
+    conv = integration.build_layer("BDLRU", D, use_short_conv=True)
+    with pytest.raises(ValueError, match=r"conv_state must have shape \[2, 32, 4\], as .*; got None"):
+        conv.step(torch.randn(2, 1, D), None, conv.allocate_inference_cache(2, 1)[1])
+    with pytest.raises(ValueError, match=r"hidden_states must have shape \[B, T, 32\]; got \[2, 32\]"):
+        conv(torch.randn(2, D))
     layer, x = integration.build_layer("BDLRU", D, layer_idx=0), torch.randn(1, 4, D)
     with pytest.raises(ValueError, match=r"seq_idx must have shape \[1, 4\], as the inputs; got \[4\]"):
         layer(x, seq_idx=torch.zeros(4, dtype=torch.int32))

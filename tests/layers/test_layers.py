@@ -293,6 +293,19 @@ def test_memory_bias_reaches_the_layer(cls):
     assert remembered(layer) > 1e-2 > 1e-6 > remembered(cls(D))
 
 
+@pytest.mark.parametrize("options", [{}, {"selective": False}, {"gate_bias": "memory"}], ids=str)
+def test_a_loaded_bias_is_not_drawn_again(options):
+    """transformers marks a parameter that it has loaded, and has every module initialised after that."""
+    layer = BDLRU(D, **options)
+    layer.a_proj.bias = nn.Parameter(torch.full_like(layer.a_proj.bias, 3.0))
+    layer.a_proj.bias._is_hf_initialized = True
+    layer.reset_parameters()
+    assert (layer.a_proj.bias == 3).all()
+    del layer.a_proj.bias._is_hf_initialized
+    layer.reset_parameters()
+    assert (layer.a_proj.bias != 3).any()
+
+
 ERRORS = [
     (lambda: BDLRU(D, block_size=0), "block_size must be positive; got 0"),
     (
@@ -326,6 +339,51 @@ ERRORS = [
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+BAD_CALLS = {
+    r"hidden_states must have shape \[B, T, 16\]; got \[7, 16\]": lambda x: ((x[0],), {}),
+    r"hidden_states must have shape \[B, T, 16\]; got \[1, 2, 7, 16\]": lambda x: ((x[None],), {}),
+    r"hidden_states must have shape \[B, T, 16\]; got \[2, 7, 15\]": lambda x: ((x[..., 1:],), {}),
+    r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[2, 5\]": lambda x: ((x, torch.ones(2, 5)), {}),
+    r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[1, 7\]": lambda x: ((x, torch.ones(1, 7)), {}),
+    r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[3, 7\]": lambda x: ((x, torch.ones(3, 7)), {}),
+    "attention_mask must hold 1 .* got -1000000000.0": lambda x: ((x, torch.tensor([[-1e9] + [0.0] * 6] * 2)), {}),
+    "attention_mask must be a tensor; got 'causal'": lambda x: ((x, "causal"), {}),
+    "cu_seqlens needs a batch of 1 .* got B=2": lambda x: ((x,), {"cu_seqlens": torch.tensor([0, 7])}),
+    r"cu_seqlens must rise from 0 to T=7; got \[2, 9\]": lambda x: ((x[:1],), {"cu_seqlens": torch.tensor([2, 9])}),
+    r"cu_seqlens must rise from 0 to T=7; got \[0, 3\]": lambda x: ((x[:1],), {"cu_seqlens": torch.tensor([0, 3])}),
+    r"cu_seqlens must be a tensor; got \[0, 7\]": lambda x: ((x[:1],), {"cu_seqlens": [0, 7]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bdlru", "hlru-conv-gate", "lstm"])
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_bad_calls(name, message):
+    args, kwargs = BAD_CALLS[message](torch.randn(2, 7, D))
+    with pytest.raises(ValueError, match=message):
+        build(name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU, LSTM])
+@pytest.mark.parametrize("hidden_size", [32.0, "32", None, 0])
+def test_hidden_size_is_checked(cls, hidden_size):
+    with pytest.raises(ValueError, match=r"hidden_size must be (an integer|positive); got"):
+        cls(hidden_size)
+
+
+@each_layer
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_tokens(name, batch):
+    """An empty input gives an empty output and leaves the state."""
+    layer, x, cache = build(name, layer_idx=0).eval(), torch.randn(batch, 3, D), Cache()
+    with torch.no_grad():
+        assert layer(x[:, :0])[0].shape == (batch, 0, D)
+        layer(x, past_key_values=cache, use_cache=True)
+        before = dict(cache[0])
+        assert layer(x[:, :0], past_key_values=cache, use_cache=True)[0].shape == (batch, 0, D)
+    for key in ("recurrent_state", "conv_state"):
+        assert before[key] is cache[0][key] is None or torch.equal(cache[0][key], before[key])
 
 
 def test_time_constants_spread():

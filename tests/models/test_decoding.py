@@ -163,6 +163,11 @@ def test_beams_reorder_kept_states():
 def test_errors():
     layer, x, cache = BDLRU(16, layer_idx=0), torch.randn(2, 4, 16), Cache()
     keep = {"past_key_values": cache, "use_cache": True}
+    for step_states in ("2", 1.5):
+        with pytest.raises(ValueError, match=f"step_states must be an integer; got {step_states!r}"):
+            layer(x, step_states=step_states, **keep)
+    with pytest.raises(ValueError, match=r"attention_mask must have shape \[2, S\] with S >= 4, .* got \[2, 3\]"):
+        layer(x, step_states=2, attention_mask=torch.ones(2, 3), **keep)
     with pytest.raises(ValueError, match="step_states must lie between 1 and the number of tokens, 4; got 5"):
         layer(x, step_states=5, **keep)
     with pytest.raises(
@@ -184,6 +189,23 @@ def test_errors():
         rewind_cache(cache, 4)  # there was nothing before the first token
     with pytest.raises(ValueError, match="num_tokens must not be negative; got -1"):
         rewind_cache(cache, -1)
+    with pytest.raises(ValueError, match="num_tokens=5 is more than the cache holds, 4"):
+        rewind_cache(cache, 5)
+    for num_tokens in (1.0, "1", None, True):
+        with pytest.raises(ValueError, match=f"num_tokens must be an integer; got {num_tokens!r}"):
+            rewind_cache(cache, num_tokens)
     layer(x, **keep)
     with pytest.raises(ValueError, match="num_tokens=1: layer 0 kept 0 earlier states"):
         rewind_cache(cache, 1)  # what was kept in the call before is out of date
+
+
+def test_attentions_cache_is_not_rewound_past_its_start():
+    x = torch.randint(0, VOCAB, (1, 5))
+    plain = TransformerForCausalLM(
+        TransformerConfig(hidden_size=32, num_hidden_layers=1, num_heads=2, vocab_size=VOCAB)
+    ).eval()
+    with torch.no_grad():
+        cache = plain(x, use_cache=True).past_key_values
+    assert rewind_cache(cache, 5).get_seq_length() == 0
+    with pytest.raises(ValueError, match="num_tokens=7 is more than the cache holds, 5"):
+        rewind_cache(cache, 7)

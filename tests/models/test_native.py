@@ -47,6 +47,17 @@ def test_config_takes_every_argument_of_the_layer(name):
 
 
 @each_family
+def test_a_misspelt_field_is_told(name, tmp_path, recwarn):
+    """Only what looks like a field: transformers' own and unknown ones pass, as in any config."""
+    Config = FAMILIES[name][0]
+    Config(**SIZES, gate_bias="memory", architectures=["X"], problem_type="regression", note="mine").save_pretrained(tmp_path)
+    assert Config.from_pretrained(tmp_path).note == "mine"
+    assert not [w for w in recwarn if "is not a field of" in str(w.message)]
+    with pytest.warns(UserWarning, match=f"gate_nrom='tanh' is not a field of {Config.__name__}, .* did you mean 'gate_norm'"):
+        Config(**SIZES, gate_nrom="tanh")
+
+
+@each_family
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_trains_and_generates(name, tied, fused):

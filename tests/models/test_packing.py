@@ -228,6 +228,8 @@ ERRORS = [
     ((2, 4), {"seq_idx": [[0, 0, 1, 1]]}, "seq_idx has several documents in a row.* a batch of 2"),
     ((1, 4), {"position_ids": [[0, 1, 3, 4]]}, "position_ids must count up by one.* Got a step of 2"),
     ((1, 5), {"position_ids": [[0, 1, 0, 0, 1]], "attention_mask": [[1, 1, 0, 1, 1]]}, "position_ids has several .* padding"),
+    ((1, 4), {"position_ids": [[1, 0, 0, 1]], "attention_mask": [[0, 1, 1, 1]]}, "position_ids has several .* padding"),
+    ((1, 4), {"position_ids": [[0, 1, 0, 1]], "attention_mask": [[1, 1]]}, r"attention_mask must have shape .* got \[1, 2\]"),
     ((1, 5), {"position_ids": [[0, 1, 2]]}, r"position_ids must have shape \[1, 5\], as the inputs; got \[1, 3\]"),
     ((1, 2), {"position_ids": [[[0, 1]]]}, r"position_ids must have shape \[1, 2\].* got \[1, 1, 2\]"),
     ((1, 4), {"cu_seq_lens_q": [0, 3, 4], "cu_seq_lens_k": [0, 2, 4]}, r"must be equal; got \[0, 3, 4\] and \[0, 2, 4\]"),
@@ -248,6 +250,19 @@ def test_documents(shape, fields, expected):
 def test_documents_errors(shape, fields, message):
     with pytest.raises(ValueError, match=message):
         documents(*shape, **tensors(fields))
+
+
+def test_calls_without_proper_inputs():
+    model = BDLRUForCausalLM(BDLRUConfig(**SIZES))
+    positions = torch.arange(4)[None]
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+        model(position_ids=positions)
+    with pytest.raises(ValueError, match=r"input_ids must have shape \[B, T\]; got \[4\]"):
+        model(torch.arange(4), position_ids=positions)
+    with pytest.raises(ValueError, match=r"inputs_embeds must have shape \[B, T, D\]; got \[32\]"):
+        model(inputs_embeds=torch.zeros(32), position_ids=positions)
+    with pytest.raises(ValueError, match=r"position_ids must be a tensor; got \[\[0, 1, 2, 3\]\]"):
+        model(positions, position_ids=[[0, 1, 2, 3]])
 
 
 def test_a_model_that_drops_the_boundaries_refuses_them():

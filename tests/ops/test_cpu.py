@@ -2,11 +2,13 @@
 # ruff: noqa: E402 (imports follow importorskip)
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,3 +414,16 @@ def test_kernel_compiles_where_nothing_can_be_cached():
     scope = {}
     exec("def double(x):\n    return 2 * x", scope)
     assert cpu_runtime.kernel(scope["double"])(21) == 42
+
+
+def test_the_cache_sees_everything_that_kernels_are_built_from():
+    """All modules of the ops that a kernel's module imports, itself aside: numba looks at that one."""
+
+    def imported(path):
+        names = re.findall(r"^from fla_bdlru\.ops\.(\w+) import", path.read_text(), re.MULTILINE)
+        paths = [folder / f"{name}.py" for name in names]
+        return set(paths).union(*map(imported, paths))
+
+    folder = Path(cpu_runtime.__file__).parent
+    found = imported(folder / "bdlru" / "cpu.py") | imported(folder / "hlru" / "cpu.py")
+    assert sorted(path.name for path in found) == sorted(cpu_runtime.SOURCES)

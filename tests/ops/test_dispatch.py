@@ -1,8 +1,8 @@
 """Which backend runs, and what is said when none can."""
 
+import builtins
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ def test_auto_takes_the_native_path(monkeypatch):
     assert dispatch.resolve_backend(CPU, torch.float32) == "cpu"
     assert dispatch.resolve_backend(CPU, torch.bfloat16) == "cpu"
     assert dispatch.resolve_backend(CPU, torch.float64) == "torch"
+    assert dispatch.resolve_backend(CPU, torch.float32, torch.bfloat16) == "cpu"
+    assert dispatch.resolve_backend(CPU, torch.float32, torch.float64) == "torch"
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float32) == "triton"
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float64) == "torch"
     assert dispatch.resolve_backend(torch.device("mps"), torch.float32) == "torch"
@@ -36,19 +38,39 @@ def test_forced_backends_that_cannot_run(monkeypatch, value, device, dtype, mess
         dispatch.resolve_backend(torch.device(device), dtype)
 
 
-def test_without_numba_plain_pytorch_runs_with_one_warning(monkeypatch):
-    monkeypatch.setattr(dispatch, "has_numba", lambda: False)
+@pytest.mark.parametrize("reason", ["missing", "broken", "disabled"])
+def test_without_numba_plain_pytorch_runs_with_one_warning(monkeypatch, reason):
+    """Not installed, installed but of no use, or switched off."""
+    message = {
+        "missing": r"numba is not installed \(`pip install numba`\)",
+        "broken": r"numba cannot be imported \(ImportError: Numba needs NumPy 2.4 or less\)",
+        "disabled": "NUMBA_DISABLE_JIT is set, which switches numba off",
+    }[reason]
+    if reason == "missing":
+        monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    elif reason == "disabled":
+        monkeypatch.setattr(pytest.importorskip("numba").config, "DISABLE_JIT", 1)
+    else:
+        original = builtins.__import__
+
+        def broken(name, *args, **kwargs):
+            if name == "numba":
+                raise ImportError("Numba needs NumPy 2.4 or less")
+            return original(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", broken)
+    dispatch.why_no_numba.cache_clear()
     dispatch.warn_no_numba.cache_clear()
     v, g = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2, 3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        chunk_bdlru(v, g)
-        chunk_bdlru(v, g)
-    assert [str(w.message) for w in caught if "numba is not installed" in str(w.message)] != []
-    assert len([w for w in caught if "numba is not installed" in str(w.message)]) == 1
-    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
-    with pytest.raises(ValueError, match=r"needs numba: `pip install 'fla-bdlru\[cpu\]'`"):
-        chunk_bdlru(v, g)
+    try:
+        with pytest.warns(UserWarning, match=f"{message}, so BD-LRU and H-LRU run on the CPU in plain PyTorch") as caught:
+            [chunk_bdlru(v, g) for _ in range(2)]
+        assert len([w for w in caught if "numba" in str(w.message).lower()]) == 1
+        monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+        with pytest.raises(ValueError, match=f"FLA_BDLRU_BACKEND='cpu' cannot run: {message}"):
+            chunk_bdlru(v, g)
+    finally:
+        dispatch.why_no_numba.cache_clear()
 
 
 def test_numba_is_imported_by_the_first_call_only():

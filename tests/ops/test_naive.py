@@ -107,3 +107,23 @@ def test_naive_chunk_equals_recurrent(chunk, recurrent, shape, M, T):
     h0 = torch.randn(2, 3, M, dtype=torch.float64)
     for a, b in zip(chunk(v, g, h0, True, chunk_size=4), recurrent(v, g, h0, True)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+def test_naive_half_types_compute_in_float32(naive, gate_norm, dtype):
+    """Against float64 on the same rounded inputs: outputs are off by their own rounding, states by float32's."""
+    shape, M = ((2, 33, 3, 4), 4) if "bdlru" in naive.__name__ else ((2, 33, 3), 4)
+    # positive logits: rows of signed gates may nearly cancel
+    v, g, h0 = torch.randn(shape).to(dtype), (torch.rand(*shape, M + 1) / 4 + 0.01).to(dtype), torch.randn(2, 3, M)
+    h0.requires_grad_()
+    o, ht = naive(v, g, h0, True, gate_norm)
+    exact = h0.detach().double().requires_grad_()
+    exact_o, exact_ht = naive(v.double(), g.double(), exact, True, gate_norm)
+    assert o.dtype == dtype
+    assert ((o - exact_o).abs() <= torch.finfo(dtype).eps / 2 * exact_o.abs() + 2e-6).all()
+    torch.testing.assert_close(ht.double(), exact_ht, rtol=1e-5, atol=2e-6)
+    for state, x in ((ht, h0), (exact_ht, exact)):
+        state.square().sum().backward(inputs=[x])
+    torch.testing.assert_close(h0.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """The public ops, on every backend that runs on a CPU: values, states, all gradients, packing, splits, bounds, errors."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from fla_bdlru.ops import (
     chunk_bdlru,
     chunk_hlru,
     hlru_window,
+    naive_chunk_bdlru,
+    naive_chunk_hlru,
     naive_recurrent_bdlru,
+    naive_recurrent_hlru,
     normalize_gates,
 )
 
@@ -117,6 +121,34 @@ def test_op_mixed_dtypes_and_autocast(name, backend):
     torch.testing.assert_close(o.float(), op(v.bfloat16().float(), g, h0)[0], rtol=8e-3, atol=8e-3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert op(v, g, h0)[0].dtype == torch.float32
+
+
+@each_op
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, "meta"], ids=str)
+def test_defaults_of_pytorch_change_nothing(name, default, backend):
+    """The default dtype and device are for tensors that a user makes."""
+    v, g, h0 = make_inputs(name)
+    do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
+    cu_seqlens = torch.tensor([0, 3, 7])
+    halves, packed = (v.bfloat16(), g.bfloat16(), h0), (v[:1], g[:1], h0)
+
+    def everything():
+        plain = OPS[name][0](v.clone().requires_grad_(), g)[0]
+        results = [run(OPS[name][0], *x, do, dht).values() for x in ((v, g, h0), halves)]
+        results += [run(OPS[name][0], *packed, do[:1], dht, cu_seqlens=cu_seqlens).values()]
+        return [plain, *torch.autograd.grad(plain.sum(), plain), *(x for values in results for x in values)]
+
+    expected, before = everything(), torch.get_default_dtype()
+    try:
+        if default == "meta":
+            with torch.device("meta"):
+                got = everything()
+        else:
+            torch.set_default_dtype(default)
+            got = everything()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(got, expected))
 
 
 @each_op
@@ -288,6 +320,19 @@ def test_two_runs_are_bit_equal(name, backend):
 
 
 @each_op
+def test_nothing_is_cached_by_identity(name, backend):
+    """The same tensors with other values: boundaries written in place move the documents."""
+    v, g, _ = make_inputs(name, B=1)
+    op, cu_seqlens = OPS[name][0], torch.tensor([0, 3, 7])
+    before = op(v, g, cu_seqlens=cu_seqlens)[0]
+    cu_seqlens[1] = 5
+    v.mul_(2)
+    after = op(v, g, cu_seqlens=cu_seqlens)[0]
+    assert torch.equal(after, op(v.clone(), g.clone(), cu_seqlens=cu_seqlens.clone())[0])
+    assert not torch.equal(after, 2 * before)
+
+
+@each_op
 def test_gate_major_inputs_are_not_copied(name, monkeypatch):
     """Views of gate-major memory reach the native code as they are."""
     monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
@@ -357,12 +402,67 @@ def test_fake_tensors_and_dispatch_modes_see_the_custom_op(name):
 
 
 @each_op
-def test_second_derivatives_are_refused(name, monkeypatch):
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "custom-op"])
+def test_second_derivatives_are_refused(name, traced, monkeypatch):
+    """Also where the gradient of `o` is a constant: the gradient still depends on the inputs."""
     monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
     v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
-    (dv,) = torch.autograd.grad(OPS[name][0](v, g, h0)[0].square().sum(), v, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dv.sum().backward()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    for loss in (lambda o: o.square().sum(), lambda o: o.sum()):
+        for x in (v, g, h0):
+            (dx,) = torch.autograd.grad(loss(OPS[name][0](v, g, h0)[0]), x, create_graph=True)
+            assert dx.requires_grad
+            message = "no autograd formula" if traced else "set FLA_BDLRU_BACKEND=torch"
+            with pytest.raises(RuntimeError, match=message):
+                torch.autograd.grad(dx.sum(), g, allow_unused=True, retain_graph=True)
+            with pytest.raises(RuntimeError, match=message):
+                dx.sum().backward()
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.functional.hessian(lambda g: OPS[name][0](v, g)[0].sum(), g)
+    expected = torch.autograd.grad(OPS[name][0](v, g, h0)[0].sum(), (v, g, h0))
+    got = torch.autograd.grad(OPS[name][0](v, g, h0)[0].sum(), (v, g, h0), create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@each_op
+def test_second_derivatives_in_plain_pytorch(name, monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
+    v, g, _ = (x.double() for x in make_inputs(name, B=1, T=3, width=1, M=2))
+    hessian, expected = (torch.autograd.functional.hessian(lambda g: op(v, g)[0].sum(), g) for op in OPS[name])  # noqa: B023
+    torch.testing.assert_close(hessian, expected)
+    assert expected.abs().max() > 0
+
+
+@each_op
+def test_gates_of_a_type_that_kernels_do_not_read(name, monkeypatch):
+    v, g, h0 = make_inputs(name)
+    op, naive = OPS[name]
+    for wide in (g.double(), g.to(torch.float8_e4m3fn) if hasattr(torch, "float8_e4m3fn") else g):
+        if wide.dtype not in (torch.float64, torch.float32):
+            with pytest.raises(ValueError, match=r"g must be of a floating-point dtype; got torch.float8_e4m3fn"):
+                op(v, wide)
+            continue
+        do, dht = torch.randn(v.shape).double(), torch.randn(h0.shape).double()
+        assert_same(run(op, v, wide, h0, do, dht), run(naive, v, wide, h0, do, dht))
+        assert op(v, wide)[0].dtype == torch.float32
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+    with pytest.raises(ValueError, match=r"FLA_BDLRU_BACKEND='cpu' takes float32, bfloat16 and float16; got torch.float64"):
+        op(v, g.double())
+
+
+@each_op
+def test_lazy_minus(name, backend):
+    """PyTorch may hold -x as x and a flag, as `.imag` of a conjugate does."""
+    v, g, h0 = make_inputs(name)
+    do, dht = torch.randn(v.shape).double(), torch.randn(h0.shape).double()
+    op = OPS[name][0]
+
+    def minus(*args, **kwargs):
+        o, ht = op(*(torch._neg_view(x) for x in args[:3]), *args[3:], **kwargs)
+        return torch._neg_view(o), torch._neg_view(ht)
+
+    got, expected = run(minus, v, g, h0, do, dht), run(op, -v, -g, -h0, do, dht)
+    assert all(torch.equal(got[key], -x if key in ("o", "ht") else x) for key, x in expected.items())
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 2, 2, 9, 10, 17]], ids=["dense", "packed"])
@@ -406,10 +506,17 @@ BAD_CALLS = {
     "cu_seqlens must be integers": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0.0, 7.0])}),
     "floating-point dtype; got torch.int64": lambda v, g, h0: ((v.long(), g), {}),
     "g must be on the device of v": lambda v, g, h0: ((v, g.to("meta")), {}),
+    r"cu_seqlens must be a tensor; got \[0, 7\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": [0, 7]}),
+    "initial_state must be a tensor; got 0.0": lambda v, g, h0: ((v, g, 0.0), {}),
+    "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
+    "g must be a tensor; got None": lambda v, g, h0: ((v, None), {}),
 }  # fmt: skip
 
 
-@each_op
+NAIVE = {f.__name__: (f, f) for f in (naive_chunk_bdlru, naive_chunk_hlru, naive_recurrent_bdlru, naive_recurrent_hlru)}
+
+
+@pytest.mark.parametrize("name", [*OPS, *NAIVE])
 @pytest.mark.parametrize("message", BAD_CALLS)
 def test_errors(name, message, backend):
     v, g, h0 = make_inputs(name)
@@ -417,4 +524,31 @@ def test_errors(name, message, backend):
         g = g[:, 1:]
     args, kwargs = BAD_CALLS[message](v, g, h0)
     with pytest.raises(ValueError, match=message):
-        OPS[name][0](*args, **kwargs)
+        {**OPS, **NAIVE}[name][0](*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*OPS, *NAIVE])
+@pytest.mark.parametrize("bounds", [[1, 6], [0, 4, 2, 6], [0, 3], [0, 3, 9]], ids=str)
+def test_boundaries_are_checked(name, bounds, backend):
+    v, g, _ = make_inputs(name, B=1, T=6)
+    with pytest.raises(ValueError, match=f"cu_seqlens must rise from 0 to T=6; got {re.escape(str(bounds))}"):
+        {**OPS, **NAIVE}[name][0](v, g, cu_seqlens=torch.tensor(bounds))
+    with pytest.raises(ValueError, match="g must have shape"):
+        {**OPS, **NAIVE}[name][0](v, g[:, :, :1])
+
+
+WINDOW_ERRORS = {
+    "o must have shape": (lambda o: (o[0], 2), {}),
+    "order must be positive; got 0": (lambda o: (o, 0), {}),
+    "order must be an integer; got 2.0": (lambda o: (o, 2.0), {}),
+    "needs a batch of 1 .* got B=2": (lambda o: (o, 2), {"cu_seqlens": torch.tensor([0, 7])}),
+    r"must rise from 0 to T=7; got \[0, 9\]": (lambda o: (o[:1], 2), {"cu_seqlens": torch.tensor([0, 9])}),
+    r"initial_state must have shape \[2, 5, 2\]; got \[2, 5, 3\]": (lambda o: (o, 2, torch.zeros(2, 5, 3)), {}),
+}
+
+
+@pytest.mark.parametrize("message", WINDOW_ERRORS)
+def test_errors_of_hlru_window(message):
+    args, kwargs = WINDOW_ERRORS[message]
+    with pytest.raises(ValueError, match=message):
+        hlru_window(*args(torch.randn(2, 7, 5)), **kwargs)

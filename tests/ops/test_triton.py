@@ -30,6 +30,14 @@ from fla_bdlru.ops.triton_runtime import (
 HERE = Path(__file__).parent
 
 
+def test_kernels_use_plain_offsets():
+    """`next_power_of_2` belongs to the host, and block pointers are on their way out of Triton."""
+    paths = sorted(Path(triton_runtime.__file__).parent.glob("**/*kernels.py"))
+    assert len(paths) == 4
+    for path in paths:
+        assert not re.search(r"next_power_of_2|make_block_ptr", path.read_text()), path
+
+
 @pytest.mark.timeout(900)
 def test_kernels_in_the_interpreter():
     """TRITON_INTERPRET has to be set before Triton is imported, hence a process of its own."""

@@ -72,7 +72,47 @@ def test_a_row_runs_every_check_and_keeps_what_fails(try_versions, tmp_path, mon
     assert len(checks) == len(try_versions.CHECKS)
 
     monkeypatch.setattr(try_versions, "run", lambda *_, **__: 1)
-    assert set(try_versions.try_row(tmp_path, row)["results"].values()) == {f"no environment in {tmp_path / 'torch-2.7.1'}"}
+    with pytest.raises(RuntimeError, match=r"no environment in .*torch-2.7.1"):
+        try_versions.try_row(tmp_path, row)
+
+
+def test_rows_that_cannot_be_installed_are_tried_again(try_versions, tmp_path, monkeypatch):
+    def install(folder, row):
+        tried.append(row)
+        raise RuntimeError("pip could not install these versions together")
+
+    tried = []
+    monkeypatch.setattr(try_versions, "install", install)
+    monkeypatch.setattr(sys, "argv", ["try_versions.py", "--folder", str(tmp_path), "--row", "2"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="row 2: pip could not install"):
+            try_versions.main()
+    assert tried == [try_versions.ROWS[1]] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ["0", "99", "-1"])
+def test_rows_that_do_not_exist(try_versions, monkeypatch, capsys, number):
+    monkeypatch.setattr(sys, "argv", ["try_versions.py", "--row", number, "--readme"])
+    with pytest.raises(SystemExit):
+        try_versions.main()
+    assert f"--row {number} is not accepted; expected a number from 1 to" in capsys.readouterr().err
+
+
+def test_rows_of_other_versions_stay_in_the_table(try_versions, tmp_path):
+    def row(number, result):
+        torch, *others = try_versions.ROWS[number]
+        return {"versions": [f"{torch}+cpu", *others], "results": dict.fromkeys(try_versions.CHECKS, result)}
+
+    readme, old = tmp_path / "README.md", [row(0, "ok"), row(2, "fails: no"), {**row(1, "ok"), "versions": ["1"] * 5}]
+    readme.write_text(f"a\n<!-- versions -->\n{try_versions.table(old)}\n<!-- /versions -->\nb\n")
+    try_versions.write_readme([], readme)
+    assert try_versions.table(old) in readme.read_text()
+    new = [row(1, "2 passed"), {**row(2, "3 passed"), "versions": list(try_versions.ROWS[2])}]
+    try_versions.write_readme(new, readme)
+    assert readme.read_text() == (
+        f"a\n<!-- versions -->\n{try_versions.table([old[0], *new, old[2]])}\n<!-- /versions -->\nb\n"
+    )
 
 
 def test_the_table_goes_between_the_marks(try_versions, tmp_path):
@@ -85,11 +125,11 @@ def test_the_table_goes_between_the_marks(try_versions, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- versions -->\nold\n<!-- /versions -->\nafter\n")
     for _ in range(2):
-        try_versions.write_readme(text, readme)
+        try_versions.write_readme(rows, readme)
         assert readme.read_text() == f"before\n<!-- versions -->\n{text}\n<!-- /versions -->\nafter\n"
     readme.write_text("no marks")
     with pytest.raises(SystemExit, match="has no <!-- versions -->"):
-        try_versions.write_readme(text, readme)
+        try_versions.write_readme(rows, readme)
     assert readme.read_text() == "no marks"
 
 

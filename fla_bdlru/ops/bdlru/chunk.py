@@ -29,7 +29,8 @@ def chunk_bdlru(
 
     Args:
         v (torch.Tensor):
-            Inputs of shape `[B, T, H, M]`: H blocks of M channels. float32, bfloat16 or float16 (float64: PyTorch path).
+            Inputs of shape `[B, T, H, M]`: H blocks of M channels. float32, bfloat16 or float16 (float64, here or
+            in `g`: PyTorch path).
         g (torch.Tensor):
             Gate logits of shape `[B, T, H, M, M+1]`; `g[..., i, j]` weighs channel j for row i, `g[..., i, M]` the input.
         initial_state (torch.Tensor, Optional):
@@ -57,6 +58,7 @@ def chunk_bdlru(
     Note:
         Memory is gate-major: `v.transpose(2, 3)` and `g.permute(0, 1, 3, 4, 2)` contiguous (H has stride 1) cost no copy,
         any other layout one copy each. Outputs and states come as views of that layout.
+        Second derivatives need the PyTorch path (`FLA_BDLRU_BACKEND=torch`); elsewhere they raise `RuntimeError`.
 
     Source: arXiv 2602.12021, block-diagonal LRU.
 

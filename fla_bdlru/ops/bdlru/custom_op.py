@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from fla_bdlru.ops.bdlru.naive import naive_chunk_bdlru
+from fla_bdlru.ops.checks import check_bdlru
 from fla_bdlru.ops.context_parallel import check_cp_context, context_parallel
 from fla_bdlru.ops.dispatch import resolve_backend
-from fla_bdlru.ops.gate_norm import check_gate_norm
-from fla_bdlru.ops.library import as_state, check_arguments, check_cu_seqlens, define_recurrence, plain_recurrence
+from fla_bdlru.ops.library import as_input, as_state, define_recurrence, plain_recurrence
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
@@ -51,21 +51,17 @@ def bdlru(
     chunk: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
-    check_gate_norm(gate_norm)
-    if v.ndim != 4:
-        raise ValueError(f"v must have shape [B, T, H, M]; got {list(v.shape)}.")
-    H, M = v.shape[2:]
     if cp_context is not None:
         cu_seqlens = check_cp_context(cp_context)
-    check_arguments(v, g, (*v.shape, M + 1), (H, M), initial_state, cu_seqlens)
-    plain, parallel = resolve_backend(v.device, v.dtype) == "torch", cp_context is not None and cp_context.group is not None
+    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
+    plain = resolve_backend(v.device, v.dtype, g.dtype) == "torch"
+    parallel = cp_context is not None and cp_context.group is not None
     if plain and not parallel:
-        check_cu_seqlens(cu_seqlens, v.shape[1])
         return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
     run = partial(context_parallel, cp_context, _plain_passes if plain else _passes) if parallel else _bdlru
     o, ht = run(
-        v.transpose(2, 3).contiguous(),
-        g.permute(0, 1, 3, 4, 2).contiguous(),
+        as_input(v.transpose(2, 3)),
+        as_input(g.permute(0, 1, 3, 4, 2)),
         as_state(initial_state, v.dtype),
         None if cu_seqlens is None else cu_seqlens.long(),
         gate_norm,

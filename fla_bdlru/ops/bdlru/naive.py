@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from fla_bdlru.ops.checks import check_bdlru, check_count, check_cu_seqlens
 from fla_bdlru.ops.gate_norm import normalize_gates
 
 
@@ -40,6 +41,10 @@ def naive_recurrent_bdlru(
         (torch.Tensor, torch.Tensor | None):
             Outputs `[B, T, H, M]` in the dtype of `v` and the final state, `[B, H, M]` in float32 or wider.
 
+    Raises:
+        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, or `cu_seqlens` that do not run from
+            0 to T or come with B > 1.
+
     Source: arXiv 2602.12021, block-diagonal LRU.
 
     Example:
@@ -49,6 +54,8 @@ def naive_recurrent_bdlru(
         >>> o, state = naive_recurrent_bdlru(v, g, output_final_state=True)
         >>> assert o.shape == (2, 5, 3, 4) and torch.equal(o[:, -1], state)
     """
+    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
+    check_cu_seqlens(cu_seqlens, v.shape[1])
     A, b = bdlru_transitions(v, g, gate_norm)
 
     def scan(A, b, h):
@@ -77,6 +84,9 @@ def naive_chunk_bdlru(
     About `2 chunk_size + T / chunk_size` dependent steps instead of T. Arguments and results are those of
     `naive_recurrent_bdlru`.
 
+    Raises:
+        ValueError: as `naive_recurrent_bdlru` does, and if `chunk_size` is not a positive integer.
+
     Source: arXiv 2602.12021, block-diagonal LRU; composition of affine maps as in any parallel scan.
 
     Example:
@@ -86,6 +96,9 @@ def naive_chunk_bdlru(
         >>> o, _ = naive_chunk_bdlru(v, g, chunk_size=4)
         >>> assert torch.allclose(o, naive_recurrent_bdlru(v, g)[0], atol=1e-6)
     """
+    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
+    check_cu_seqlens(cu_seqlens, v.shape[1])
+    check_count("chunk_size", chunk_size)
     A, b = bdlru_transitions(v, g, gate_norm)
     o, ht = chunk_scan(A, b, initial_state, cu_seqlens, chunk_size)
     return o.to(v.dtype), ht if output_final_state else None

@@ -29,7 +29,8 @@ def chunk_hlru(
 
     Args:
         v (torch.Tensor):
-            Inputs of shape `[B, T, N]`: N channels. float32, bfloat16 or float16 (float64: PyTorch path).
+            Inputs of shape `[B, T, N]`: N channels. float32, bfloat16 or float16 (float64, here or
+            in `g`: PyTorch path).
         g (torch.Tensor):
             Gate logits of shape `[B, T, N, M+1]` for order M; `g[..., i]` weighs `h_{t-1-i}`, `g[..., M]` the input.
         initial_state (torch.Tensor, Optional):
@@ -57,6 +58,7 @@ def chunk_hlru(
     Note:
         Memory is gate-major: `v` and `g.transpose(2, 3)` contiguous (N has stride 1) cost no copy, any other layout one
         copy each. The state comes as a view of that layout.
+        Second derivatives need the PyTorch path (`FLA_BDLRU_BACKEND=torch`); elsewhere they raise `RuntimeError`.
 
     Source: arXiv 2602.12021, higher-order LRU.
 

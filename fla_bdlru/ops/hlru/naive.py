@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fla_bdlru.ops.bdlru.naive import chunk_scan, scan_documents
+from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_hlru
 from fla_bdlru.ops.gate_norm import normalize_gates
 
 
@@ -39,6 +40,10 @@ def naive_recurrent_hlru(
         (torch.Tensor, torch.Tensor | None):
             Outputs `[B, T, N]` in the dtype of `v` and the final state, `[B, N, M]` in float32 or wider, newest first.
 
+    Raises:
+        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, or `cu_seqlens` that do not run from
+            0 to T or come with B > 1.
+
     Source: arXiv 2602.12021, higher-order LRU.
 
     Example:
@@ -48,6 +53,8 @@ def naive_recurrent_hlru(
         >>> o, state = naive_recurrent_hlru(v, g, output_final_state=True)
         >>> assert state.shape == (2, 3, 4) and torch.equal(o[:, -1], state[..., 0]) and torch.equal(o[:, -2], state[..., 1])
     """
+    check_hlru(v, g, initial_state, gate_norm, cu_seqlens)
+    check_cu_seqlens(cu_seqlens, v.shape[1])
     M = g.shape[-1] - 1
     dtype = torch.promote_types(v.dtype, torch.float32)
     p, x = normalize_gates(g.to(dtype), gate_norm), v.to(dtype)
@@ -82,6 +89,9 @@ def naive_chunk_hlru(
     The window `[h_t, .., h_{t-M+1}]` is a block whose first row holds the gates and whose other rows shift. Arguments and
     results are those of `naive_recurrent_hlru`.
 
+    Raises:
+        ValueError: as `naive_recurrent_hlru` does, and if `chunk_size` is not a positive integer.
+
     Source: arXiv 2602.12021, higher-order LRU, companion form.
 
     Example:
@@ -91,6 +101,9 @@ def naive_chunk_hlru(
         >>> o, _ = naive_chunk_hlru(v, g, chunk_size=4)
         >>> assert torch.allclose(o, naive_recurrent_hlru(v, g)[0], atol=1e-6)
     """
+    check_hlru(v, g, initial_state, gate_norm, cu_seqlens)
+    check_cu_seqlens(cu_seqlens, v.shape[1])
+    check_count("chunk_size", chunk_size)
     M = g.shape[-1] - 1
     dtype = torch.promote_types(v.dtype, torch.float32)
     p = normalize_gates(g.to(dtype), gate_norm)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_state, check_tensor, num_sequences
+
 
 def hlru_window(
     o: torch.Tensor,
@@ -28,6 +30,10 @@ def hlru_window(
         torch.Tensor:
             Windows of shape `[B, T, M, N]`, newest first.
 
+    Raises:
+        ValueError: if `order` is not a positive integer, on shapes that do not fit, or `cu_seqlens` that do not run from 0
+            to T or come with B > 1.
+
     Source: arXiv 2602.12021, higher-order LRU.
 
     Example:
@@ -36,6 +42,12 @@ def hlru_window(
         >>> o = torch.arange(4.0).view(1, 4, 1)
         >>> assert hlru_window(o, order=2).squeeze().tolist() == [[0, 0], [1, 0], [2, 1], [3, 2]]
     """
+    check_tensor("o", o)
+    if o.ndim != 3:
+        raise ValueError(f"o must have shape [B, T, N]; got {list(o.shape)}.")
+    check_count("order", order)
+    check_state(initial_state, (num_sequences("o", o, cu_seqlens), o.shape[2], order))
+    check_cu_seqlens(cu_seqlens, o.shape[1])
     B, T, N = o.shape
     if cu_seqlens is None:
         # [B, M-1, N] oldest first, then the outputs
