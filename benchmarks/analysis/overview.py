@@ -24,7 +24,7 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
     Returns:
         pd.DataFrame:
             A column per task, in the order of `benchmarks.tasks.TASKS`; a row per mixer, best first by the mean of
-            `above_chance` over its tasks; NaN where it did not run.
+            `above_chance` over its tasks, those that ran on less than half of the tasks below; NaN where it did not run.
 
     Example:
         >>> from benchmarks.analysis.overview import overview
@@ -39,7 +39,9 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
     order = {task: place for place, task in enumerate(TASKS)}
     chosen = dict(sorted(chosen.items(), key=lambda item: order.get(item[0], len(order))))
     table = pd.DataFrame({task: {line.variant: mean(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
-    return table.loc[above_chance(table).mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    few = table.count(axis=1) < len(table.columns) / 2
+    ranks = pd.DataFrame({"few": few, "score": -above_chance(table).mean(axis=1)})
+    return table.loc[ranks.sort_values(["few", "score"], kind="stable").index]
 
 
 def above_chance(table: pd.DataFrame) -> pd.DataFrame:

@@ -258,6 +258,11 @@ def test_overview_is_every_mixer_on_every_task(make_row, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_what_ran_on_few_tasks_stands_last_in_the_overview(make_row):
+    rows = [make_row("lstm", 0.5, task=task) for task in ("s3", "parity", "z5")] + [make_row("bdlru-m4-conv", 1.0, task="s3")]
+    assert list(overview(compare(rows)).index) == ["lstm", "bdlru-m4-conv"]
+
+
 def test_overview_command_keeps_rules_of_matching_apart(make_row, tmp_path):
     with ResultStore(tmp_path) as store:
         for kind in ("params 29", "state 64"):
