@@ -86,6 +86,7 @@ def read(binary):
         "shuffles": len(re.findall(r"shfl\.", ptx)),
         "barriers": len(re.findall(r"bar\.|barrier", ptx)),
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+        "maxima": len(re.findall(r"max\.f32", ptx)),
         "narrowest_load": min((int(n or 1) * WIDTHS[kind] for n, kind in loads), default=16),
     }
 

@@ -204,6 +204,14 @@ def test_compiled_kernels_stay_in_registers_and_in_their_lane(compiled):
         assert row["registers"] * 32 * (fill(row["M"]) // 132) <= 65536, row
 
 
+def test_relu_gates_keep_a_nan(compiled):
+    """The device's maximum of a number and NaN is the number; the interpreter's is NaN."""
+    relu = [row for row in compiled if "relu" in row["variant"]]
+    assert {row["kernel"] for row in relu} == set(KERNELS)
+    assert all(row["maxima"] == 0 for row in relu)
+    assert any(row["maxima"] for row in compiled)  # other norms have one
+
+
 def test_first_call_compiles_quickly(compiled):
     """The kernels of a forward and backward pass together, M <= 8, in seconds of a processor."""
     for M in (1, 2, 3, 4, 5, 6, 8):
