@@ -20,7 +20,7 @@ help:
 
 compare:
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,benchmark
-	@$(PY) -m benchmarks.compare $(ARGS)
+	@$(PY) -m benchmarks.compare.__main__ $(ARGS)
 
 # a module's tests stay together, on as many processes as there are cores, four at most
 test: lint

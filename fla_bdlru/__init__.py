@@ -14,7 +14,7 @@ from fla_bdlru.layers import BDLRU, HLRU
 
 __version__ = "0.1.0"
 
-_NEED_FLA = ("backends", "mixers", "models", "integrations", "decoding")
+_NEED_FLA = ("fla_cpu", "mixers", "models", "integrations", "decoding")
 _NAMES = {
     "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
     "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
@@ -32,8 +32,8 @@ __all__ = [
     "HLRUForCausalLM",
     "HLRUModel",
     "available_mixers",
-    "backends",
     "build_mixer",
+    "fla_cpu",
     "integrations",
     "layers",
     "mixers",
@@ -54,9 +54,9 @@ def _set_up() -> str | None:
         return error.name
     for name in _NEED_FLA:
         globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
-    globals()["mixers"].install_hook()
-    globals()["backends"].register()
-    for name in ("saved_configs", "integrations.mamba_ssm"):
+    importlib.import_module("fla_bdlru.mixers.hook").install_hook()
+    globals()["fla_cpu"].register()
+    for name in ("mixers.saved_configs", "integrations.mamba_ssm"):
         importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING
 
-from fla_bdlru.ops.checks import check_integer
+from fla_bdlru.ops.common.checks import check_integer
 
 if TYPE_CHECKING:
     from fla.models.utils import Cache

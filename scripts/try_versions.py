@@ -40,10 +40,10 @@ ROWS = [
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--timeout=300")
 CHECKS = {
-    "models": (*PYTEST, "tests/models/test_native.py", "tests/models/test_fla_configs.py", "-k",
+    "models": (*PYTEST, "tests/models/test_native.py", "tests/mixers/test_fla_configs.py", "-k",
                "native or TransformerConfig or GatedDeltaNetConfig"),
-    "packing": (*PYTEST, "tests/models/test_packing.py", "-k", "collator or positions or documents"),
-    "torch.compile": (*PYTEST, "tests/models/test_compile.py", "-k", "bdlru and (few_compilations or inductor or export)"),
+    "packing": (*PYTEST, "tests/mixers/test_packing.py", "-k", "collator or positions or documents"),
+    "torch.compile": (*PYTEST, "tests/test_compile.py", "-k", "bdlru and (few_compilations or inductor or export)"),
     "Triton compiles": ("tests/ops/compile_kernels.py", '[{"op": "bdlru", "M": 4}]'),
     "Triton interprets": (*PYTEST, "tests/ops/triton_cases.py", "-k", "test_sizes and (3 or 4) or test_packed"),
 }  # fmt: skip

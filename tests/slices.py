@@ -9,7 +9,7 @@ from ranks import uneven_context
 from references import OPS
 
 from fla_bdlru.ops import hlru_window
-from fla_bdlru.ops.context_parallel import entering_states
+from fla_bdlru.ops.common.context_parallel import entering_states
 
 WIDTH = 17
 

@@ -29,7 +29,7 @@ def run(code: str, hidden: tuple[str, ...] = ()) -> str:
 def test_public_names():
     assert fla_bdlru.__all__ == [
         "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
-        "available_mixers", "backends", "build_mixer", "integrations", "layers", "mixers", "models", "ops", "register_mixer",
+        "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models", "ops", "register_mixer",
         "rewind_cache",
     ]  # fmt: skip
     assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
@@ -56,9 +56,9 @@ def test_ops_import_no_layer_and_the_package_no_benchmark():
         names = imports(path)
         assert not any(name.startswith("benchmarks") for name in names), path
         if package / "ops" in path.parents:
-            assert not any(re.match(r"fla_bdlru\.(layers|models|mixers|backends)", name) for name in names), path
+            assert not any(re.match(r"fla_bdlru\.(layers|models|mixers|fla_cpu)", name) for name in names), path
         if package / "layers" in path.parents:
-            assert not any(re.match(r"fla_bdlru\.(models|mixers|backends)", name) for name in names), path
+            assert not any(re.match(r"fla_bdlru\.(models|mixers|fla_cpu)", name) for name in names), path
 
 
 @pytest.mark.parametrize("hidden", [("triton",), ("triton", "numba")], ids="+".join)
@@ -113,7 +113,7 @@ def test_a_second_import_does_not_hook_twice():
     from fla.models.modeling_utils import FLAPreTrainedModel
 
     before = FLAPreTrainedModel.post_init
-    fla_bdlru.mixers.install_hook()
+    fla_bdlru.mixers.hook.install_hook()
     assert FLAPreTrainedModel.post_init is before
 
 

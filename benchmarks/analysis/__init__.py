@@ -1,1 +1,1 @@
-"""What trained models do inside, and what their results say about block size, cost and gate norms."""
+"""`python -m benchmarks.analysis`: the analyses of `benchmarks.report`, which hold what it does."""

@@ -24,7 +24,7 @@ from benchmarks.lm.settings import Settings, load_settings
 if TYPE_CHECKING:
     from benchmarks.lm.text import Corpus
     from benchmarks.lm.train import Run
-    from benchmarks.store import ResultStore
+    from benchmarks.records.store import ResultStore
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
@@ -37,7 +37,7 @@ def main(
     preset: Annotated[str, typer.Option(help="A name in benchmarks/lm/configs, or a .toml file.")] = "quick",
     mixers: Annotated[
         str | None,
-        typer.Option(help="Comma list: entries of the preset or variants of benchmarks.models. Default: the preset's."),
+        typer.Option(help="Comma list: entries of the preset or names of benchmarks.compare. Default: the preset's."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds: 3 means 0, 1, 2. Default: the preset's.")] = None,
     change: Annotated[
@@ -102,9 +102,9 @@ def _where(device: str, fsdp: bool) -> tuple[str, int]:
 
 
 def _announce(console: Console, say, settings: Settings, device: str, processes: int) -> Settings:
+    from benchmarks.compare.models import quiet
     from benchmarks.lm.models import settle
     from benchmarks.lm.plan import describe, size_table
-    from benchmarks.models import quiet
 
     quiet()
     settings = settle(settings)
@@ -131,11 +131,11 @@ def _train_all(
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    from benchmarks.compare.run import Interrupted
     from benchmarks.lm.models import measure
     from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, make_row
     from benchmarks.lm.train import train
-    from benchmarks.runner import Interrupted
-    from benchmarks.store import ResultStore
+    from benchmarks.records.store import ResultStore
 
     PartialState(cpu=device == "cpu")  # joins the processes of torchrun: gloo on a CPU, NCCL on GPUs
     store, failed, is_main = ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS), 0, _is_main()

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import fla_bdlru.models
+from benchmarks.compare.models import get_variant, match_variant
 from benchmarks.lm.settings import Entry, Settings
-from benchmarks.models import get_variant, match_variant
-from fla_bdlru.mixers import NATIVE, count_parameters, measure_state_size
+from fla_bdlru.layers.measure import count_parameters, measure_state_size
+from fla_bdlru.mixers.registry import NATIVE
 
 if TYPE_CHECKING:
     from torch import nn

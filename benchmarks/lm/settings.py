@@ -7,8 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from benchmarks.presets import MATCHES
-from benchmarks.sweep import tomllib
+from benchmarks.compare.presets import MATCHES
+from benchmarks.compare.settings import tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -155,7 +155,7 @@ class Entry:
 
     Attributes:
         name (str):
-            How it is called; alone, a name that `benchmarks.models.get_variant` knows, matched in size, or `"native"`.
+            How it is called; alone, a name that `benchmarks.compare.models.get_variant` knows, matched in size, or `"native"`.
         mixer (str or tuple[str, ...], Optional):
             What the model's config gets as `mixer`: then nothing is matched. Default: `None`.
         mixer_config (dict or tuple[dict, ...], Optional):
@@ -207,7 +207,7 @@ class Settings:
         return tuple(k * self.data.length for k in self.evaluation.multiples)
 
     def select(self, names: tuple[str, ...]) -> Settings:
-        """These mixers only: entries of that name, or else variants of `benchmarks.models`."""
+        """These mixers only: entries of that name, or else variants of `benchmarks.compare.models`."""
         entries = {entry.name: entry for entry in self.mixers}
         return replace(self, mixers=tuple(entries.get(name, Entry(name)) for name in names))
 

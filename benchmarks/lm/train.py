@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.compare.run import Interrupted
+from benchmarks.compare.train import decays
 from benchmarks.lm.evaluate import octaves, position_losses, scored_tokens
 from benchmarks.lm.models import build_model
 from benchmarks.lm.settings import Entry, Settings
 from benchmarks.lm.text import Blocks, Corpus, Windows
-from benchmarks.runner import Interrupted
-from benchmarks.train import decays
 
 COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing
 

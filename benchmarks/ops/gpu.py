@@ -26,12 +26,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import commit, versions
-from benchmarks.models import quiet
+from benchmarks.compare.models import quiet
 from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, rehearsal, scan_cases
 from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products
 from benchmarks.ops.peers import OURS, PEERS, SCANS, Contender
-from benchmarks.store import ResultStore
+from benchmarks.records.machine import commit, versions
+from benchmarks.records.store import ResultStore
 
 WIDTH = 1024  # of the layers
 QUANTILES = (0.5, 0.2, 0.8)

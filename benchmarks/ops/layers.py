@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.models import build_layer, layer_params, nearest_size
+from benchmarks.compare.models import build_layer, layer_params, nearest_size
 
 BUDGET = 2**25  # parameters of a mixer
 HEAD = 128

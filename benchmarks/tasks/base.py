@@ -31,7 +31,7 @@ class Task(ABC):
             longest training length alone. Default: True.
         readout (str):
             What turns the last block's output into logits: `"tokens"`, the language-model head at every position, or
-            `"autoencoder"`, which decodes the whole sequence from the last position (`benchmarks.readout`). Default:
+            `"autoencoder"`, which decodes the whole sequence from the last position (`benchmarks.compare.readout`). Default:
             `"tokens"`.
     """
 

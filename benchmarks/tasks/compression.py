@@ -18,7 +18,7 @@ class Compression(Task):
     the others, then the compression token. The targets are the inputs. All positions are scored and trained on, as in
     MAD, the last one included, which is always the compression token.
 
-    The decoder adds an encoding of each position to that one output (`benchmarks.readout.AutoEncoder`), and knows no
+    The decoder adds an encoding of each position to that one output (`benchmarks.compare.readout.AutoEncoder`), and knows no
     positions but those that it was trained on: the task is scored at its training length only.
 
     Args:

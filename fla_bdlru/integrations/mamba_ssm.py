@@ -4,7 +4,7 @@ mamba_ssm looks a block's layer up by name, in `create_block` of `mamba_ssm.mode
 right after Python has executed it (or at once, where it is loaded already), so `import fla_bdlru` is all the set-up, before
 or after mamba_ssm, and mamba_ssm itself is imported by whoever uses it.
 
-On CPU tensors mamba_ssm's fused norms run through PyTorch, as FLA's do (`fla_bdlru.backends`).
+On CPU tensors mamba_ssm's fused norms run through PyTorch, as FLA's do (`fla_bdlru.fla_cpu`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fla.modules.norm.layernorm import layer_norm
 from torch import nn
 
 from fla_bdlru import layers
-from fla_bdlru.backends.registry import wrap_functions
+from fla_bdlru.fla_cpu.registry import wrap_functions
 from fla_bdlru.layers.base import check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
-from fla_bdlru.mixers import check_arguments
-from fla_bdlru.packing import boundaries
+from fla_bdlru.mixers.packing import boundaries
+from fla_bdlru.mixers.registry import check_arguments
 
 MODULE = "mamba_ssm.models.mixer_seq_simple"
 # what create_block builds in our layer's stead, as small as it can be

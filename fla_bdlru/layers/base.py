@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_tensor, is_readable, num_sequences
-from fla_bdlru.ops.context_parallel import check_cp_context
+from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_tensor, is_readable, num_sequences
+from fla_bdlru.ops.common.context_parallel import check_cp_context
 
 if TYPE_CHECKING:
     from fla.models.utils import Cache

@@ -7,7 +7,7 @@ from numbers import Real
 
 import torch
 
-from fla_bdlru.ops.gate_norm import RELU_EPS, check_gate_norm
+from fla_bdlru.ops.common.gate_norm import RELU_EPS, check_gate_norm
 
 GATE_BIASES = ("uniform", "memory")
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from fla_bdlru.layers.base import Mixer, check_count, check_number, check_switch, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits
-from fla_bdlru.ops.context_parallel import entering_tokens
-from fla_bdlru.ops.gate_norm import check_gate_norm
+from fla_bdlru.ops.common.context_parallel import entering_tokens
+from fla_bdlru.ops.common.gate_norm import check_gate_norm
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext

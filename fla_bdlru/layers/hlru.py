@@ -7,7 +7,7 @@ import torch
 from fla_bdlru.layers.base import channels_from, check_count
 from fla_bdlru.layers.gate_bias import memory_gates_hlru, time_constants
 from fla_bdlru.layers.gated import GatedRecurrence
-from fla_bdlru.ops.context_parallel import entering_states
+from fla_bdlru.ops.common.context_parallel import entering_states
 from fla_bdlru.ops.hlru import chunk_hlru, fused_recurrent_hlru, hlru_window
 
 READOUTS = ("window", "state")

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fla_bdlru.mixers import build_mixer, mixer_arguments
+from fla_bdlru.mixers.registry import build_mixer, mixer_arguments
 
 if TYPE_CHECKING:
     from fla.models.utils import Cache

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from benchmarks.store import COLUMNS, LATER_COLUMNS, read_rows
+from benchmarks.records.store import COLUMNS, LATER_COLUMNS, read_rows
 
 
 @pytest.fixture

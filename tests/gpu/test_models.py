@@ -50,7 +50,7 @@ def no_syncs(device):
 @each_layer
 @pytest.mark.parametrize("packed", [False, True])
 def test_no_host_syncs(device, name, packed):
-    """Ops and layers, forward and backward, and decoding. (A mask, and `fla_bdlru.packing.documents`, need a sync.)"""
+    """Ops and layers, forward and backward, and decoding. (A mask, and `fla_bdlru.mixers.packing.documents`, need a sync.)"""
     layer, op = LAYERS[name]().to(device), {"bdlru": chunk_bdlru, "hlru": chunk_hlru}[name]
     layer.layer_idx = 0
     shape = (1, 200, 16, 4) if name == "bdlru" else (1, 200, 64)

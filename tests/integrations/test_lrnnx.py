@@ -14,7 +14,8 @@ if "selective_scan_cuda" not in sys.modules:
 pytest.importorskip("lrnnx", reason="lrnnx is not installed")
 
 from fla_bdlru.integrations.lrnnx import LAYERS, lrnnx_mixer
-from fla_bdlru.mixers import available_mixers, build_mixer, count_parameters
+from fla_bdlru.layers.measure import count_parameters
+from fla_bdlru.mixers import available_mixers, build_mixer
 
 PURE = {"lrnnx_lru": {"d_state": 6}, "lrnnx_s5": {"d_state": 6}, "lrnnx_s4d": {"d_state": 4, "final_act": None}}
 
@@ -84,10 +85,10 @@ def test_a_model_takes_it():
 @pytest.mark.parametrize("match, budget", [("params", 2000), ("state", 64)])
 def test_the_comparison_harness_takes_it(name, match, budget):
     """S4D's state is at least four values a channel."""
-    from benchmarks.grid import make_row, plan
-    from benchmarks.models import TOLERANCE
-    from benchmarks.presets import get_preset
-    from benchmarks.train import train_cell
+    from benchmarks.compare.models import TOLERANCE
+    from benchmarks.compare.plan import make_row, plan
+    from benchmarks.compare.presets import get_preset
+    from benchmarks.compare.train import train_cell
 
     preset = replace(get_preset("quick", "s3"), width=16, mlp_width=16, steps=2, lengths=(4, 8), eval_examples=8)
     (planned,), _ = plan("s3", (name,), match, budget, preset, "cpu")

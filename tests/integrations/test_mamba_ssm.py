@@ -412,7 +412,7 @@ def test_fused_norms_equal_the_kernels_of_mamba_ssm():
     out = run(
         """
 import contextlib, torch, fla_bdlru
-from fla_bdlru.backends import cpu_backend
+from fla_bdlru.fla_cpu import cpu_backend
 from mamba_ssm.ops.triton import layer_norm
 # what a launch asks of a GPU; the autotuner would time its choices on one
 torch.cuda.device = lambda index: contextlib.nullcontext()

@@ -22,9 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fla_bdlru.ops.gate_kernels import NORM_CODES
-from fla_bdlru.ops.lane_kernels import carry_kernel
-from fla_bdlru.ops.triton_runtime import chunks_ahead, columns, lanes_per_thread
+from fla_bdlru.ops.gpu.gates import NORM_CODES
+from fla_bdlru.ops.gpu.lanes import carry_kernel
+from fla_bdlru.ops.gpu.runtime import chunks_ahead, columns, lanes_per_thread
 
 atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

@@ -20,10 +20,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from fla_bdlru.ops import triton_runtime
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
+from fla_bdlru.ops.gpu import runtime as triton_runtime
+from fla_bdlru.ops.gpu.runtime import triton_bwd, triton_fwd
 from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels
-from fla_bdlru.ops.triton_runtime import triton_bwd, triton_fwd
 
 atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
 OPS = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}

@@ -10,7 +10,7 @@ from ranks import run_ranks
 from references import OPS
 from slices import WIDTH, Case, compare, make_inputs, run_slice
 
-from fla_bdlru.ops.context_parallel import product
+from fla_bdlru.ops.common.context_parallel import product
 
 CASES = {
     "one document": Case([0, 13], [3, 5, 1, 4]),

@@ -17,10 +17,12 @@ import torch
 numba = pytest.importorskip("numba")
 from numba import njit
 
-from fla_bdlru.ops import GATE_NORMS, cpu_gates, cpu_runtime, naive_recurrent_bdlru, naive_recurrent_hlru
-from fla_bdlru.ops.bdlru import cpu as bdlru_cpu
-from fla_bdlru.ops.cpu_lanes import LANES, load, store
-from fla_bdlru.ops.hlru import cpu as hlru_cpu
+from fla_bdlru.ops import GATE_NORMS, naive_recurrent_bdlru, naive_recurrent_hlru
+from fla_bdlru.ops.cpu import bdlru as bdlru_cpu
+from fla_bdlru.ops.cpu import gates as cpu_gates
+from fla_bdlru.ops.cpu import hlru as hlru_cpu
+from fla_bdlru.ops.cpu import runtime as cpu_runtime
+from fla_bdlru.ops.cpu.lanes import LANES, load, store
 
 OPS = {
     "bdlru": (bdlru_cpu.cpu_bdlru_fwd, bdlru_cpu.cpu_bdlru_bwd),
@@ -402,7 +404,7 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
     bdlru_cpu.cpu_bdlru_fwd(v, g, h0, None, "none")
     assert (sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())) == (0, 1)
     code = (
-        "import torch; from fla_bdlru.ops.bdlru import cpu; v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
+        "import torch; from fla_bdlru.ops.cpu import bdlru as cpu; v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
         "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 6).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
@@ -420,10 +422,10 @@ def test_the_cache_sees_everything_that_kernels_are_built_from():
     """All modules of the ops that a kernel's module imports, itself aside: numba looks at that one."""
 
     def imported(path):
-        names = re.findall(r"^from fla_bdlru\.ops\.(\w+) import", path.read_text(), re.MULTILINE)
-        paths = [folder / f"{name}.py" for name in names]
+        names = re.findall(r"^from fla_bdlru\.ops\.([\w.]+) import", path.read_text(), re.MULTILINE)
+        paths = [folder / f"{name.replace('.', '/')}.py" for name in names]
         return set(paths).union(*map(imported, paths))
 
-    folder = Path(cpu_runtime.__file__).parent
-    found = imported(folder / "bdlru" / "cpu.py") | imported(folder / "hlru" / "cpu.py")
-    assert sorted(path.name for path in found) == sorted(cpu_runtime.SOURCES)
+    folder = Path(cpu_runtime.__file__).parents[1]
+    found = imported(folder / "cpu" / "bdlru.py") | imported(folder / "cpu" / "hlru.py")
+    assert sorted(path.relative_to(folder).as_posix() for path in found) == sorted(cpu_runtime.SOURCES)

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from fla_bdlru.ops import chunk_bdlru, dispatch
+from fla_bdlru.ops import chunk_bdlru
+from fla_bdlru.ops.common import dispatch
 
 CPU = torch.device("cpu")
 

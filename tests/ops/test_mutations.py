@@ -19,7 +19,7 @@ MUTATIONS = {
         "sizes",
     ),
     "pass 2 uses P in both directions": (
-        "lane_kernels.py",
+        "gpu/lanes.py",
         "(j * M + rj if REVERSE else rj * M + j)",
         "(rj * M + j)",
         "sizes",
@@ -43,7 +43,7 @@ MUTATIONS = {
         "around_a_chunk",
     ),
     "lanes beyond the last block are written": (
-        "lane_kernels.py",
+        "gpu/lanes.py",
         "in_n = o_n < H",
         "in_n = o_n < H + 1",
         "lanes",
@@ -61,7 +61,7 @@ MUTATIONS = {
         "packed",
     ),
     "the denominator has no gradient": (
-        "gate_kernels.py",
+        "gpu/gates.py",
         "return df * (u - pulled)",
         "return df * u",
         "gate_norms",

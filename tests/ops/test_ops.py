@@ -339,11 +339,11 @@ def test_gate_major_inputs_are_not_copied(name, monkeypatch):
     if "bdlru" in name:
         v, g = torch.randn(2, 7, 3, 5), torch.randn(2, 7, 3, 4, 5)
         views = v.transpose(2, 3), g.permute(0, 1, 4, 2, 3)
-        native = "fla_bdlru.ops.bdlru.cpu.cpu_bdlru_fwd"
+        native = "fla_bdlru.ops.cpu.bdlru.cpu_bdlru_fwd"
     else:
         v, g = torch.randn(2, 7, 5), torch.randn(2, 7, 4, 5)
         views = v, g.transpose(2, 3)
-        native = "fla_bdlru.ops.hlru.cpu.cpu_hlru_fwd"
+        native = "fla_bdlru.ops.cpu.hlru.cpu_hlru_fwd"
     import importlib
 
     module, attribute = native.rsplit(".", 1)

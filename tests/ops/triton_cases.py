@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fla_bdlru.ops.triton_runtime as runtime
+import fla_bdlru.ops.gpu.runtime as runtime
 from fla_bdlru.ops import (
     GATE_NORMS,
     chunk_bdlru,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fla_bdlru.ops.bdlru.custom_op import bdlru
+from fla_bdlru.ops.bdlru.op import bdlru
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext

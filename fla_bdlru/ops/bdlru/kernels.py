@@ -11,9 +11,9 @@ document's, so chunks need not know about documents, and P is zero over a chunk 
 import triton
 import triton.language as tl
 
-from fla_bdlru.ops.gate_kernels import gate_grad, gate_row, rows_sum
-from fla_bdlru.ops.lane_kernels import lanes, pick, program
-from fla_bdlru.ops.triton_runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
+from fla_bdlru.ops.gpu.gates import gate_grad, gate_row, rows_sum
+from fla_bdlru.ops.gpu.lanes import lanes, pick, program
+from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
 
 
 @triton.jit

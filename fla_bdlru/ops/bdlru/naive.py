@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from fla_bdlru.ops.checks import check_bdlru, check_count, check_cu_seqlens
-from fla_bdlru.ops.gate_norm import normalize_gates
+from fla_bdlru.ops.common.checks import check_bdlru, check_count, check_cu_seqlens
+from fla_bdlru.ops.common.gate_norm import normalize_gates
 
 
 def naive_recurrent_bdlru(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fla_bdlru.ops.hlru.custom_op import hlru
+from fla_bdlru.ops.hlru.op import hlru
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from fla_bdlru.ops.bdlru.naive import chunk_scan, scan_documents
-from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_hlru
-from fla_bdlru.ops.gate_norm import normalize_gates
+from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_hlru
+from fla_bdlru.ops.common.gate_norm import normalize_gates
 
 
 def naive_recurrent_hlru(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.ops.checks import check_count, check_cu_seqlens, check_state, check_tensor, num_sequences
+from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_state, check_tensor, num_sequences
 
 
 def hlru_window(

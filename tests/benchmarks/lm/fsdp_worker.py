@@ -11,13 +11,13 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from benchmarks.compare.models import quiet
 from benchmarks.lm.models import settle
 from benchmarks.lm.plan import make_runs, prepare_corpus
 from benchmarks.lm.report import CURVE_COLUMNS
 from benchmarks.lm.settings import load_settings
 from benchmarks.lm.train import train
-from benchmarks.models import quiet
-from benchmarks.store import ResultStore
+from benchmarks.records.store import ResultStore
 
 
 def shard_on_cpu() -> None:

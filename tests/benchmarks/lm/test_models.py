@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.compare.models import TOLERANCE, default_budget, quiet
 from benchmarks.lm.models import build_model, make_config, measure, model_types, settle
 from benchmarks.lm.settings import Entry, load_settings
-from benchmarks.models import TOLERANCE, default_budget, quiet
-from fla_bdlru.mixers import count_parameters
+from fla_bdlru.layers.measure import count_parameters
 
 quiet()
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.compare.models import quiet
 from benchmarks.lm import train as module
 from benchmarks.lm.models import settle
 from benchmarks.lm.plan import make_runs, prepare_corpus
 from benchmarks.lm.report import CURVE_COLUMNS
 from benchmarks.lm.settings import load_settings
 from benchmarks.lm.train import COMPLETE, curve, last_checkpoint, micro_batch, train, wants_bf16
-from benchmarks.models import quiet
 
 quiet()
 SMALL = (

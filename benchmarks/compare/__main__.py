@@ -1,0 +1,289 @@
+"""Compares mixers on one backbone: the same data, the same optimiser, matched in size.
+
+Run it with `make compare` or `python -m benchmarks.compare.__main__ --help`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from benchmarks.compare.settings import Part
+    from benchmarks.compare.train import Cell
+
+# FLA says on import that there is no GPU; worker processes import this module first, too
+warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
+
+# written out, as benchmarks.tasks imports torch
+TASK_NAMES = (
+    "s2, s3, s4, s5, a5 (permutation groups), z2, z3, z5, z60 or any z<n> (cyclic groups), parity, even_pairs, "
+    "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
+    "selective_copying, compression"
+)
+
+DEVICES = ("auto", "cpu", "cuda")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _device(name: str, ray_address: str | None) -> str:
+    import torch
+
+    if name not in DEVICES:
+        raise typer.BadParameter(f"{name!r} is not known; expected one of {', '.join(DEVICES)}.", param_hint="--device")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ray_address is None and not torch.cuda.is_available():
+        raise typer.BadParameter("'cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.", param_hint="--device")
+    return name
+
+
+def _count(text: str) -> int:
+    # typer calls it with what the user typed
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise typer.BadParameter(f"{text!r} is not accepted; expected a whole number greater than 0.")
+    return value
+
+
+def _summary(cell: Cell, result: dict) -> str:
+    scores = ", ".join(f"{s['token_accuracy']:.3f} @{n}" for n, s in zip(cell.eval_lengths, result["scores"]))
+    early = f", solved at step {result['steps_done']}" if result["steps_done"] < cell.steps else ""
+    return f"token accuracy {scores} ({result['seconds']:.0f} s{early})" + (", DIVERGED" if result["diverged"] else "")
+
+
+@app.command(help=__doc__)
+def main(
+    grid: Annotated[Path | None, typer.Option(help="TOML or YAML file of the fields below; see benchmarks/README.md.")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = None,
+    mixers: Annotated[str | None, typer.Option(help="Comma list; a wrong name prints all. Default: 14 of them.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7).")] = None,
+    match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick (default; minutes), cpu (a night) or paper (a GPU).")] = None,
+    steps: Annotated[str | None, typer.Option(help="Optimiser steps.")] = None,
+    width: Annotated[str | None, typer.Option(help="Width of the model, a multiple of 8.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Number of blocks.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Peak learning rate; of a comma list, each mixer's best on validation is shown.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the learning rate: one-cycle or cosine. Default: as preset.")
+    ] = None,
+    stop_at: Annotated[
+        str | None, typer.Option(help="End a run early at this validation token accuracy. Default: 0, never.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Runs at once. Default: one per core; one on a GPU.")
+    ] = None,
+    oversubscribe: Annotated[
+        bool, typer.Option("--oversubscribe", help="Go on where workers times threads is more than there are cores.")
+    ] = False,
+    threads: Annotated[int, typer.Option(parser=_count, metavar="INTEGER", help="Threads of each process.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Run by Ray: local, auto or a cluster's address; workers: all it has room for.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
+    weights: Annotated[bool, typer.Option(help="Keep the trained weights, which benchmarks.analysis reads.")] = True,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
+) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    given = {
+        "task": task,
+        "mixers": mixers,
+        "seeds": seeds,
+        "match": match,
+        "budget": budget,
+        "preset": preset,
+        "steps": steps,
+        "width": width,
+        "layers": layers,
+        "lr": lr,
+        "schedule": schedule,
+        "stop_at": stop_at,
+    }
+    from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid
+
+    try:
+        flags = {
+            name: parse_field(name, value, f"--{name.replace('_', '-')}") for name, value in given.items() if value is not None
+        }
+        fields, settings = read_grid(grid, flags.get("task", ())) if grid else ({}, {})
+        parts = lay_out(flags, fields, settings)
+    except FieldError as error:
+        raise typer.BadParameter(error.message, param_hint=error.where) from None
+    device = _device(device, ray_address)
+    if ray_address is None:
+        workers = _fit_workers(console, workers, threads, device, oversubscribe)
+    raise typer.Exit(_compare(console, parts, Workers(device, workers, threads, ray_address), out, weights, rerun))
+
+
+def _fit_workers(console: Console, workers: int | None, threads: int, device: str, oversubscribe: bool) -> int:
+    # how many run at once on this machine
+    from benchmarks.records.machine import usable_cores
+
+    if device == "cuda":
+        return workers or 1
+    cores = usable_cores()
+    workers = workers or max(1, cores // threads)
+    if workers * threads > cores:
+        need = f"{workers} worker(s) of {threads} thread(s) need {workers * threads} cores, and there are {cores}"
+        if not oversubscribe:
+            expected = f"expected at most {cores} in all, or --oversubscribe to go on"
+            raise typer.BadParameter(f"{need}; {expected}.", param_hint="--workers, --threads")
+        _say(console, f"note: {need}; they will wait for each other.")
+    return workers
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What runs the cells."""
+
+    device: str
+    workers: int | None
+    threads: int
+    ray_address: str | None
+
+    def __str__(self) -> str:
+        by = f" by Ray at {self.ray_address}" if self.ray_address else ""
+        return f"{self.workers or 'as many as fit'} worker(s) of {self.threads} thread(s){by}"
+
+
+def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, weights: bool, rerun: bool) -> int:
+    from benchmarks.compare.models import quiet
+    from benchmarks.compare.plan import join_labels, make_row, merge, plan
+    from benchmarks.compare.run import Interrupted, WorkerDied, run_cells
+    from benchmarks.records.store import ResultStore
+
+    quiet()
+    with ExitStack() as stack:
+        try:
+            grids = [plan(p.task, p.mixers, p.match, p.budget, p.settings, machine.device) for p in parts]
+            store = stack.enter_context(ResultStore(out))
+        except ValueError as error:
+            return _error(console, error)
+        planned = merge([grid for grid, _ in grids])
+        todo = [p.cell for p in planned.values() if rerun or p.cell.key not in store.rows]
+        _announce(console, store, parts, list(planned), todo, machine)
+        labels = {key: row["matched"] for key, row in store.rows.items()}
+        for key, p in planned.items():
+            if key in labels and join_labels(labels[key], p.matched) != labels[key]:
+                store.add({**store.rows[key], "matched": join_labels(labels[key], p.matched)})
+
+        def finished(cell: Cell, result: dict) -> str:
+            row = make_row(planned[cell.key], result, labels.get(cell.key, ""))
+            store.add(row, result["curve"], result["weights"] if weights else None)
+            return _summary(cell, result)
+
+        def failed(cell: Cell, result: dict) -> str:
+            path = store.folder / f"error-{cell.key}.txt"
+            path.write_text(result["traceback"], encoding="utf-8")
+            return f"failed: {result['error']} (see {path})"
+
+        try:
+            failures = run_cells(
+                todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address, failed
+            )
+        except ValueError as error:
+            return _error(console, error)
+        except Interrupted:
+            return _stopped(console, store, planned, "Stopped.", 130)
+        except WorkerDied:
+            return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
+        for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
+            rows = {p.cell.key: {**store.rows[p.cell.key], "matched": p.matched} for p in grid if p.cell.key in store.rows}
+            if rows:
+                _show(console, store, part, picture, list(rows.values()), matches)
+        if store.path.exists():
+            _say(console, f"rows: {store.path}\ncurves: {store.folder / 'curves'}")
+        for key, failure in failures.items():
+            _say(console, f"{planned[key].cell.title}: {failed(planned[key].cell, failure)}", style="red")
+        return 1 if failures else 0
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    # paths and errors may hold brackets, which are rich's markup
+    console.print(text, highlight=False, markup=False, style=style)
+
+
+def _error(console: Console, error: ValueError) -> int:
+    _say(console, f"Error: {error}", style="red")
+    return 2
+
+
+def _stopped(console, store, planned, reason: str, code: int) -> int:
+    done = sum(key in store.rows for key in planned)
+    where = f" in {store.path}" if store.path.exists() else ""
+    _say(console, f"{reason} {done} of {len(planned)} runs are kept{where}.")
+    _say(console, "The same command goes on from there.")
+    return code
+
+
+def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], machine: Workers) -> None:
+    from benchmarks.records.machine import commit
+
+    for number in store.dropped:
+        _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
+    for part in parts:
+        s = part.settings
+        _say(
+            console,
+            f"task {part.task}, matched by {part.match}: {s.layers} block(s) of width {s.width}, {s.steps:,} steps of "
+            f"{s.batch_size} sequences, lengths {'/'.join(map(str, s.lengths))}, AdamW lr "
+            f"{'/'.join(f'{x:g}' for x in s.lrs)}, {s.schedule}",
+        )
+    _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
+    new = {cell.key for cell in todo}
+    old = {store.rows[key]["commit"] for key in planned if key not in new} - {commit()}
+    if old:
+        _say(console, f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
+
+
+def _pictures(parts: list[Part]) -> list[str]:
+    # each with what tells it from the other parts of the same task and rule of matching
+    from benchmarks.records.summary import distinguish, join_name
+
+    names = []
+    for part in parts:
+        alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
+        sizes = [{"budget": p.budget, "layers": p.settings.layers, "width": p.settings.width} for p in alike]
+        apart = distinguish([{name: str(size) for name, size in s.items()} for s in sizes])[alike.index(part)]
+        names.append(f"{join_name('compare', part.task, part.match, apart=apart)}.png")
+    return names
+
+
+def _show(console, store, part: Part, picture: str, rows, matches) -> None:
+    from benchmarks.records.plots import draw
+    from benchmarks.records.summary import summarise
+    from benchmarks.records.tables import make_table
+
+    lines = summarise(rows)
+    title = (
+        f"{part.task}: trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
+        f"{part.settings.width}, {part.settings.layers} block(s), matched by {part.match}"
+    )
+    console.print(make_table(lines, title, console.width))
+    for name, matched in matches.items():
+        if matched.note:
+            _say(console, f"{name}: {matched.note}.")
+    for line in lines:
+        if line.diverged:
+            _say(console, f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
+    draw(lines, part.task, title, store.folder / picture)
+    _say(console, f"picture: {store.folder / picture}")
+
+
+if __name__ == "__main__":
+    app()

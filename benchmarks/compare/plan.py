@@ -1,0 +1,167 @@
+"""What a comparison consists of: settings, the grid of cells, and the row that each leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+from benchmarks.compare.models import (
+    Matched,
+    default_budget,
+    get_variant,
+    layer_flops,
+    layer_params,
+    layer_state,
+    match_variant,
+    state_grows,
+)
+from benchmarks.compare.presets import Preset
+from benchmarks.compare.train import Cell
+from benchmarks.records.machine import commit
+from benchmarks.tasks import get_task
+
+
+@dataclass(frozen=True)
+class Planned:
+    r"""A cell with what its row says about the mixer, all layers together.
+
+    Attributes:
+        cell (Cell):
+            The experiment.
+        mixer_params (int):
+            Parameters of the mixers.
+        state_size (int, Optional):
+            State elements per sequence; `None` where it grows.
+        mixer_flops, recurrent_flops (int, Optional):
+            FLOPs per token of the mixers, all and without their linear maps; `None` where they cannot be counted.
+        matched (str):
+            What was made equal, and the budget of a layer: `"params 28992"`, with the rule that was used in brackets if that
+            is another: `"state 64 (by params 28992)"`; several are separated by semicolons.
+    """
+
+    cell: Cell
+    mixer_params: int
+    state_size: int | None
+    mixer_flops: int | None
+    recurrent_flops: int | None
+    matched: str
+
+
+def plan(
+    task: str, names: tuple[str, ...], match: str, budget: int | None, preset: Preset, device: str
+) -> tuple[list[Planned], dict[str, Matched]]:
+    r"""Lays out the grid: every mixer, learning rate and seed, with sizes settled.
+
+    Args:
+        task (str):
+            Name of the task.
+        names (tuple[str, ...]):
+            Names of variants.
+        match (str):
+            `"params"` or `"state"`.
+        budget (int, Optional):
+            Parameters or state elements of one mixer layer. Default: the reference mixer's.
+        preset (Preset):
+            Everything else.
+        device (str):
+            Where a layer is run to measure its state.
+
+    Returns:
+        (list[Planned], dict[str, Matched]):
+            The cells in the order they are run, and how each variant was matched.
+
+    Raises:
+        ValueError: if a mixer cannot be matched or run, or a length does not fit the task.
+    """
+    definition = get_task(task)
+    multiples = preset.multiples if definition.extrapolates else (1,)
+    eval_lengths = tuple(k * max(preset.lengths) for k in multiples)
+    for length in (*preset.lengths, *eval_lengths):
+        definition.check_length(length)
+    label = f"{match} {default_budget(match, preset.width) if budget is None else budget}"
+    cells, matches = [], {}
+    for name in names:
+        matched = matches[name] = match_variant(name, match, preset.width, budget)
+        mixer = get_variant(name).mixer
+        by = "" if matched.rule == label else f" (by {matched.rule})"
+        mixer_params = preset.layers * layer_params(mixer, preset.width, matched.args)
+        growing = state_grows(mixer, preset.width, matched.args, device)
+        state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
+        flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
+        for lr in preset.lrs:
+            for seed in preset.seeds:
+                cell = Cell(
+                    task=task,
+                    variant=name,
+                    mixer=mixer,
+                    mixer_args=matched.args,
+                    width=preset.width,
+                    layers=preset.layers,
+                    mlp_width=preset.mlp_width + matched.extra_mlp,
+                    lengths=preset.lengths,
+                    eval_lengths=eval_lengths,
+                    batch_size=preset.batch_size,
+                    steps=preset.steps,
+                    lr=lr,
+                    weight_decay=preset.weight_decay,
+                    seed=seed,
+                    train_examples=preset.train_examples,
+                    eval_examples=preset.eval_examples,
+                    stop_at=preset.stop_at,
+                    schedule=preset.schedule,
+                )
+                cells.append(Planned(cell, mixer_params, state, *flops, label + by))
+    return cells, matches
+
+
+def join_labels(*labels: str) -> str:
+    """Labels of `Planned.matched`, each once.
+
+    Example:
+        >>> from benchmarks.compare.plan import join_labels
+        >>> assert join_labels("params 99; state 64", "", "params 99") == "params 99; state 64"
+    """
+    return "; ".join(dict.fromkeys(part for label in labels for part in label.split("; ") if part))
+
+
+def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
+    """The cells of several grids by key; one that stands in more than one is run once and bears all labels."""
+    cells: dict[str, Planned] = {}
+    for planned in (p for grid in grids for p in grid):
+        before = cells.get(planned.cell.key)
+        cells[planned.cell.key] = (
+            planned if before is None else replace(before, matched=join_labels(before.matched, planned.matched))
+        )
+    return cells
+
+
+def make_row(planned: Planned, result: dict, labels: str = "") -> dict:
+    """The row of a finished cell; `labels` are those of an older row that it replaces."""
+    counted = planned.recurrent_flops is not None
+    flops = result["linear_flops"] + planned.recurrent_flops if counted else None
+    row = {
+        "key": planned.cell.key,
+        **planned.cell.describe(),
+        "params": result["params"],
+        "mixer_params": planned.mixer_params,
+        "state_size": planned.state_size,
+        "flops_per_token": flops,
+        "mixer_flops": planned.mixer_flops,
+        "recurrent_flops": planned.recurrent_flops,
+        "validation_token_accuracy": f"{result['validation']:.6f}",
+        "train_loss": f"{result['train_loss']:.6g}",
+        "diverged": result["diverged"],
+        "seconds": f"{result['seconds']:.2f}",
+        "steps_done": result["steps_done"],
+        "matched": join_labels(labels, planned.matched),
+        "device": result["device"],
+        "threads": result["threads"],
+        "versions": result["versions"],
+        "commit": commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    longest = max(planned.cell.lengths)
+    for length, scores in zip(planned.cell.eval_lengths, result["scores"]):
+        for name, value in scores.items():
+            row[f"{name}_{length // longest}x"] = f"{value:.6f}"
+    return row

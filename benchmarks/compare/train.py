@@ -1,0 +1,303 @@
+"""One cell of a comparison: a model trained from scratch on one task and scored at several lengths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+
+from benchmarks.compare.models import build_model
+from benchmarks.compare.presets import SCHEDULES
+from benchmarks.tasks import IGNORE, Task, get_task, make_generator
+from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
+
+EVAL_BATCH = 256
+CURVE_POINTS = 100
+MIN_LR = 1e-6  # where a cosine ends
+LATER = ("stop_at", "schedule")  # fields of `Cell` that older results lack; they have the defaults
+
+
+@dataclass(frozen=True)
+class Cell:
+    r"""Everything that a result depends on. Two cells with the same `key` are the same experiment.
+
+    Attributes:
+        task (str):
+            Name in `benchmarks.tasks.TASKS`.
+        variant (str):
+            Name in `benchmarks.compare.models.VARIANTS`; a label, the next two fields say what is built.
+        mixer (str):
+            Name in `fla_bdlru.mixers`.
+        mixer_args (dict):
+            Arguments of the layer.
+        width (int):
+            Width of the model.
+        layers (int):
+            Number of blocks.
+        mlp_width (int):
+            Inner width of the MLP.
+        lengths (tuple[int, ...]):
+            Training lengths, each used for an equal share of the steps, in this order.
+        eval_lengths (tuple[int, ...]):
+            Lengths that are scored after training.
+        batch_size (int):
+            Sequences per step.
+        steps (int):
+            Optimiser steps.
+        lr (float):
+            Peak learning rate.
+        weight_decay (float):
+            AdamW's decay, on matrices only.
+        seed (int):
+            Seeds the initial weights and the training data.
+        train_examples (int):
+            Size of the training set, visited again and again in fresh orders; 0 draws new sequences at every step.
+        eval_examples (int):
+            Sequences per evaluated length.
+        stop_at (float):
+            Training ends once the token accuracy on validation sequences of the longest training length reaches this;
+            0 never ends it early. Default: 0.
+        schedule (str):
+            How the learning rate moves: `"one-cycle"`, torch's `OneCycleLR`, which warms up to `lr` and moves AdamW's first
+            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas. Default: `"one-cycle"`.
+    """
+
+    task: str
+    variant: str
+    mixer: str
+    mixer_args: dict
+    width: int
+    layers: int
+    mlp_width: int
+    lengths: tuple[int, ...]
+    eval_lengths: tuple[int, ...]
+    batch_size: int
+    steps: int
+    lr: float
+    weight_decay: float
+    seed: int
+    train_examples: int
+    eval_examples: int
+    stop_at: float = 0.0
+    schedule: str = "one-cycle"
+
+    @property
+    def key(self) -> str:
+        """A digest of all fields but the label."""
+        spec = asdict(self)
+        del spec["variant"]
+        for name in LATER:  # the keys of results from before there were these fields
+            if spec[name] == getattr(Cell, name):
+                del spec[name]
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """A short name for people."""
+        return f"{self.task} {self.variant} lr {self.lr:g} seed {self.seed}"
+
+    def describe(self) -> dict:
+        """The fields as they stand in a row of the results file."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
+        row["lengths"] = " ".join(map(str, self.lengths))
+        row |= {name: "" for name in LATER if row[name] == getattr(Cell, name)}
+        row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
+        return row
+
+
+def batches(task: Task, cell: Cell):
+    r"""Yields the training batches of a cell: one (inputs, targets) pair a step, the same for every mixer.
+
+    Args:
+        task (Task):
+            The task that draws the sequences.
+        cell (Cell):
+            Lengths, batch size, steps, seed, and whether the training set is finite.
+
+    Returns:
+        Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            int64 tensors of shape `[B, T]` on the CPU.
+    """
+    stages = [cell.steps * i // len(cell.lengths) for i in range(len(cell.lengths) + 1)]
+    for length, start, stop in zip(cell.lengths, stages, stages[1:]):
+        generator = make_generator(cell.task, "train", cell.seed, length)
+        if not cell.train_examples:
+            for _ in range(start, stop):
+                yield task.sample_train(generator, cell.batch_size, length)
+            continue
+        inputs, targets = task.sample_train(generator, cell.train_examples, length)
+        order = torch.empty(0, dtype=torch.long)
+        for _ in range(start, stop):
+            if len(order) < cell.batch_size:
+                order = torch.randperm(cell.train_examples, generator=generator)
+            index, order = order[: cell.batch_size], order[cell.batch_size :]
+            yield inputs[index], targets[index]
+
+
+def score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[int, int, int, float]:
+    r"""Counts what is right in a batch.
+
+    Args:
+        logits (torch.Tensor):
+            Shape `[B, T, V]`.
+        targets (torch.Tensor):
+            Shape `[B, T]`, `IGNORE` where nothing is asked.
+
+    Returns:
+        (int, int, int, float):
+            Right tokens, scored tokens, sequences whose every scored token is right, and the summed cross entropy.
+    """
+    asked = targets != IGNORE
+    right = (logits.argmax(-1) == targets) & asked
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return int(right.sum()), int(asked.sum()), int((right == asked).all(1).sum()), float(loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, task: Task, length: int, examples: int, device: str, split: str = "test"
+) -> dict[str, float]:
+    r"""Scores a model at one length, on a set that is the same for every mixer and seed.
+
+    Args:
+        model (torch.nn.Module):
+            A causal LM.
+        task (Task):
+            The task that draws the sequences.
+        length (int):
+            Length of the test sequences.
+        examples (int):
+            Number of test sequences.
+        device (str):
+            Where the model is.
+        split (str):
+            `"test"` or `"validation"`: two unrelated streams. Default: `"test"`.
+
+    Returns:
+        dict[str, float]:
+            `token_accuracy` over scored positions, `sequence_accuracy` over sequences with all of them right, `loss` in
+            nats per scored position.
+    """
+    model.eval()
+    inputs, targets = task.sample(make_generator(task.name, split, length), examples, length)
+    totals = [0, 0, 0, 0.0]
+    for x, y in zip(inputs.split(EVAL_BATCH), targets.split(EVAL_BATCH)):
+        counts = score(model(input_ids=x.to(device)).logits, y.to(device))
+        totals = [a + b for a, b in zip(totals, counts)]
+    right, asked, sequences, loss = totals
+    return {
+        "token_accuracy": right / asked,
+        "sequence_accuracy": sequences / examples,
+        "loss": loss / asked,
+    }
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+
+
+def decays(p: torch.nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms and what a layer marks as such."""
+    return p.ndim > 1 and not getattr(p, "_no_weight_decay", False)
+
+
+def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if decays(p)], "weight_decay": cell.weight_decay},
+        {"params": [p for p in params if not decays(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cell.lr)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_scheduler.LRScheduler:
+    if cell.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
+    if cell.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
+    raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
+
+
+def _is_solved(model: torch.nn.Module, task: Task, cell: Cell, length: int, accuracy: float, device: str) -> bool:
+    longest = max(cell.lengths)
+    if not cell.stop_at or length < longest or accuracy < cell.stop_at:
+        return False
+    validation = evaluate(model, task, longest, cell.eval_examples, device, "validation")
+    model.train()
+    return validation["token_accuracy"] >= cell.stop_at
+
+
+def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
+    r"""Trains and scores one cell.
+
+    Args:
+        cell (Cell):
+            The experiment.
+        device (str):
+            A torch device. Default: `"cpu"`.
+        report (Callable, Optional):
+            Called now and then with (step, training loss, token accuracy on the training batch).
+
+    Returns:
+        dict:
+            `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
+            `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of
+            training, `diverged` (a loss that was not finite), `steps_done`, and `curve`, a list of (step, length, learning
+            rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
+    """
+    task = get_task(cell.task)
+    torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
+    sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
+    model = build_model(cell.mixer, cell.mixer_args, *sizes, readout=task.readout).to(device)
+    optimizer = _optimizer(model, cell)
+    schedule = _schedule(optimizer, cell)
+    every = max(1, cell.steps // CURVE_POINTS)
+    curve, diverged = [], False
+
+    model.train()
+    for inputs, targets in {x.shape: (x, y) for x, y in batches(task, replace(cell, steps=len(cell.lengths)))}.values():
+        # kernels are compiled on first use: not part of the time
+        _loss(model(input_ids=inputs.to(device)).logits, targets.to(device)).backward()
+
+    start = time.perf_counter()
+    for step, (inputs, targets) in enumerate(batches(task, cell), 1):
+        inputs, targets = inputs.to(device), targets.to(device)
+        logits = model(input_ids=inputs).logits
+        loss = _loss(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        if step % every == 0 or step == cell.steps:
+            right, asked, _, _ = score(logits.detach(), targets)
+            curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
+            diverged = diverged or not math.isfinite(curve[-1][3])
+            if report is not None:
+                report(step, curve[-1][3], curve[-1][4])
+            if _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
+                break
+    seconds = time.perf_counter() - start
+    validation = evaluate(model, task, max(cell.lengths), cell.eval_examples, device, "validation")
+    return {
+        "params": count_parameters(model),
+        "linear_flops": linear_flops_per_token(model),
+        "scores": [evaluate(model, task, length, cell.eval_examples, device) for length in cell.eval_lengths],
+        "validation": validation["token_accuracy"],
+        "train_loss": curve[-1][3],
+        "seconds": seconds,
+        "diverged": diverged,
+        "steps_done": step,
+        "curve": curve,
+        # copies, as a layer may hold one tensor under two names (S4D)
+        "weights": save({name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}),
+    }

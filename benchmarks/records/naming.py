@@ -1,0 +1,82 @@
+"""Names of our variants, taken apart: `hlru-m4-silu-conv` is an H-LRU of order 4 with silu gates and a short convolution."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fla_bdlru.ops import GATE_NORMS
+
+FAMILIES = {"bdlru": "BD-LRU", "hlru": "H-LRU"}
+# what a name may end in, and the layer's argument for it
+SUFFIXES: dict[str, dict] = {
+    **{norm: {"gate_norm": norm} for norm in GATE_NORMS},
+    "memory": {"gate_bias": "memory"},
+    "conv": {"use_short_conv": True},
+    "gated": {"use_output_gate": True},
+}
+_NAME = re.compile(r"(bdlru|hlru)-m([1-9][0-9]?)((?:-[a-z]+)*)")
+
+
+@dataclass(frozen=True)
+class Ours:
+    r"""A BD-LRU or H-LRU as its variant's name says it.
+
+    Attributes:
+        family (str):
+            `"bdlru"` or `"hlru"`.
+        size (int):
+            Block size or order.
+        args (dict):
+            The layer's other arguments, those that are not its defaults.
+    """
+
+    family: str
+    size: int
+    args: dict
+
+    @property
+    def norm(self) -> str:
+        """Its gate norm."""
+        return self.args.get("gate_norm", "softmax")
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but family and size is special about it."""
+        return not self.args
+
+    @property
+    def label(self) -> str:
+        """Everything but the gate norm, for a legend."""
+        parts = [suffix for suffix, args in SUFFIXES.items() if suffix not in GATE_NORMS and args.items() <= self.args.items()]
+        return ", ".join((f"{FAMILIES[self.family]}, m = {self.size}", *parts))
+
+
+def parse_name(variant: str) -> Ours | None:
+    r"""Takes a variant's name apart.
+
+    Args:
+        variant (str):
+            A family, a size, then any of `SUFFIXES`, at most one of them a gate norm.
+
+    Returns:
+        Ours, Optional:
+            `None` for another mixer, a suffix that is not known, and one that comes twice.
+
+    Example:
+        >>> from benchmarks.records.naming import parse_name
+        >>> parse_name("bdlru-m4-tanh-conv")
+        Ours(family='bdlru', size=4, args={'gate_norm': 'tanh', 'use_short_conv': True})
+        >>> assert parse_name("gated_deltanet-neg") is parse_name("bdlru-m4-tanh-silu") is None
+    """
+    found = _NAME.fullmatch(variant)
+    if found is None:
+        return None
+    args: dict = {}
+    for suffix in found[3].split("-")[1:]:
+        if suffix not in SUFFIXES or SUFFIXES[suffix].keys() & args.keys():
+            return None
+        args |= SUFFIXES[suffix]
+    if args.get("gate_norm") == "softmax":  # the layers' default: the same model as without it
+        del args["gate_norm"]
+    return Ours(found[1], int(found[2]), args)

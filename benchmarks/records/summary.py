@@ -1,0 +1,349 @@
+"""What stored rows say: runs grouped into comparisons, averages over seeds, and who wins by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from statistics import mean, stdev
+
+from benchmarks.records.store import MULTIPLES
+
+OURS = ("bdlru", "hlru")
+# rows that agree in these are runs of the same experiment with different mixers, learning rates and seeds
+SETTINGS = (
+    "task",
+    "layers",
+    "width",
+    "steps",
+    "stop_at",
+    "batch_size",
+    "weight_decay",
+    "schedule",
+    "lengths",
+    "eval_lengths",
+    "train_examples",
+    "eval_examples",
+)
+# of those and of the budget: how a file's name and a heading say what tells comparisons of one task apart
+DISTINCTIONS = {
+    "budget": ("b", "a budget of {}"),
+    "layers": ("l", "{} block(s)"),
+    "width": ("w", "width {}"),
+    "steps": ("s", "{} steps"),
+    "stop_at": ("e", "stopped at {}"),
+    "batch_size": ("n", "batches of {}"),
+    "weight_decay": ("d", "weight decay {}"),
+    "schedule": ("c", "schedule {}"),
+    "lengths": ("t", "lengths {}"),
+    "eval_lengths": ("v", "tested at {}"),
+    "train_examples": ("x", "{} training examples"),
+    "eval_examples": ("y", "{} test examples"),
+}
+LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
+TIE = 0.0005  # means that print as the same three decimals
+
+
+@dataclass(frozen=True)
+class Line:
+    r"""A variant's results over its seeds, at the learning rate that did best on the validation stream.
+
+    Attributes:
+        variant (str):
+            Name of the variant.
+        lr (float):
+            The chosen peak learning rate.
+        seeds (int):
+            Number of runs that are averaged.
+        params, mixer_params (int):
+            Parameters of the model and of its mixers.
+        state (str):
+            State elements per sequence; empty where it grows.
+        flops (str):
+            FLOPs of the model's forward pass, per token; empty where not recorded.
+        recurrent_flops (str):
+            FLOPs per token of the mixers without their linear maps; empty where not recorded.
+        lengths (list[int]):
+            Evaluated lengths.
+        tokens, sequences (list[list[float]]):
+            Token and sequence accuracies: one list per length, one value per seed.
+        seconds (float):
+            Mean training time.
+        diverged (int):
+            Number of runs whose loss was not finite at some point.
+        keys (list[str]):
+            The runs that are averaged.
+        rule (str):
+            What was made equal where that is not the comparison's rule: `"params 28992"`. Default: empty.
+        missing (int):
+            How many seeds fewer than the comparison's other lines there are. Default: 0.
+    """
+
+    variant: str
+    lr: float
+    seeds: int
+    params: int
+    mixer_params: int
+    state: str
+    flops: str
+    recurrent_flops: str
+    lengths: list[int]
+    tokens: list[list[float]]
+    sequences: list[list[float]]
+    seconds: float
+    diverged: int
+    keys: list[str]
+    rule: str = ""
+    missing: int = 0
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Sorts best first: token accuracy at the training length, then at longer ones."""
+        return tuple(-mean(values) for values in self.tokens)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is a BD-LRU or an H-LRU."""
+        return self.variant.startswith(OURS)
+
+
+def summarise(rows: list[dict[str, str]]) -> list[Line]:
+    r"""Averages rows over seeds, best variant first.
+
+    Of a variant's learning rates those with most seeds are candidates, and of these the best on validation data is taken.
+
+    Args:
+        rows (list[dict[str, str]]):
+            Rows of one comparison as the results file holds them.
+
+    Returns:
+        list[Line]:
+            One per variant.
+    """
+    groups: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        groups.setdefault(row["variant"], {}).setdefault(row["lr"], []).append(row)
+    lines = []
+    most = max((len(runs) for by_lr in groups.values() for runs in by_lr.values()), default=0)
+    for variant, by_lr in groups.items():
+        lr, runs = max(
+            by_lr.items(), key=lambda item: (len(item[1]), mean(float(r["validation_token_accuracy"]) for r in item[1]))
+        )
+        first = runs[0]
+        multiples = [k for k in MULTIPLES if first[f"token_accuracy_{k}x"]]
+        lines.append(
+            Line(
+                variant=variant,
+                lr=float(lr),
+                seeds=len(runs),
+                params=int(first["params"]),
+                mixer_params=int(first["mixer_params"]),
+                state=first["state_size"],
+                flops=first["flops_per_token"],
+                recurrent_flops=first["recurrent_flops"],
+                lengths=[int(length) for length in first["eval_lengths"].split()],
+                tokens=[[float(r[f"token_accuracy_{k}x"]) for r in runs] for k in multiples],
+                sequences=[[float(r[f"sequence_accuracy_{k}x"]) for r in runs] for k in multiples],
+                seconds=mean(float(r["seconds"]) for r in runs),
+                diverged=sum(r["diverged"] == "True" for r in runs),
+                keys=[r["key"] for r in runs],
+                rule=first["matched"].partition(" (by ")[2].rstrip(")"),
+                missing=most - len(runs),
+            )
+        )
+    return sorted(lines, key=lambda line: line.order)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    r"""Runs that may be compared: one task, one setting, one rule of matching.
+
+    Attributes:
+        settings (dict[str, str]):
+            The columns named in `SETTINGS`.
+        matched (str):
+            What was made equal, as `"params 28992"`; empty where the rows do not say.
+        lines (list[Line]):
+            Best first.
+        apart (dict[str, str]):
+            The settings, and the budget, in which it differs from others of the same task and rule. Default: none.
+    """
+
+    settings: dict[str, str]
+    matched: str
+    lines: list[Line]
+    apart: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The rule of matching: `"params"`, `"state"`, or empty."""
+        return self.matched.partition(" ")[0]
+
+    @property
+    def name(self) -> str:
+        """Task, rule and what tells it from others, for a file: `"s3-params-w64"`."""
+        return join_name(self.task, self.kind, apart=self.apart)
+
+    @property
+    def title(self) -> str:
+        """Task, and what tells it from others of the same task and rule, in words."""
+        return ", ".join([self.task, *(DISTINCTIONS[name][1].format(v or "default") for name, v in self.apart.items())])
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.settings["task"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Evaluated lengths."""
+        return self.lines[0].lengths
+
+    @property
+    def description(self) -> str:
+        """The settings in a line."""
+        s, kind = self.settings, self.kind
+        return (
+            f"trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, "
+            f"width {s['width']}, {s['layers']} block(s)" + (f", matched by {kind}" if kind else "")
+        )
+
+
+def compare(rows: list[dict[str, str]]) -> list[Comparison]:
+    r"""Sorts rows into comparisons; a row that was matched in two ways is in two of them.
+
+    Args:
+        rows (list[dict[str, str]]):
+            Rows as the results file holds them, of any tasks and settings.
+
+    Returns:
+        list[Comparison]:
+            In the order in which their first rows stand.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        for matched, label in {label.partition(" (by ")[0]: label for label in row["matched"].split("; ")}.items():
+            groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append({**row, "matched": label})
+    found = [Comparison(dict(zip(SETTINGS, key)), key[-1], summarise(rows)) for key, rows in groups.items()]
+    alike: dict[tuple[str, str], list[Comparison]] = {}
+    for c in found:
+        alike.setdefault((c.task, c.kind), []).append(c)
+    apart = {}
+    for members in alike.values():
+        told = distinguish([{"budget": c.matched.partition(" ")[2], **c.settings} for c in members])
+        apart |= {id(c): differences for c, differences in zip(members, told)}
+    return [replace(c, apart=apart[id(c)]) for c in found]
+
+
+def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
+    r"""Of several settings, for each the entries in which they are not all the same; a budget only where nothing else tells.
+
+    Example:
+        >>> from benchmarks.records.summary import distinguish
+        >>> distinguish([{"width": "64", "layers": "1"}, {"width": "128", "layers": "1"}])
+        [{'width': '64'}, {'width': '128'}]
+    """
+    varying = [name for name in DISTINCTIONS if len({s.get(name) for s in settings}) > 1]
+    others = [name for name in varying if name != "budget"]
+    if len({tuple(s[name] for name in others) for s in settings}) == len(settings):
+        varying = others  # the default budget follows the width
+    return [{name: s[name] for name in varying} for s in settings]
+
+
+def join_name(*parts: str, apart: dict[str, str]) -> str:
+    r"""A name for a file: parts that are not empty, and what tells it from others.
+
+    Example:
+        >>> from benchmarks.records.summary import join_name
+        >>> join_name("spectra", "s3", "", apart={"width": "64", "lengths": "4 8"})
+        'spectra-s3-w64-t4_8'
+    """
+    varying = (f"{DISTINCTIONS[name][0]}{value.replace(' ', '_') or 'none'}" for name, value in apart.items())
+    return "-".join(part for part in (*parts, *varying) if part)
+
+
+@dataclass(frozen=True)
+class Win:
+    r"""Who wins a comparison at one length, by token accuracy.
+
+    Attributes:
+        length (int):
+            Length of the test sequences.
+        winners (list[Line]):
+            The best; several where their means are equal to three decimals.
+        runner_up (Line, Optional):
+            The best of the rest.
+        margin (float, Optional):
+            Mean token accuracy of the winner less that of the runner-up.
+        ours (Line, Optional):
+            The best BD-LRU or H-LRU.
+        behind (float, Optional):
+            How much better the winner is than that one.
+        verdict (str):
+            What the seeds say about the margin, or that the best is near guessing.
+    """
+
+    length: int
+    winners: list[Line]
+    runner_up: Line | None
+    margin: float | None
+    ours: Line | None
+    behind: float | None
+    verdict: str
+
+
+def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
+    r"""Who wins at each evaluated length.
+
+    Args:
+        comparison (Comparison):
+            With at least one line.
+        chance (float):
+            Token accuracy of guessing; a winner that is not `LEARNED` of the way from there to 1 has learned nothing.
+            Default: 0.
+
+    Returns:
+        list[Win]:
+            One per length.
+    """
+    wins = []
+    for i, length in enumerate(comparison.lengths):
+        ranked = sorted(comparison.lines, key=lambda line: -mean(line.tokens[i]))
+        best = mean(ranked[0].tokens[i])
+        winners = [line for line in ranked if best - mean(line.tokens[i]) < TIE]
+        rest = ranked[len(winners) :]
+        ours = next((line for line in ranked if line.ours), None)
+        wins.append(
+            Win(
+                length=length,
+                winners=winners,
+                runner_up=rest[0] if rest else None,
+                margin=best - mean(rest[0].tokens[i]) if rest else None,
+                ours=ours,
+                behind=best - mean(ours.tokens[i]) if ours else None,
+                verdict="near guessing"
+                if best - chance < LEARNED * (1 - chance)
+                else _verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
+            )
+        )
+    return wins
+
+
+def _verdict(winners: list[list[float]], rest: list[list[float]]) -> str:
+    if not rest:
+        return "tie" if len(winners) > 1 else "alone"
+    if min(len(values) for values in winners + rest) < 2:
+        return "one seed: no claim"
+    apart = min(min(values) for values in winners) > max(rest[0])
+    return "seeds do not overlap" if apart else "seeds overlap"
+
+
+def counts_text(lines: Iterable[Line]) -> str:
+    """How many seeds the lines have, in words: `"3 seeds"`, `"1 to 3 seeds"`."""
+    counts = {line.seeds for line in lines}
+    low, high = min(counts), max(counts)
+    return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
+
+
+def deviation(values: list[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,165 @@
+"""Analyses a results folder: a picture of each kind, and the numbers of those that load trained weights.
+
+python -m benchmarks.analysis results --what spectra,memory --task s3
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
+
+KINDS = ("overview", "spectra", "memory", "block-size", "flops", "gate-norms")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.report.spectra import draw_spectra, eigenvalues, summarise_eigenvalues
+
+    table = eigenvalues(folder, rows)
+    if table.empty:
+        return []
+    name = f"spectra-{comparison.name}"
+    picture, summary, values = (out / f"{name}{end}" for end in (".png", ".csv", "-values.csv"))
+    accuracies = {line.variant: sum(line.tokens[0]) / line.seeds for line in comparison.lines}
+    title = f"{comparison.title}: eigenvalues of the learned transitions, {_seeds(comparison)}"
+    draw_spectra(table, accuracies, title, picture)
+    summarise_eigenvalues(table).round(4).to_csv(summary, index=False)
+    table.to_csv(values, index=False, float_format="%.4g")
+    return [picture, summary, values]
+
+
+def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.report.spectra import draw_memory, memory
+
+    table = memory(folder, rows)
+    if table.empty:
+        return []
+    picture, numbers = (out / f"memory-{comparison.name}{end}" for end in (".png", ".csv"))
+    title = f"{comparison.title}: time constants of blocks, {_seeds(comparison)}"
+    draw_memory(table, comparison.lengths[0], title, picture)
+    table.round(3).to_csv(numbers, index=False)
+    return [picture, numbers]
+
+
+def _costs(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.report.accuracy import draw_costs
+
+    picture = out / f"flops-{comparison.name}.png"
+    draw_costs(comparison, picture)
+    return [picture]
+
+
+def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.report.accuracy import draw_gate_norms
+
+    picture = out / f"gate-norms-{comparison.name}.png"
+    draw_gate_norms(comparison, picture)
+    return [picture]
+
+
+EACH: dict[str, Callable] = {"spectra": _spectra, "memory": _memory, "flops": _costs, "gate-norms": _gate_norms}
+
+
+def _seeds(*comparisons) -> str:
+    from benchmarks.records.summary import counts_text
+
+    return counts_text(line for comparison in comparisons for line in comparison.lines)
+
+
+def _block_sizes(comparisons, apart: dict[str, str], out: Path) -> list[Path]:
+    from benchmarks.records.summary import join_name
+    from benchmarks.report.accuracy import draw_block_sizes
+
+    picture = out / f"{join_name('block-size', comparisons[0].task, apart=apart)}.png"
+    draw_block_sizes(comparisons, picture)
+    return [picture]
+
+
+def _overviews(comparisons, out: Path) -> list[Path]:
+    from benchmarks.report.overview import draw_overview, overview
+
+    written = []
+    for matched in dict.fromkeys(c.kind for c in comparisons):
+        alike = [c for c in comparisons if c.kind == matched]
+        table = overview(alike)
+        picture, numbers = (out / f"overview{f'-{matched}' if matched else ''}{end}" for end in (".png", ".csv"))
+        title = f"all mixers, all tasks{f', matched by {matched}' if matched else ''}, {_seeds(*alike)}"
+        draw_overview(table, title, picture)
+        table.round(4).rename_axis("mixer").to_csv(numbers)
+        written += [picture, numbers]
+    return written
+
+
+def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+    """(what it is about, what writes it) of one kind of analysis: of all runs, of each setting, or of each comparison."""
+    from benchmarks.records.summary import distinguish
+
+    if kind == "overview":
+        yield "all tasks", partial(_overviews, comparisons, out)
+        return
+    for name in dict.fromkeys(c.task for c in comparisons):
+        alike = [c for c in comparisons if c.task == name]
+        if kind == "block-size":
+            by_settings = {tuple(c.settings.items()): c.settings for c in alike}
+            for settings, apart in zip(by_settings.values(), distinguish(list(by_settings.values()))):
+                yield name, partial(_block_sizes, [c for c in alike if c.settings == settings], apart, out)
+            continue
+        for c in alike:
+            yield c.title, partial(EACH[kind], c, [stored[key] for line in c.lines for key in line.keys], folder, out)
+
+
+@app.command(help=__doc__.splitlines()[0])
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder with compare.csv, and weights/ for spectra and memory.")] = Path(
+        "results"
+    ),
+    what: Annotated[str, typer.Option(help=f"Comma list of {', '.join(KINDS)}.")] = ",".join(KINDS),
+    task: Annotated[str | None, typer.Option(help="Comma list. Default: all that are there.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where pictures and numbers go. Default: the folder itself.")] = None,
+) -> None:
+    from benchmarks.compare.models import quiet
+    from benchmarks.records.store import read_folder
+    from benchmarks.records.summary import compare
+
+    kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(KINDS):
+        raise typer.BadParameter(f"{what!r} is not accepted; expected some of {', '.join(KINDS)}.", param_hint="--what")
+    try:
+        stored = read_folder(folder)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="FOLDER") from None
+    there = list(dict.fromkeys(row["task"] for row in stored.values()))
+    tasks = [name.strip() for name in task.split(",")] if task else there
+    if set(tasks) - set(there):
+        raise typer.BadParameter(f"{task!r} is not accepted; the folder has runs of {', '.join(there)}.", param_hint="--task")
+    quiet()
+    out = out or folder
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{str(out)!r} cannot be a folder: {error.strerror}.", param_hint="--out") from None
+    comparisons = [c for c in compare(list(stored.values())) if c.task in tasks]
+    written = 0
+    for kind in kinds:
+        for name, call in _calls(kind, comparisons, stored, folder, out):
+            try:
+                paths = call()
+            except ValueError as error:
+                typer.echo(f"{kind}, {name}: left out: {error}")
+                continue
+            written += len(paths)
+            for path in paths:
+                typer.echo(f"{kind}, {name}: {path}")
+    raise typer.Exit(0 if written else 1)
+
+
+if __name__ == "__main__":
+    app()

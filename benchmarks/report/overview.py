@@ -1,0 +1,98 @@
+"""Every mixer on every task at a glance: a table of token accuracies and its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from benchmarks.records.plots import new_figure
+from benchmarks.records.summary import OURS, Comparison
+from benchmarks.tasks import TASKS, get_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def overview(comparisons: list[Comparison]) -> pd.DataFrame:
+    r"""Token accuracy at the training length of every mixer on every task.
+
+    Args:
+        comparisons (list[Comparison]):
+            Of one rule of matching; where a task has several, the one with most mixers counts, of these the last.
+
+    Returns:
+        pd.DataFrame:
+            A column per task, in the order of `benchmarks.tasks.TASKS`; a row per mixer, best first by the mean of
+            `above_chance` over its tasks, those that ran on less than half of the tasks below; NaN where it did not run.
+
+    Example:
+        >>> from benchmarks.report.overview import overview
+        >>> assert overview([]).empty
+    """
+    import pandas as pd
+
+    chosen: dict[str, Comparison] = {}
+    for comparison in comparisons:
+        if len(comparison.lines) >= len(getattr(chosen.get(comparison.task), "lines", ())):
+            chosen[comparison.task] = comparison
+    order = {task: place for place, task in enumerate(TASKS)}
+    chosen = dict(sorted(chosen.items(), key=lambda item: order.get(item[0], len(order))))
+    table = pd.DataFrame({task: {line.variant: mean(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
+    few = table.count(axis=1) < len(table.columns) / 2
+    ranks = pd.DataFrame({"few": few, "score": -above_chance(table).mean(axis=1)})
+    return table.loc[ranks.sort_values(["few", "score"], kind="stable").index]
+
+
+def above_chance(table: pd.DataFrame) -> pd.DataFrame:
+    r"""How far each accuracy lies on the way from guessing (0) to all right (1).
+
+    Args:
+        table (pd.DataFrame):
+            Accuracies, a column per task.
+
+    Returns:
+        pd.DataFrame:
+            Of the same shape, clipped to 0 and 1.
+    """
+    chances = {task: get_task(task).chance for task in table.columns}
+    return table.apply(lambda column: (column - chances[column.name]) / (1 - chances[column.name])).clip(0, 1)
+
+
+def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
+    r"""Draws the table: the darker, the further above guessing; the best of each task is bold, what did not run a dash.
+
+    Args:
+        table (pd.DataFrame):
+            From `overview`.
+        title (str):
+            Stands above the picture.
+        path (Path):
+            A PNG file; replaced if it is there.
+
+    Raises:
+        ValueError: if there are not two tasks with two mixers.
+    """
+    if min(table.shape, default=0) < 2:
+        raise ValueError("there are not two tasks and two mixers; run more, such as --task s3,parity.")
+    shades = above_chance(table)
+    figure = new_figure(2.6 + 0.76 * len(table.columns), 1.8 + 0.3 * len(table))
+    axes = figure.subplots()
+    axes.imshow(shades.fillna(0).to_numpy(), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+    best = table.max()
+    for i, variant in enumerate(table.index):
+        for j, task in enumerate(table.columns):
+            value, shade = table.loc[variant, task], shades.loc[variant, task]
+            weight = "bold" if best[task] - value < 0.0005 else "normal"
+            colour = "white" if shade > 0.6 else "black"
+            text = "-" if value != value else f"{value:.2f}"
+            axes.annotate(text, (j, i), ha="center", va="center", fontsize=8, color=colour, weight=weight)
+    axes.set_xticks(range(len(table.columns)), [task.replace("_", "\n") for task in table.columns], fontsize=8)
+    axes.set_yticks(range(len(table)), table.index, fontsize=9)
+    for label in axes.get_yticklabels():
+        label.set_weight("bold" if label.get_text().startswith(OURS) else "normal")
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xlabel("token accuracy at the longest training length\nwhite: guessing; bold: best of a task", fontsize=9)
+    axes.set_title(title, fontsize=11, pad=8)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, format="png")

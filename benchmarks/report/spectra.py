@@ -1,0 +1,191 @@
+"""Eigenvalue spectra and memory of trained BD-LRU and H-LRU layers, over block sizes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.records.naming import parse_name
+from benchmarks.records.plots import new_figure
+from benchmarks.report.transitions import classify, stored_transitions, time_constants
+
+COLOURS = {"positive": "#777777", "negative": "#D55E00", "complex": "#0072B2"}
+DRAWN = 2000  # eigenvalues in a panel; more are a blot
+LONGEST = 1e4  # time constants beyond stand here in the picture
+
+
+def ours(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of BD-LRU and H-LRU, sorted by family, size, what is special about them, and seed."""
+    found = [(parse_name(row["variant"]), row) for row in rows]
+    found = [(ours.family, ours.size, row["variant"], int(row["seed"]), row) for ours, row in found if ours]
+    return [row for *_, row in sorted(found, key=lambda entry: entry[:-1])]
+
+
+def eigenvalues(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
+    r"""Eigenvalues of the transitions that trained layers apply to test sequences.
+
+    Args:
+        folder (str | Path):
+            Where the results are kept.
+        rows (list[dict[str, str]]):
+            Rows of one task; those of other mixers are left out.
+
+    Returns:
+        pd.DataFrame:
+            One line per run, layer and different eigenvalue (rounded to four decimals): `variant`, `seed`, `layer`, `real`,
+            `imag`, `kind` ("positive", "negative", "complex") and `share`, how much of the layer's eigenvalues it makes up.
+
+    Raises:
+        ValueError: if a run's weights were not kept.
+    """
+    frames = []
+    for row in ours(rows):
+        for number, matrices in enumerate(stored_transitions(folder, row)):
+            # a layer that sees tokens alone has few different transitions
+            different, counts = matrices.flatten(0, 2).unique(dim=0, return_counts=True)
+            values = torch.linalg.eigvals(different)
+            kinds = classify(values)
+            for kind, mask in kinds.items():
+                picked = values[mask]
+                weight = counts[:, None].expand_as(mask)[mask].double() / matrices.shape[:-1].numel()
+                frame = pd.DataFrame({"real": picked.real.numpy().round(4), "imag": picked.imag.numpy().round(4)})
+                frame = frame.assign(share=weight.numpy(), kind=kind, variant=row["variant"], seed=row["seed"], layer=number)
+                frames.append(frame)
+    columns = ["variant", "seed", "layer", "kind", "real", "imag"]
+    if not frames:
+        return pd.DataFrame(columns=[*columns, "share"])
+    return pd.concat(frames).groupby(columns, sort=False, as_index=False)["share"].sum()
+
+
+def summarise_eigenvalues(table: pd.DataFrame) -> pd.DataFrame:
+    r"""What kinds of eigenvalues each variant uses, over its runs and layers.
+
+    Args:
+        table (pd.DataFrame):
+            What `eigenvalues` returned.
+
+    Returns:
+        pd.DataFrame:
+            By variant: `runs`, the shares of `positive`, `negative` and `complex` eigenvalues, the lowest real part
+            (`most_negative`), the largest `angle` in degrees, and the mean and largest modulus.
+    """
+    lines = []
+    for variant, part in table.groupby("variant", sort=False):
+        total = part["share"].sum()
+        modulus = (part["real"] ** 2 + part["imag"] ** 2) ** 0.5
+        turning = part[part["kind"] == "complex"]
+        angles = [math.degrees(math.atan2(abs(i), r)) for r, i in zip(turning["real"], turning["imag"])]
+        lines.append(
+            {
+                "variant": variant,
+                "runs": part["seed"].nunique(),
+                **{kind: part.loc[part["kind"] == kind, "share"].sum() / total for kind in COLOURS},
+                "most_negative": part["real"].min(),
+                "angle": max(angles, default=0.0),
+                "mean_modulus": (modulus * part["share"]).sum() / total,
+                "largest_modulus": modulus.max(),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def draw_spectra(table: pd.DataFrame, accuracies: dict[str, float], title: str, path: Path) -> None:
+    r"""Draws each variant's eigenvalues in the complex plane, and how many are of which kind.
+
+    Args:
+        table (pd.DataFrame):
+            What `eigenvalues` returned.
+        accuracies (dict[str, float]):
+            Mean token accuracy by variant, shown beside its name.
+        title (str):
+            Stands above the picture.
+        path (Path):
+            A PNG file; replaced if it is there.
+    """
+    summary = summarise_eigenvalues(table).set_index("variant")
+    across = min(4, len(summary))
+    down = -(-len(summary) // across)
+    figure = new_figure(3.1 * across, 3.7 * down + 0.7)
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+    for axes, variant in zip(panels, summary.index):
+        part = table[table["variant"] == variant]
+        part = part.sample(min(len(part), DRAWN), random_state=0)
+        angle = torch.linspace(0, 2 * math.pi, 200)
+        axes.plot(angle.cos(), angle.sin(), color="#bbbbbb", linewidth=1)
+        for kind, colour in COLOURS.items():
+            points = part[part["kind"] == kind]
+            axes.scatter(points["real"], points["imag"], s=9, color=colour, alpha=0.55, linewidths=0, label=kind)
+        axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
+        axes.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
+        line = summary.loc[variant]
+        head = f"{variant}, accuracy {accuracies[variant]:.3f}"
+        axes.set_title(f"{head}\nnegative {line['negative']:.0%}, complex {line['complex']:.0%}", fontsize=9)
+        axes.set(aspect="equal", xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), xlabel="real part")
+    for axes in list(panels):
+        axes.set_axis_off()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, markerscale=2)
+    figure.axes[0].set_ylabel("imaginary part")
+    figure.savefig(path, format="png")
+
+
+def memory(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
+    r"""Time constants of trained layers on test sequences.
+
+    Args:
+        folder (str | Path):
+            Where the results are kept.
+        rows (list[dict[str, str]]):
+            Rows of one task; those of other mixers are left out.
+
+    Returns:
+        pd.DataFrame:
+            One line per run, layer and block (or channel): `variant`, `seed`, `layer`, `block` and `steps`, the median over
+            sequences of what `time_constants` returns.
+
+    Raises:
+        ValueError: if a run's weights were not kept.
+    """
+    lines = []
+    for row in ours(rows):
+        for number, matrices in enumerate(stored_transitions(folder, row)):
+            for block, steps in enumerate(time_constants(matrices).median(0).values.tolist()):
+                run = {"variant": row["variant"], "seed": row["seed"], "layer": number}
+                lines.append({**run, "block": block, "steps": steps})
+    return pd.DataFrame(lines, columns=["variant", "seed", "layer", "block", "steps"])
+
+
+def draw_memory(table: pd.DataFrame, length: int, title: str, path: Path) -> None:
+    r"""Draws the time constants of each variant's blocks, the median and the training length.
+
+    Args:
+        table (pd.DataFrame):
+            What `memory` returned.
+        length (int):
+            The longest training length.
+        title (str):
+            Stands above the picture.
+        path (Path):
+            A PNG file; replaced if it is there.
+    """
+    variants = list(dict.fromkeys(table["variant"]))
+    figure = new_figure(max(5.0, 1.3 * len(variants) + 2), 4.5)
+    axes = figure.subplots()
+    for place, variant in enumerate(variants):
+        steps = sorted(min(x, LONGEST) for x in table.loc[table["variant"] == variant, "steps"])
+        spread = [place + 0.5 * (i / max(1, len(steps) - 1) - 0.5) for i in range(len(steps))]
+        axes.scatter(spread, steps, s=10, alpha=0.6, color=COLOURS["complex"], linewidths=0)
+        axes.plot([place - 0.3, place + 0.3], [steps[len(steps) // 2]] * 2, color="black", linewidth=2)
+    axes.axhline(length, color="#777777", linewidth=1, linestyle=(0, (1, 3)))
+    axes.annotate(
+        "training length", (0.01, length), xycoords=("axes fraction", "data"), va="bottom", color="#777777", fontsize=8
+    )
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(variants)), variants, rotation=30 if len(variants) > 6 else 0, ha="center")
+    axes.set(title=title, ylabel=f"time constant in steps (above {LONGEST:,.0f}: no decay)")
+    axes.grid(alpha=0.3, axis="y")
+    figure.savefig(path, format="png")

@@ -1,0 +1,155 @@
+"""Softmax attention on a CPU: stand-ins for the flash_attn package, and PyTorch versions of `fla.ops.attn`."""
+
+import torch
+import torch.nn.functional as F
+
+from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.packing import check_cu_seqlens
+
+MISSING = (
+    "flash_attn is not installed: install it with `pip install flash-attn --no-build-isolation` to run attention "
+    "on a GPU (tensors on a CPU do not need it)."
+)
+
+
+def _attend(q, k, v, softmax_scale, causal, window_size):
+    """Attention of q [N, Tq, H, D] to k and v [N, Tk, Hk, D]; the last query stands at the last key."""
+    query = torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None]
+    key = torch.arange(k.shape[1])
+    left, right = window_size
+    mask = (key <= query) | (not causal)
+    if left >= 0:
+        mask = mask & (key >= query - left)
+    if right >= 0:
+        mask = mask & (key <= query + right)
+    # A query that sees nothing gets 0; it looks at key 0 meanwhile, so that its softmax has a value and a gradient.
+    blind = ~mask.any(-1, keepdim=True)
+    mask = mask | (blind & (key == 0))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale, enable_gqa=True)
+    return o.masked_fill(blind, 0.0).transpose(1, 2)
+
+
+def _check(dropout_p: float, options: dict) -> None:
+    unsupported = [name for name, value in options.items() if isinstance(value, torch.Tensor) or value]
+    if dropout_p or unsupported:
+        names = ["dropout_p"] * bool(dropout_p) + unsupported
+        raise ValueError(f"Attention on a CPU does not have these flash_attn options: {', '.join(names)}.")
+
+
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    **options,
+) -> torch.Tensor:
+    """Attention over [B, T, H, D], with keys and values of the same number of heads or a divisor of it."""
+    options.pop("deterministic", None)
+    _check(dropout_p, options)
+    return _attend(q, k, v, softmax_scale, causal, window_size)
+
+
+def flash_attn_varlen_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    **options,
+) -> torch.Tensor:
+    """Attention over packed documents, [tokens, H, D]."""
+    options.pop("deterministic", None)
+    _check(dropout_p, options)
+    q_lengths, k_lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    outputs = []
+    for document in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths)):
+        b_q, b_k, b_v = (t[None] for t in document)
+        seen = b_k.shape[1] > 0
+        outputs.append(_attend(b_q, b_k, b_v, softmax_scale, causal, window_size)[0] if seen else torch.zeros_like(b_q[0]))
+    return torch.cat(outputs)
+
+
+@full_precision
+def _gated_attend(q, k, v, g, scale, window_size, sink_bias):
+    """Causal attention of one or more sequences whose last query stands at the last key, in fp32.
+
+    q: [N, Tq, HQ, K], k: [N, Tk, H, K], v: [N, Tk, H, V]; g: log decay of each key's step, [N, Tk, HQ]; sink_bias: [HQ].
+    """
+    groups, (Tq, Tk) = q.shape[2] // k.shape[2], (q.shape[1], k.shape[1])
+    q, k, v = (upcast(t).transpose(1, 2) for t in (q, k, v))
+    k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
+    scores = scale * q @ k.transpose(-1, -2)
+    if g is not None:
+        total = g.double().cumsum(1).transpose(1, 2)
+        scores = scores + (total[:, :, Tk - Tq :, None] - total[:, :, None]).to(scores.dtype)
+    distance = torch.arange(Tk - Tq, Tk)[:, None] - torch.arange(Tk)
+    hidden = distance < 0 if window_size is None else (distance < 0) | (distance >= window_size)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sink_bias is not None:
+        # a key without a value: it takes part of the weights
+        sink = upcast(sink_bias)[:, None, None].expand(*scores.shape[:-1], 1)
+        return (torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def _check_heads(q, k):
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2] != 0:
+        raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads.")
+
+
+def parallel_attn(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor | None = None,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: torch.LongTensor | None = None,
+    chunk_indices: torch.LongTensor | None = None,
+    *,
+    sink_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    _check_heads(q, k)
+    check_cu_seqlens(q.shape[0], cu_seqlens, None)
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    lengths = [q.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+    parts = [[None] * len(lengths) if t is None else t.split(lengths, 1) for t in (q, k, v, g)]
+    return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in zip(*parts)], 1).to(v.dtype)
+
+
+def attn_decoding_one_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: torch.LongTensor = None,
+    do_gate_scale: bool = False,
+    *,
+    window_size: int | None = None,
+    sink_bias: torch.Tensor | None = None,
+):
+    # q: [1, N, HQ, K], one query a sequence; k, v, g: [1, tokens, ...], packed
+    _check_heads(q, k)
+    if cu_seqlens is None or (window_size is not None and window_size < 0):
+        raise ValueError(f"cu_seqlens={cu_seqlens}, window_size={window_size}: expected boundaries and a size of 0 or more.")
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    g = g * scale if do_gate_scale and g is not None else g
+    lengths, outputs = cu_seqlens.diff().tolist(), []
+    parts = [[None] * len(lengths) if t is None else t.split(lengths, 1) for t in (k, v, g)]
+    for query, keys, values, gates in zip(q.split(1, 1), *parts):
+        if keys.shape[1] == 0 or window_size == 0:
+            outputs.append(query.new_zeros(1, 1, q.shape[2], v.shape[-1], dtype=v.dtype))
+        else:
+            outputs.append(_gated_attend(query, keys, values, gates, scale, window_size, sink_bias).to(v.dtype))
+    return torch.cat(outputs, 1)

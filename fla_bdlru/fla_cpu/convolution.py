@@ -1,0 +1,232 @@
+"""PyTorch versions of `fla.modules.causal_conv1d.ops` and `fla.modules.token_shift`."""
+
+import torch
+import torch.nn.functional as F
+
+from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.packing import check_cu_seqlens, token_positions
+
+ACTIVATIONS = (None, "silu", "swish")
+
+
+def _check(activation, weight) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is not known; expected one of {ACTIVATIONS}.")
+    if weight is None:
+        raise ValueError("weight=None is not supported; expected a tensor of shape [D, W].")
+
+
+def _shifted(x, shift, sequence, position, initial_state):
+    """x[t - shift] of the same sequence; before its start, the initial state's last columns or zero."""
+    # x: [tokens, D], initial_state: [N, D, W], its last column is the input before the first token
+    inside = (position >= shift)[:, None]
+    y = F.pad(x, (0, 0, shift, 0))[: x.shape[0]]
+    if initial_state is None:
+        return y * inside
+    W = initial_state.shape[-1]
+    head = (position < shift).nonzero().flatten()
+    before = initial_state[sequence[head], :, W - shift + position[head]]
+    return (y * inside).index_add(0, head, before)
+
+
+def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
+    """The convolution in fp32; x: [B, T, D], weight: [D, W]."""
+    check_cu_seqlens(x.shape[0], cu_seqlens, initial_state)
+    sequence, position = token_positions(x, cu_seqlens)
+    s, w = upcast(x).flatten(0, 1), upcast(weight)
+    state = None if initial_state is None else upcast(initial_state)
+    W = w.shape[-1]
+    y = s * w[:, -1]
+    for shift in range(1, W):
+        y = torch.addcmul(y, _shifted(s, shift, sequence, position, state), w[:, W - 1 - shift])
+    if bias is not None:
+        y = y + upcast(bias)
+    if activation is not None:
+        y = F.silu(y)
+    y = y.view(x.shape)
+    return y if residual is None else y + upcast(residual).view(x.shape)
+
+
+def _final_state(x, state_len, initial_state, cu_seqlens):
+    """The last `state_len` inputs of each sequence, [N, D, state_len]."""
+    lengths = torch.full((x.shape[0],), x.shape[1]) if cu_seqlens is None else cu_seqlens.diff().long()
+    starts = torch.arange(x.shape[0]) * x.shape[1] if cu_seqlens is None else cu_seqlens[:-1].long()
+    position = lengths[:, None] - state_len + torch.arange(state_len)
+    tokens = x.reshape(-1, x.shape[-1])
+    if tokens.shape[0] == 0:
+        tokens = x.new_zeros(1, x.shape[-1])
+    index = (starts[:, None] + position).clamp(0, tokens.shape[0] - 1)
+    state = (tokens[index] * (position >= 0)[..., None]).transpose(1, 2).contiguous()
+    if initial_state is None:
+        return state
+    earlier = (position + state_len).clamp_max(initial_state.shape[-1] - 1).clamp_min(0)
+    earlier = initial_state.to(x.dtype).gather(2, earlier[:, None].expand_as(state))
+    return torch.where((position >= 0)[:, None], state, earlier)
+
+
+def _token_layout(x, weight):
+    return x if x.shape[-1] == weight.shape[0] else x.flatten(2)
+
+
+def causal_conv1d_fwd(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    activation: str | None = None,
+    cu_seqlens: torch.LongTensor | None = None,
+    cu_seqlens_cpu: torch.LongTensor | None = None,
+    chunk_indices: torch.LongTensor | None = None,
+    chunk_size: int = 64,
+    layout_fallback: bool = False,
+) -> torch.Tensor:
+    _check(activation, weight)
+    tokens = _token_layout(x, weight)
+    y = _convolve(tokens, weight, bias, residual, initial_state, activation, cu_seqlens)
+    final_state = _final_state(tokens, weight.shape[-1], initial_state, cu_seqlens) if output_final_state else None
+    return y.to(x.dtype).view(x.shape), final_state
+
+
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool | None = False,
+    activation: str | None = None,
+    backend: str | None = "triton",
+    cu_seqlens: torch.Tensor | None = None,
+    cu_seqlens_cpu: torch.LongTensor | None = None,
+    chunk_indices: torch.LongTensor | None = None,
+    cp_context: object | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The convolution for a tracer, which derives its gradients itself: it refuses those that `causal_conv1d_bwd` asks for."""
+    if cp_context is not None:
+        raise NotImplementedError("cp_context: a convolution split over ranks is not traced on a CPU; compile without it.")
+    return causal_conv1d_fwd(x, weight, bias, residual, initial_state, output_final_state, activation, cu_seqlens)
+
+
+def causal_conv1d_bwd(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    dht: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    initial_state: torch.Tensor | None = None,
+    activation: str | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    cu_seqlens_cpu: torch.LongTensor | None = None,
+    chunk_indices: torch.LongTensor | None = None,
+    chunk_size: int = 64,
+    layout_fallback: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    _check(activation, weight)
+    # The forward again with a graph: it has to be recomputed for the activation anyway.
+    leaves = {"x": _token_layout(x, weight), "weight": weight, "bias": bias, "initial_state": initial_state}
+    leaves = {name: t.detach().requires_grad_() for name, t in leaves.items() if t is not None}
+    with torch.enable_grad():
+        state, bias_leaf = leaves.get("initial_state"), leaves.get("bias")
+        y = _convolve(leaves["x"], leaves["weight"], bias_leaf, None, state, activation, cu_seqlens)
+        outputs, grads = [y], [upcast(dy).reshape(y.shape)]
+        if dht is not None:
+            outputs.append(_final_state(leaves["x"], weight.shape[-1], state, cu_seqlens))
+            grads.append(dht.to(outputs[-1].dtype))
+        grads = dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), grads)))
+    dr = dy if residual is not None else None
+    return grads["x"].view(x.shape), grads["weight"], grads.get("bias"), dr, grads.get("initial_state")
+
+
+def compute_dh0_triton(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    weight: torch.Tensor,
+    initial_state: torch.Tensor,
+    activation: str | None,
+    cu_seqlens: torch.Tensor | None,
+    dht: torch.Tensor | None = None,
+) -> torch.Tensor:
+    # dy: [B, T, D], y: the output before the activation
+    grad = upcast(dy)
+    if activation is not None:
+        pre = upcast(y).view(dy.shape)
+        s = torch.sigmoid(pre)
+        grad = grad * s * (1 + pre * (1 - s))
+    zeros = torch.zeros_like(dy)
+    return causal_conv1d_bwd(zeros, grad, dht, weight, initial_state=initial_state, cu_seqlens=cu_seqlens)[-1]
+
+
+def causal_conv1d_update_states(
+    x: torch.Tensor,
+    state_len: int,
+    initial_state: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    x = x[None] if x.dim() == 2 else x
+    check_cu_seqlens(x.shape[0], cu_seqlens, initial_state)
+    return _final_state(x, state_len, initial_state, cu_seqlens)
+
+
+def causal_conv1d_update(
+    x: torch.Tensor,
+    cache: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor:
+    # x: [N, D], [N, 1, D] or [1, N, D], one token a sequence; cache: [N, D, W], updated in place
+    _check(activation, weight)
+    if cache is None:
+        raise ValueError("cache=None is not supported; expected a tensor of shape [N, D, W].")
+    token = upcast(x).reshape(-1, weight.shape[0])
+    window = torch.cat([upcast(cache)[..., 1:], token[..., None]], -1)
+    y = (window * upcast(weight)).sum(-1)
+    if bias is not None:
+        y = y + upcast(bias)
+    if activation is not None:
+        y = F.silu(y)
+    if residual is not None:
+        y = y + upcast(residual).reshape(y.shape)
+    cache.copy_(window)
+    return y.to(x.dtype).view(x.shape), cache
+
+
+def token_shift_fwd(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor | None = None,
+    cache: torch.Tensor | None = None,
+    output_cache: bool = False,
+    chunk_indices: torch.LongTensor | None = None,
+) -> torch.Tensor:
+    # y[t] = x[t - 1] - x[t], with the cache ([N, D]) or zero before the first token
+    cache = None if cache is None else cache.view(-1, x.shape[-1], 1)
+    check_cu_seqlens(x.shape[0], cu_seqlens, cache)
+    y = _shifted(x.flatten(0, 1), 1, *token_positions(x, cu_seqlens), cache).view_as(x) - x
+    N, T = (x.shape[0], x.shape[1]) if cu_seqlens is None else (len(cu_seqlens) - 1, int(cu_seqlens.diff().max()))
+    cache_out = _final_state(x, 1, cache, cu_seqlens)[..., 0] if output_cache else None
+    return y, N, T, True, cache_out
+
+
+def token_shift_bwd(
+    dy: torch.Tensor,
+    N: int,
+    T: int,
+    dcache: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    use_short_kernel: bool = True,
+    has_init_cache: bool = False,
+    chunk_indices: torch.LongTensor | None = None,
+) -> torch.Tensor:
+    leaves = [torch.zeros_like(dy).requires_grad_()]
+    if has_init_cache:
+        leaves.append(dy.new_zeros(N, dy.shape[-1]).requires_grad_())
+    with torch.enable_grad():
+        y, *_, cache_out = token_shift_fwd(leaves[0], cu_seqlens, *leaves[1:], output_cache=dcache is not None)
+        outputs, grads = ([y], [dy]) if dcache is None else ([y, cache_out], [dy, dcache])
+        grads = torch.autograd.grad(outputs, leaves, grads)
+    return grads if has_init_cache else (*grads, None)

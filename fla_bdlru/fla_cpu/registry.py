@@ -1,0 +1,202 @@
+"""How a replacement gets in: the CPU check, the switch, FLA's dispatch points and the wrappers elsewhere."""
+
+import contextlib
+import functools
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+ENV_VAR = "FLA_BDLRU_CPU_BACKEND"
+
+# None: the environment variable decides; True or False: set by `cpu_backend`.
+_forced: bool | None = None
+
+
+def is_enabled() -> bool:
+    """Whether CPU tensors go to the PyTorch backend at this moment (see `cpu_backend`).
+
+    Raises:
+        ValueError: if the environment variable is neither `0` nor `1`.
+    """
+    if _forced is not None:
+        return _forced
+    value = os.environ.get(ENV_VAR, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
+    return value == "1"
+
+
+@contextlib.contextmanager
+def cpu_backend(enabled: bool = True) -> Iterator[None]:
+    """Switches the PyTorch backend on or off for CPU tensors inside a `with` block.
+
+    It wins over the environment variable `FLA_BDLRU_CPU_BACKEND` (`0` switches the backend off; read at every call).
+    With the backend off, CPU tensors reach FLA's Triton kernels again, which only run with `TRITON_INTERPRET=1`.
+    The backward of a graph built inside the block must run inside the block too.
+
+    Args:
+        enabled (bool):
+            Whether the backend handles CPU tensors. Default: `True`.
+
+    Example:
+        >>> from fla_bdlru.fla_cpu import cpu_backend, is_enabled
+        >>> with cpu_backend(False):
+        ...     assert not is_enabled()
+    """
+    global _forced
+    previous, _forced = _forced, enabled
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """True if there is a tensor among the arguments and all of them are on the CPU."""
+    devices = {tensor.device.type for values in (args, kwargs.values()) for tensor in _tensors(values)}
+    return devices == {"cpu"}
+
+
+def _verifier(*args, **kwargs) -> tuple[bool, str | None]:
+    """FLA's `verifier`: accept a call whose tensors are all on the CPU."""
+    return on_cpu(args, kwargs), "not all tensors are on the CPU"
+
+
+def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type:
+    """A `fla.backends.BaseBackend` for CPU tensors; `implementations` are its methods, by FLA function name."""
+    from fla.backends import BaseBackend
+
+    class CPUBackend(BaseBackend):
+        backend_type = "fla_bdlru_cpu"
+        # Asked first: the check is a look at the devices, and no other backend is for CPU tensors.
+        priority = -100
+
+        def is_enabled(self) -> bool:
+            return is_enabled()
+
+    for name, implementation in (implementations or {}).items():
+        setattr(CPUBackend, name, staticmethod(implementation))
+    return CPUBackend
+
+
+def register_entry_points(table: Mapping[str, Callable]) -> None:
+    """Registers replacements of functions that FLA decorated with a bare `@dispatch`."""
+    from fla.backends import register
+
+    backend = _make_backend()
+    for target, implementation in table.items():
+        try:
+            register(_resolve(target)[2], backend=backend, verifier=_verifier)(implementation)
+        except (ImportError, AttributeError, KeyError):
+            _warn_missing(target)
+
+
+def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
+    """Registers replacements of functions that FLA decorated with `@dispatch("operation")`."""
+    from fla.backends import register
+
+    for operation, implementations in table.items():
+        register(operation, verifier=_verifier)(_make_backend(implementations))
+
+
+def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
+    """Puts `implementation` in front of `original` for CPU tensors.
+
+    Args:
+        original (Callable | None):
+            FLA's function, which gets every call with a tensor elsewhere; `None` if its package is not installed.
+        implementation (Callable):
+            The replacement, with the same parameters.
+        missing (str):
+            What the `ImportError` says where `original` would have to run but is `None`.
+        while_tracing (bool):
+            Whether `original` gets CPU tensors too unless `torch.compile` or `torch.export` is tracing. Default: `False`.
+    """
+
+    # torch.compiler.disable leaves its mark in the attributes
+    updated = () if while_tracing else functools.WRAPPER_UPDATES
+
+    @functools.wraps(original or implementation, updated=updated)
+    def wrapper(*args, **kwargs):
+        if (torch.compiler.is_compiling() or not while_tracing) and is_enabled() and on_cpu(args, kwargs):
+            return implementation(*args, **kwargs)
+        if original is None:
+            raise ImportError(missing)
+        return original(*args, **kwargs)
+
+    wrapper._fla_bdlru_original = original
+    return wrapper
+
+
+def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tracing: bool = False) -> None:
+    """Wraps functions and methods, under every name that a module of `package` holds them by; see `wrap`."""
+    wrappers = {}
+    for target, implementation in table.items():
+        try:
+            owner, name, original = _resolve(target)
+        except (ImportError, AttributeError):
+            _warn_missing(target)
+            continue
+        if hasattr(original, "_fla_bdlru_original"):
+            continue
+        wrapper = wrap(original, implementation, while_tracing=while_tracing)
+        setattr(owner, name, wrapper)
+        # The original is kept beside its id so that the id stays its own.
+        wrappers[id(original)] = (original, wrapper)
+    for module_name, module in list(sys.modules.items()):
+        if module_name != package and not module_name.startswith(f"{package}."):
+            continue
+        for name, value in list(vars(module).items()):
+            if id(value) in wrappers:
+                setattr(module, name, wrappers[id(value)][1])
+
+
+def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable], missing: str) -> None:
+    """Gives FLA modules CPU stand-ins for functions of a package that may be absent.
+
+    Args:
+        modules (tuple[str, ...]):
+            FLA modules that import the functions by name.
+        functions (Mapping[str, Callable]):
+            Name to CPU implementation; where the package is there, its function keeps the tensors on a GPU.
+        missing (str):
+            What the `ImportError` says for tensors on a GPU when the package is absent.
+    """
+    for module_name in modules:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            _warn_missing(module_name)
+            continue
+        for name, implementation in functions.items():
+            original = getattr(module, name, None)
+            if not hasattr(original, "_fla_bdlru_original"):
+                setattr(module, name, wrap(original, implementation, missing))
+
+
+def _resolve(target: str) -> tuple[Any, str, Any]:
+    """`"module:function"` or `"module:Class.method"` to (the object that holds it, its name, the function)."""
+    module_name, _, path = target.partition(":")
+    owner = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, name, getattr(owner, name)
+
+
+def _warn_missing(target: str) -> None:
+    library = "FLA" if target.startswith("fla.") else target.partition(".")[0]
+    warnings.warn(f"fla_bdlru: {target} is not in this version of {library}; it will not run on a CPU.", stacklevel=3)

@@ -1,0 +1,42 @@
+"""PyTorch version of `fla.modules.rotary.ops`."""
+
+import torch
+
+from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.packing import token_positions
+
+
+def rotary_embedding_fwdbwd(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    seqlen_offsets: int | torch.Tensor = 0,
+    cu_seqlens: torch.Tensor | None = None,
+    interleaved: bool = False,
+    inplace: bool = False,
+    conjugate: bool = False,
+    chunk_indices: torch.LongTensor | None = None,
+) -> torch.Tensor:
+    # x: [B, T, H, D]; cos, sin: [positions, R]; the first 2R channels are rotated
+    (positions, R), D = cos.shape, x.shape[-1]
+    if 2 * R > D:
+        raise ValueError(f"The rotary dimension {2 * R} is larger than the head dimension {D}.")
+    if x.dtype != cos.dtype or cos.dtype != sin.dtype:
+        raise ValueError(f"x, cos and sin have types {x.dtype}, {cos.dtype} and {sin.dtype}; expected one type.")
+    sequence, position = token_positions(x, cu_seqlens)
+    per_sequence = isinstance(seqlen_offsets, torch.Tensor)
+    position = position + (seqlen_offsets[sequence] if per_sequence else seqlen_offsets)
+    if not torch.compiler.is_compiling() and position.numel() and int(position.max()) >= positions:
+        raise ValueError(f"Position {int(position.max())} is outside the rotary cache of {positions} positions.")
+    # Left padding gives negative positions: their rotated channels are zero (in place: left as they are).
+    inside = (position >= 0).view(*x.shape[:2], 1, 1)
+    index = position.clamp_min(0)
+    c, s = (upcast(t)[index].view(*x.shape[:2], 1, R) for t in (cos, -sin if conjugate else sin))
+    rotated = upcast(x[..., : 2 * R])
+    first, second = (rotated[..., ::2], rotated[..., 1::2]) if interleaved else rotated.chunk(2, -1)
+    pair = first * c - second * s, first * s + second * c
+    rotated = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    if inplace:
+        x[..., : 2 * R] = torch.where(inside, rotated.to(x.dtype), x[..., : 2 * R])
+        return x
+    return torch.cat([(rotated * inside).to(x.dtype), x[..., 2 * R :]], -1)

@@ -1,0 +1,271 @@
+"""The recurrences behind the baseline ops, on padded batches: chunkwise, step by step, and elementwise."""
+
+import torch
+
+from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.packing import check_cu_seqlens, run_documents
+
+# Steps a chunk: a scalar decay needs one [C, C] matrix, a decay per key channel a [C, C, K] tensor.
+SCALAR_CHUNK = 32
+VECTOR_CHUNK = 8
+
+
+@full_precision
+def chunk_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor | None,
+    g: torch.Tensor | None,
+    initial_state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Linear attention with decay, and the delta rule if `beta` is given.
+
+        S' = exp(g_t) S_{t-1},   u_t = v_t   or   beta_t (v_t - S'^T k_t),
+        S_t = S' + k_t u_t^T,    o_t = S_t^T q_t
+
+    Args:
+        q, k (torch.Tensor):
+            [B, H, T, K], `q` scaled.
+        v (torch.Tensor):
+            [B, H, T, V].
+        beta (torch.Tensor | None):
+            [B, H, T, 1]; `None` adds k v^T without the delta rule.
+        g (torch.Tensor | None):
+            Log decay, [B, H, T, 1] or [B, H, T, K].
+        initial_state (torch.Tensor):
+            [B, H, K, V].
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]:
+            Output [B, H, T, V] and final state [B, H, K, V].
+    """
+    size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
+    count = -(-k.shape[2] // size)
+    chunks = [[None] * count if t is None else t.split(size, 2)[:count] for t in (q, k, v, beta, g)]
+    outputs, state = [v[:, :, :0]], initial_state
+    for c_q, c_k, c_v, c_beta, c_g in zip(*chunks):
+        q_in, k_in, k_out, between, decay = c_q, c_k, c_k, None, None
+        if c_g is not None:
+            # In float64: the sums cancel in `between`, and so do their gradients.
+            total = c_g.double().cumsum(2)
+            # from the chunk's start to step i, from step i to its end, from step j to step i, over the chunk
+            since, until = total.to(q.dtype).exp(), (total[:, :, -1:] - total).to(q.dtype).exp()
+            q_in, k_in, k_out = c_q * since, c_k * since, c_k * until
+            between = _decay_between(total, q.dtype)
+            decay = since[:, :, -1, :, None]
+        u = c_v
+        if c_beta is not None:
+            # (I + A) u = beta (v - what the state at the chunk's start predicts), A strictly lower triangular
+            A = c_beta * _scores(c_k, c_k, between).tril(-1)
+            rhs = c_beta * (c_v - k_in @ state)
+            u = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True)
+        outputs.append(q_in @ state + _scores(c_q, c_k, between).tril() @ u)
+        state = (state if decay is None else decay * state) + k_out.transpose(-1, -2) @ u
+    return torch.cat(outputs, 2), state
+
+
+def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """exp(total_i - total_j) for j <= i, else 0; [B, H, C, 1 or K] to [B, H, C, C, 1 or K]."""
+    C = total.shape[2]
+    future = torch.ones(C, C, dtype=torch.bool).triu(1)[..., None]
+    # masked before the exponential, where the difference can be large
+    return (total[:, :, :, None] - total[:, :, None]).masked_fill(future, -torch.inf).to(dtype).exp()
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> torch.Tensor:
+    """sum_c q_i[c] k_j[c] between_ij[c]: [B, H, C, C]."""
+    if between is None or between.shape[-1] == 1:
+        scores = q @ k.transpose(-1, -2)
+        return scores if between is None else scores * between[..., 0]
+    return (q[:, :, :, None] * k[:, :, None] * between).sum(-1)
+
+
+@full_precision
+def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    """The causal [B, H, T, T] matrix that linear attention multiplies `v` with; q, k: [B, T, H, K], g: [B, T, H]."""
+    q, k = (upcast(t).transpose(1, 2) for t in (q, k))
+    between = None if g is None else _decay_between(g.transpose(1, 2)[..., None].double().cumsum(2), q.dtype)
+    return _scores(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, between).tril()
+
+
+def step_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor | None,
+    g: torch.Tensor | None,
+    gv: torch.Tensor | None,
+    initial_state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`chunk_linear_attention` one step at a time; `beta` and `gv` (a decay of the value axis) may be [B, H, T, V]."""
+    count = k.shape[2]
+    steps = [[None] * count if t is None else t.unbind(2) for t in (q, k, v, beta, g, gv)]
+    outputs, state = [], initial_state
+    for q_t, k_t, v_t, beta_t, g_t, gv_t in zip(*steps):
+        if g_t is not None:
+            state = state * g_t.exp()[..., None]
+        if gv_t is not None:
+            state = state * gv_t.exp()[..., None, :]
+        if beta_t is not None:
+            v_t = beta_t * (v_t - (k_t[..., None, :] @ state)[..., 0, :])
+        state = state + k_t[..., None] * v_t[..., None, :]
+        outputs.append((q_t[..., None, :] @ state)[..., 0, :])
+    return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
+
+
+def step_diagonal_plus_low_rank(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    g: torch.Tensor | None,
+    initial_state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S_t = exp(g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and o_t = S_t^T q_t, one step at a time; a, b: as k."""
+    steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, a, b, g)]
+    outputs, state = [], initial_state
+    for q_t, k_t, v_t, a_t, b_t, g_t in zip(*steps):
+        update = b_t[..., None] * (a_t[..., None, :] @ state) + k_t[..., None] * v_t[..., None, :]
+        state = update + (state if g_t is None else state * g_t.exp()[..., None])
+        outputs.append((q_t[..., None, :] @ state)[..., 0, :])
+    return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
+
+
+class _LinearScan(torch.autograd.Function):
+    """h_t = a_t h_{t-1} + b_t over axis 1, one fused operation a step."""
+
+    @staticmethod
+    def forward(ctx, a, b, initial_state):
+        # a, b, h: [B, T, ...]; initial_state: [B, ...]
+        h = torch.empty_like(b)
+        previous = initial_state
+        for a_t, b_t, h_t in zip(a.unbind(1), b.unbind(1), h.unbind(1)):
+            previous = torch.addcmul(b_t, a_t, previous, out=h_t)
+        ctx.save_for_backward(a, h, initial_state)
+        return h
+
+    @staticmethod
+    def backward(ctx, dh):
+        a, h, initial_state = ctx.saved_tensors
+        db = torch.empty_like(h)
+        carry = torch.zeros_like(initial_state)
+        for a_t, dh_t, db_t in zip(*(reversed(t.unbind(1)) for t in (a, dh, db))):
+            torch.add(dh_t, carry, out=db_t)
+            carry = a_t * db_t
+        da = db * torch.cat([initial_state[:, None], h], 1)[:, :-1]
+        return da, db, carry
+
+
+def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -> torch.Tensor:
+    """h_t = a_t * h_{t-1} + b_t, elementwise.
+
+    Args:
+        a, b (torch.Tensor):
+            [B, T, ...].
+        initial_state (torch.Tensor):
+            h_0, [B, ...].
+
+    Returns:
+        torch.Tensor:
+            Every h_t, [B, T, ...].
+    """
+    return _LinearScan.apply(a.contiguous(), b.contiguous(), initial_state)
+
+
+L2NORM_EPS = 1e-6
+
+
+def l2norm(x: torch.Tensor) -> torch.Tensor:
+    return x * (x.square().sum(-1, keepdim=True) + L2NORM_EPS).rsqrt()
+
+
+@full_precision
+def linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor | None = None,
+    g: torch.Tensor | None = None,
+    gk: torch.Tensor | None = None,
+    gv: torch.Tensor | None = None,
+    low_rank: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    scale: float | None = None,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    normalize: bool = False,
+    reverse: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Linear attention in FLA's layout, with any of its decays, grouped values and the delta rule.
+
+    Args:
+        q, k (torch.Tensor):
+            [B, T, H, K].
+        v (torch.Tensor):
+            [B, T, HV, V]; HV a multiple of H.
+        beta (torch.Tensor | None):
+            Delta rule strength, [B, T, HV] or [B, T, HV, V]. Default: `None`, no delta rule.
+        g, gk, gv (torch.Tensor | None):
+            Log decay of the whole state [B, T, HV], of its keys [B, T, HV, K] and of its values [B, T, HV, V].
+        low_rank (tuple):
+            Vectors a and b of shape [B, T, HV, K] that add b (a^T S) to the decayed state S; without `beta` and `gv`.
+        scale (float | None):
+            Factor on `q`. Default: `K ** -0.5`.
+        initial_state (torch.Tensor | None):
+            [N, HV, K, V], or [N, HV, V, K] with `state_v_first`.
+        normalize (bool):
+            Whether `q` and `k` are divided by their L2 norms first.
+        reverse (bool):
+            Whether time runs backwards.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor | None]:
+            Output [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
+    """
+    B, _, H, K = q.shape
+    HV, V = v.shape[2:]
+    if k.shape[2] != H or HV % H != 0:
+        raise ValueError(f"q, k and v have {H}, {k.shape[2]} and {HV} heads; v's have to be a multiple of the others'.")
+    check_cu_seqlens(B, cu_seqlens, initial_state)
+    dtype = v.dtype
+    q, k, v, beta, g, gk, gv, a, b = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv, *low_rank))
+    if normalize:
+        q, k = l2norm(q), l2norm(k)
+    q = q * (K**-0.5 if scale is None else scale)
+    if HV > H:
+        q, k = (t.repeat_interleave(HV // H, 2) for t in (q, k))
+    if beta is not None and beta.dim() == 3:
+        beta = beta[..., None]
+    if g is not None:
+        g = g[..., None]
+        gk = g if gk is None else gk + g
+    if initial_state is None:
+        N = B if cu_seqlens is None else len(cu_seqlens) - 1
+        state = v.new_zeros(N, HV, K, V)
+    else:
+        state = upcast(initial_state)
+        state = state.transpose(-1, -2) if state_v_first else state
+
+    def run(*inputs):
+        # [N, T, HV, ...] to [N, HV, T, ...]
+        *tensors, state = inputs
+        tensors = [None if t is None else t.transpose(1, 2) for t in tensors]
+        if reverse:
+            tensors = [None if t is None else t.flip(2) for t in tensors]
+        q, k, v, beta, gk, gv, a, b = tensors
+        if a is not None:
+            o, state = step_diagonal_plus_low_rank(q, k, v, a, b, gk, state)
+        elif gv is None and (beta is None or beta.shape[-1] == 1):
+            o, state = chunk_linear_attention(q, k, v, beta, gk, state)
+        else:
+            o, state = step_linear_attention(q, k, v, beta, gk, gv, state)
+        return (o.flip(2) if reverse else o).transpose(1, 2), state
+
+    o, state = run_documents(run, (q, k, v, beta, gk, gv, a, b), state, cu_seqlens)
+    o = o.to(dtype).contiguous()
+    if not output_final_state:
+        return o, None
+    return o, state.transpose(-1, -2).contiguous() if state_v_first else state

@@ -1,0 +1,215 @@
+"""The registry behind `mixer="..."`: names, arguments, building."""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import fla.layers
+from fla.layers.simple_gla import SimpleGatedLinearAttention
+from torch import nn
+
+from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
+from fla_bdlru.integrations.lrnnx import lrnnx_mixer
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+NATIVE = "native"
+
+_MIXERS: dict[str, type[nn.Module]] = {
+    "bdlru": BDLRU,
+    "hlru": HLRU,
+    "lstm": LSTM,
+    # FLA's own layers, under the names of its models where there is one
+    "abc": fla.layers.ABCAttention,
+    "attn": fla.layers.Attention,
+    "comba": fla.layers.Comba,
+    "delta_net": fla.layers.DeltaNet,
+    "forgetting_attn": fla.layers.ForgettingAttention,
+    "gated_deltanet": fla.layers.GatedDeltaNet,
+    "gated_deltaproduct": fla.layers.GatedDeltaProduct,
+    "gdn2": fla.layers.GatedDeltaNet2,
+    "gla": fla.layers.GatedLinearAttention,
+    "gsa": fla.layers.GatedSlotAttention,
+    "hgrn": fla.layers.HGRNAttention,
+    "hgrn2": fla.layers.HGRN2Attention,
+    "kda": fla.layers.KimiDeltaAttention,
+    "lightnet": fla.layers.LightNetAttention,
+    "linear_attn": fla.layers.LinearAttention,
+    "log_linear_mamba2": fla.layers.LogLinearMamba2,
+    "mamba": fla.layers.Mamba,
+    "mamba2": fla.layers.Mamba2,
+    "mamba3": fla.layers.Mamba3,
+    "mesa_net": fla.layers.MesaNet,
+    "momentum_deltanet": fla.layers.MomentumDeltaNet,
+    "path_attn": fla.layers.PaTHAttention,
+    "retnet": fla.layers.MultiScaleRetention,
+    "rwkv6": fla.layers.RWKV6Attention,
+    "simple_gla": SimpleGatedLinearAttention,
+}
+
+
+def find_mixer(name: str) -> type[nn.Module] | None:
+    """The layer class of a mixer, or `None` if there is no such mixer; imports lrnnx for one of its layers."""
+    if not isinstance(name, str):
+        return None
+    return lrnnx_mixer(name) if name in LRNNX_LAYERS and name not in _MIXERS else _MIXERS.get(name)
+
+
+def register_mixer(name: str, cls: type[nn.Module]) -> None:
+    r"""Adds a layer class to what `mixer="..."` accepts.
+
+    Args:
+        name (str):
+            The name; must be new.
+        cls (type[nn.Module]):
+            A class with FLA's layer signature: the constructor takes `hidden_size` and `layer_idx`, `forward` takes
+            `(hidden_states, attention_mask, past_key_values, use_cache, output_attentions, **kwargs)` and returns
+            `(o, None, past_key_values)`.
+
+    Raises:
+        ValueError: if the name is taken or no name, `cls` is no class of modules, or its constructor lacks one of the two
+            arguments.
+
+    Example:
+        >>> from fla_bdlru.layers import BDLRU
+        >>> from fla_bdlru.mixers import available_mixers, register_mixer
+        >>> class MyMixer(BDLRU):
+        ...     pass
+        >>> register_mixer("my_mixer", MyMixer)
+        >>> assert "my_mixer" in available_mixers()
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r} is not accepted; expected a string that is not empty.")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f"cls={cls!r} is not accepted; expected a subclass of torch.nn.Module (the class, not a layer).")
+    if name == NATIVE or name in available_mixers():
+        raise ValueError(
+            f"mixer name {name!r} is taken; registered are {', '.join(map(repr, [NATIVE, *available_mixers()]))}."
+        )
+    missing = {"hidden_size", "layer_idx"} - set(mixer_arguments(cls))
+    if missing:
+        raise ValueError(
+            f"{cls.__name__}.__init__ must take hidden_size and layer_idx; it lacks {', '.join(sorted(missing))}."
+        )
+    _MIXERS[name] = cls
+
+
+def available_mixers() -> list[str]:
+    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside; those of lrnnx where it is installed.
+
+    Example:
+        >>> from fla_bdlru.mixers import available_mixers
+        >>> assert {"bdlru", "hlru", "lstm", "gated_deltanet", "mamba2"} <= set(available_mixers())
+    """
+    return sorted([*_MIXERS, *(LRNNX_LAYERS if find_spec("lrnnx") else ())])
+
+
+def mixer_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Named constructor arguments of a layer class (FLA's layers swallow unknown ones in `**kwargs`)."""
+    parameters = inspect.signature(cls.__init__).parameters.items()
+    return {name: p for name, p in parameters if name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def check_arguments(field: str, name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Raises `ValueError` for what the constructor of the layer `name` does not take; `field` is where it was given."""
+    accepted = [argument for argument in mixer_arguments(cls) if argument not in ("hidden_size", "layer_idx")]
+    for argument, value in arguments.items():
+        if argument not in accepted:
+            raise ValueError(f"{field}: {argument}={value!r} is not an argument of {name!r}; it takes {', '.join(accepted)}.")
+
+
+def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mixer_config: Any) -> nn.Module:
+    r"""Builds a registered layer.
+
+    Args:
+        name (str):
+            One of `available_mixers()`.
+        hidden_size (int):
+            Width of inputs and outputs.
+        layer_idx (int, Optional):
+            Index of the layer in its model, which a cache needs. Default: `None`.
+        **mixer_config:
+            Arguments of the layer's constructor.
+
+    Returns:
+        torch.nn.Module:
+            The layer.
+
+    Raises:
+        ValueError: if the name or an argument is not known, or the layer refuses a value.
+
+    Example:
+        >>> from fla_bdlru.mixers import build_mixer
+        >>> layer = build_mixer("bdlru", hidden_size=32, block_size=2)
+        >>> assert layer.num_blocks == 16
+    """
+    cls = find_mixer(name)
+    if cls is None:
+        near = get_close_matches(str(name), available_mixers(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
+    check_arguments("mixer_config", name, cls, mixer_config)
+    try:
+        return cls(hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
+    except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA's layers say of arguments that do not fit
+        raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
+
+
+def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str, dict[str, Any]]]:
+    """A (name, arguments) pair per layer, from a config's `mixer` and `mixer_config`.
+
+    `mixer` is a name or a list of `num_layers` names. `mixer_config` is a dictionary of arguments; where a list names more
+    than one mixer, a dictionary of such dictionaries by name, or a list of them by layer.
+
+    Raises:
+        ValueError: if either field is of the wrong type or length, does not say whose arguments it holds, or holds what its
+            layer does not take.
+    """
+    mixer, arguments = config.mixer, getattr(config, "mixer_config", None) or {}
+    if isinstance(mixer, str):
+        names = [mixer] * num_layers
+    elif isinstance(mixer, (list, tuple)):
+        names = list(mixer)
+    else:
+        raise ValueError(f"mixer must be a name or a list of names, one a layer; got {mixer!r}.")
+    if len(names) != num_layers:
+        raise ValueError(f"mixer must have one entry for each of the {num_layers} layers; got {len(names)}: {names!r}.")
+    for name in names:
+        if name != NATIVE and find_mixer(name) is None:
+            build_mixer(name, config.hidden_size)
+    used = sorted({name for name in names if name != NATIVE})
+    if isinstance(arguments, (list, tuple)):
+        if len(arguments) != num_layers:
+            raise ValueError(f"mixer_config must have one entry for each of the {num_layers} layers; got {len(arguments)}.")
+        per_layer = [{} if entry is None else entry for entry in arguments]
+    elif not isinstance(arguments, dict):
+        raise ValueError(f"mixer_config must be a dictionary, or a list of them, one a layer; got {arguments!r}.")
+    elif arguments and set(arguments) <= set(available_mixers()) and all(isinstance(v, dict) for v in arguments.values()):
+        idle = sorted(set(arguments) - set(used))
+        if idle:
+            raise ValueError(
+                f"mixer_config has arguments for {', '.join(map(repr, idle))}, which mixer={mixer!r} does not name."
+            )
+        per_layer = [arguments.get(name, {}) for name in names]
+    elif arguments and not used:
+        raise ValueError(f"mixer_config={arguments!r} is not accepted: mixer={mixer!r} names no layer that would take it.")
+    elif arguments and len(used) > 1:
+        raise ValueError(
+            f"mixer_config={arguments!r} does not say which of {', '.join(map(repr, used))} it is for; "
+            "give a dictionary of dictionaries by name, or a list with one entry a layer."
+        )
+    else:
+        per_layer = [{} if name == NATIVE else arguments for name in names]
+    for layer_idx, (name, entry) in enumerate(zip(names, per_layer)):
+        if not isinstance(entry, dict):
+            raise ValueError(f"mixer_config[{layer_idx}]={entry!r} is not accepted; expected a dictionary or None.")
+        if name == NATIVE and entry:
+            raise ValueError(f"mixer_config[{layer_idx}]={entry!r} is not accepted; layer {layer_idx} is the model's own.")
+        if name != NATIVE:
+            check_arguments("mixer_config", name, find_mixer(name), entry)
+    return list(zip(names, per_layer))

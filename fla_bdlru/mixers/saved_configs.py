@@ -1,0 +1,50 @@
+"""Saved models with `mixer=` that are refused, not silently built with other layers, where fla_bdlru was not imported.
+
+Without this package FLA takes `mixer` for a field that it does not know, builds its own layers, and loads what weights it can.
+So a config with `mixer` is written with `attn_implementation: "fla_bdlru"`. transformers checks that field whenever it
+builds a model, by an Auto class or not, from a folder or from a config, and refuses a name that it does not know.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from fla.models.modeling_utils import FLAPreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from fla_bdlru.mixers.registry import NATIVE
+
+MARK = "fla_bdlru"
+
+
+def needs_mark(config: PreTrainedConfig) -> bool:
+    """Whether `config` is one of FLA's, and says that some layer is not the model's own."""
+    mixer = getattr(config, "mixer", None)
+    names = mixer if isinstance(mixer, (list, tuple)) else [mixer]
+    of_fla = any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
+    return of_fla and any(name not in (None, NATIVE) for name in names)
+
+
+def install_hook() -> None:
+    """Has configs written with the mark, and FLA's models built from configs that bear it; `import fla_bdlru` calls it."""
+    if getattr(PreTrainedConfig.to_dict, "_marks_mixers", False):
+        return
+    original_to_dict, original_init = PreTrainedConfig.to_dict, FLAPreTrainedModel.__init__
+
+    @wraps(original_to_dict)
+    def to_dict(self) -> dict[str, Any]:
+        output = original_to_dict(self)
+        if needs_mark(self):
+            output["attn_implementation"] = MARK
+        return output
+
+    @wraps(original_init)
+    def __init__(self, config: PreTrainedConfig, *args, **kwargs) -> None:
+        if getattr(config, "_attn_implementation", None) == MARK:
+            config._attn_implementation = None
+        original_init(self, config, *args, **kwargs)
+
+    to_dict._marks_mixers = True
+    PreTrainedConfig.to_dict = to_dict
+    FLAPreTrainedModel.__init__ = __init__

@@ -1,0 +1,199 @@
+"""What the CPU kernels share on the host: compiling with a disk cache, flat arrays, tasks and threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numba import njit
+
+from fla_bdlru.ops.cpu.gates import NORM_CODES
+from fla_bdlru.ops.cpu.lanes import LANES
+
+# numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
+SOURCES = ("cpu/gates.py", "cpu/lanes.py", "cpu/runtime.py", "common/gate_norm.py")
+_BUILD = zlib.crc32(b"".join((Path(__file__).parents[1] / name).read_bytes() for name in SOURCES))
+
+INLINE_WORK = 1 << 20  # gates (about 0.3 ms); below, waking threads costs more than they save
+HUGE_PAGE_BYTES = 1 << 22
+MAX_TILES = 16  # tiles of LANES lanes that one task steps through together, so that reads are long rows
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiles to run without the GIL, cached on disk where numba finds a place to write."""
+    options = {"nogil": True, "error_model": "numpy"}
+    function.__qualname__ += f"_{_BUILD:08x}"  # part of the cache's file name
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither beside the source nor in a user cache directory
+        return njit(**options)(function)
+
+
+# ------------------------------------------------------------------------------------------------------- tensors
+
+
+def _flat(x: torch.Tensor) -> np.ndarray:
+    """A tensor's memory as a 1-D array; bfloat16 as int16."""
+    x = x.detach()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """float16 as float32; the types that kernels read as they are."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+_PAGE, _madvise = 4096, None
+if sys.platform == "linux":
+    _PAGE = os.sysconf("SC_PAGESIZE")
+    _madvise = ctypes.CDLL(None).madvise
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
+    x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+    size = x.numel() * x.element_size()
+    if size >= HUGE_PAGE_BYTES and _madvise is not None:
+        start = -(-x.data_ptr() // _PAGE) * _PAGE
+        _madvise(start, (x.data_ptr() + size - start) // _PAGE * _PAGE, 14)  # 14: MADV_HUGEPAGE, a hint that may fail
+    return x
+
+
+def _bounds(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
+    """Where sequences start and end, in rows of the flattened [B * T]."""
+    if cu_seqlens is not None:
+        return cu_seqlens.numpy()
+    return np.arange(v.shape[0] + 1, dtype=np.int64) * v.shape[1]
+
+
+# ------------------------------------------------------------------------------------------------------- threads
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _forget_pool() -> None:
+    """In a forked child the pool has no threads, and the lock may be held by one that is gone."""
+    global _lock, _pool, _pool_size
+    _lock, _pool, _pool_size = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _submit(function: Callable[[], None], copies: int) -> list[Future]:
+    """Starts `copies` of a function; fewer (or none) where no thread can be had, as when the interpreter shuts down."""
+    global _pool, _pool_size
+    futures = []
+    with _lock:
+        if _pool_size < copies:
+            if _pool is not None:
+                _pool.shutdown(wait=False)  # what it has queued still runs
+            _pool, _pool_size = ThreadPoolExecutor(copies, thread_name_prefix="fla_bdlru"), copies
+        try:
+            for _ in range(copies):
+                futures.append(_pool.submit(function))
+        except RuntimeError:
+            pass
+    return futures
+
+
+def run_jobs(jobs: list[Callable[[], None]]) -> None:
+    """Runs jobs on up to `torch.get_num_threads()` threads, the caller's included, and returns when all are done.
+
+    Whoever is free takes the next job, and the caller works through them too: a pool that is busy with other callers
+    only costs speed. Helpers that have not begun when the jobs run out are cancelled.
+    """
+    helpers = min(torch.get_num_threads(), len(jobs)) - 1
+    queue = deque(jobs)
+
+    def work():
+        while queue:
+            try:
+                job = queue.popleft()
+            except IndexError:
+                return
+            job()
+
+    futures = _submit(work, helpers) if helpers > 0 else []
+    try:
+        work()
+    finally:
+        queue.clear()
+        for future in futures:
+            if not future.cancel():
+                future.result()
+
+
+def launch(function: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
+    """Runs a compiled kernel over all (sequence, lanes) tasks; `row` is the number of gates per step and lane.
+
+    A task is one sequence and up to MAX_TILES tiles; the last `num_lanes % LANES` lanes are a masked tile of their own.
+    Lanes never meet, so how tasks are cut and who runs them changes no bit of the result.
+    """
+    num_seqs = len(bounds) - 1
+    end = num_lanes // LANES * LANES
+    threads = torch.get_num_threads()
+    inline = int(bounds[-1] - bounds[0]) * num_lanes * row < INLINE_WORK
+    tiles = MAX_TILES if inline else max(1, min(MAX_TILES, end // LANES * num_seqs // (2 * threads)))
+    jobs = []
+
+    def add(first, last, width, lanes):
+        tasks = num_seqs * (-(-(last - first) // width))
+        pieces = 1 if inline else min(tasks, 4 * threads)
+        for i in range(pieces):
+            lo, hi = tasks * i // pieces, tasks * (i + 1) // pieces
+            jobs.append(partial(function, *arrays, bounds, num_lanes, first, last, width, lanes, lo, hi))
+
+    if end:
+        add(0, end, tiles * LANES, None)
+    if end < num_lanes:
+        add(end, num_lanes, LANES, num_lanes - end)
+    if inline:
+        for job in jobs:
+            job()
+    else:
+        run_jobs(jobs)
+
+
+def run_forward(kernels, v, g, h0, cu_seqlens, gate_norm):
+    """The forward pass of either op: (o, ht, h), `h` empty where it would repeat `o`.
+
+    `kernels(M, norm)` gives the kernel for (v, g, h0, h, ht). In both ops the last axes of g are gates and lanes, those of
+    a state M and lanes.
+    """
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = _bounds(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0 = v.new_zeros(state, dtype=torch.float32) if h0 is None else h0
+    ht, h = h0.new_empty(state), _empty_like(v, torch.float32)
+    arrays = tuple(_flat(_widened(x)) for x in (v, g, h0, h, ht))
+    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return (h, ht, h.new_empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
+
+
+def run_backward(kernels, v, g, h, h0, do, dht, cu_seqlens, gate_norm):
+    """The backward pass of either op: (dv, dg, dh0), with a kernel for (v, g, h0, h, do, dht, dv, dg, dh0)."""
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = _bounds(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0, dht = (v.new_zeros(state, dtype=torch.float32) if x is None else x for x in (h0, dht))
+    do = torch.zeros_like(v) if do is None else do
+    inputs = [_widened(x) for x in (v, g, h0, h, do, dht)]
+    dv, dg, dh0 = _empty_like(inputs[0]), _empty_like(inputs[1]), h0.new_empty(state)
+    arrays = tuple(_flat(x) for x in (*inputs, dv, dg, dh0))
+    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return dv.to(v.dtype), dg.to(g.dtype), dh0

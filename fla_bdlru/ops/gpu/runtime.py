@@ -1,0 +1,222 @@
+"""What the Triton kernels of both ops share on the host: tiles, chunks, documents, and the order of the passes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+from fla.utils import autotune_cache_kwargs
+from triton import knobs
+from triton.runtime.autotuner import Autotuner
+
+from fla_bdlru.ops.gpu.gates import NORM_CODES
+from fla_bdlru.ops.gpu.lanes import carry_kernel
+
+MIN_CHUNK = 32
+MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
+TUNED_ELEMENTS = 2**20  # gate logits of a call below which times are noise, and nothing is tuned
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of an op and what sets the two ops apart.
+
+    `lane_axis` names the constant that counts lanes, `unrolled(M)` gives the constants that say what is unrolled, and
+    `min_chunk(M)` how many steps a chunk must have for its transition P to cost little beside them.
+    """
+
+    fwd_chunk: triton.JITFunction
+    fwd_scan: triton.JITFunction
+    bwd_chunk: triton.JITFunction
+    bwd_scan: triton.JITFunction
+    lane_axis: str
+    unrolled: Callable[[int], dict]
+    min_chunk: Callable[[int], int]
+
+
+def fill(M: int) -> int:
+    """Programs of one warp that fill a large GPU of 132 multiprocessors, as the registers of pass 1 allow."""
+    return 132 * (32 if M == 1 else 28 if M == 2 else 16 if M <= 5 else 12 if M <= 8 else 8)
+
+
+def lanes_per_thread(M: int, n: int) -> int:
+    """Blocks (channels) a thread owns: as many as registers allow and n lanes fill, so that loads are wide."""
+    return min(4 if M <= 2 else 2 if M <= 4 else 1, 1 if n <= 32 else 2 if n <= 64 else 4)
+
+
+def widths(M: int, n: int, element_size: int) -> set[int]:
+    """Blocks a thread may own: what `lanes_per_thread` says, and half of it where loads keep 4 bytes a thread."""
+    most = lanes_per_thread(M, n)
+    return {most, most // 2} if most // 2 * element_size >= 4 else {most}
+
+
+def columns(M: int) -> int:
+    """Columns of P that a program of pass 1 carries; M + 1 (all, gates read once) where registers allow."""
+    return M + 1 if M <= 8 else 6 if M <= 16 else 2
+
+
+def chunks_ahead(M: int) -> int:
+    """Chunks whose P pass 2 holds in registers; 0 where one is too many."""
+    return min(8, max(96 // (M * M + M), 2 if M <= 8 else 1)) if M <= MAX_UNROLLED else 0
+
+
+def chunk_length(B: int, T: int, n: int, M: int, min_chunk: int) -> int:
+    """Steps of a chunk: as many as leave the device full. T where one pass is better.
+
+    In chunks the inputs are read twice, and what is gained is that more programs run at once. Two chunks gain no more than
+    they cost.
+    """
+    tiles = -(-n // (32 * lanes_per_thread(M, n)))
+    C = max(min_chunk, -(-B * T * tiles // fill(M)))
+    return C if 2 * C < T else max(T, 1)
+
+
+def documents(cu_seqlens: torch.Tensor, T: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per step: the document that starts there (or -1), the one that ends there (or -1), the one it belongs to; int32."""
+    t = torch.arange(T, device=cu_seqlens.device)
+    seq = torch.searchsorted(cu_seqlens[1:].contiguous(), t, right=True)
+    starts, ends = cu_seqlens[seq] == t, cu_seqlens[seq + 1] - 1 == t
+    return *(torch.where(x, seq, -1).int() for x in (starts, ends)), seq.int()
+
+
+def num_chunks(kernels: Kernels, v: torch.Tensor, g: torch.Tensor, chunk: bool) -> int:
+    """Into how many chunks a call cuts time."""
+    B, T, M, n = *v.shape[:2], g.shape[-2] - 1, g.shape[-1]
+    return -(-T // chunk_length(B, T, n, M, kernels.min_chunk(M))) if chunk else 1
+
+
+@functools.cache
+def autotuned(kernel: triton.JITFunction) -> Autotuner:
+    """The kernel behind Triton's autotuner, which chooses how many lanes a thread owns; T is not part of the key."""
+    return triton.autotune(
+        configs=[triton.Config({"VEC": VEC}, num_warps=1) for VEC in (1, 2, 4)],
+        key=[name for name in kernel.fn.__annotations__ if name != "VEC"],  # the constants: nothing else is annotated
+        prune_configs_by={"early_config_prune": _candidates},
+        **autotune_cache_kwargs,
+    )(kernel)
+
+
+def _candidates(configs: list, named_args: dict, **options) -> list:
+    allowed = widths(options["M"], options.get("H") or options["N"], named_args["g"].element_size())
+    return [config for config in configs if config.kwargs["VEC"] in allowed]
+
+
+def tunes() -> bool:
+    """Whether kernels may be tuned by timing: on by default, off by `FLA_BDLRU_AUTOTUNE=0` or where PyTorch is told to be
+    deterministic, since another choice may round differently."""
+    value = os.environ.get("FLA_BDLRU_AUTOTUNE", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"FLA_BDLRU_AUTOTUNE={value!r} is not known; expected 0 or 1.")
+    return value == "1" and not knobs.runtime.interpret and not torch.are_deterministic_algorithms_enabled()
+
+
+class Launch:
+    """The arguments that all kernels of one call share."""
+
+    def __init__(self, kernels: Kernels, v, g, cu_seqlens, gate_norm: str, chunk: bool):
+        self.B, self.T = v.shape[:2]
+        self.M, self.n = M, n = g.shape[-2] - 1, g.shape[-1]
+        self.VEC = lanes_per_thread(M, n)
+        self.NC = num_chunks(kernels, v, g, chunk)
+        self.C = triton.cdiv(self.T, max(self.NC, 1))
+        self.num_seqs = self.B if cu_seqlens is None else len(cu_seqlens) - 1
+        self.tuned = len(widths(M, n, g.element_size())) > 1 and g.numel() >= TUNED_ELEMENTS and tunes()
+        self.shape = {"M": M, "MP": triton.next_power_of_2(M)}
+        self.options = {
+            kernels.lane_axis: n, **self.shape, **kernels.unrolled(M),
+            "NORM": NORM_CODES[gate_norm], "VARLEN": cu_seqlens is not None,
+        }  # fmt: skip
+        self.starts = self.ends = self.seq = None
+        if cu_seqlens is not None:
+            self.starts, self.ends, self.seq = documents(cu_seqlens, self.T)
+        self.device = v.device
+
+    def context(self):
+        """The tensors' device, which need not be the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device=self.device, dtype=torch.float32)
+
+    def chunk_states(self) -> torch.Tensor:
+        return self.empty(self.B, self.NC, self.M, self.n)
+
+    def run(self, kernel, *tensors, programs: int = 1, **options) -> None:
+        def grid(meta):
+            return (triton.cdiv(self.n, 32 * meta["VEC"]) * programs * self.NC * self.B,)
+
+        arguments = (*tensors, self.T, self.C, self.NC, 0)
+        if self.tuned:
+            autotuned(kernel)[grid](*arguments, **options, **self.options)
+        else:
+            kernel[grid](*arguments, VEC=self.VEC, **options, **self.options, num_warps=1)
+
+    def carry(self, end, P, x0, x_in, x_last, reverse: bool) -> None:
+        carry_kernel[(triton.cdiv(self.n, 32) * self.B,)](
+            end, P, x0, x_in, x_last, self.NC, 0,
+            H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse, num_warps=1,
+        )  # fmt: skip
+
+
+def empty_like_state(k: Launch, x: torch.Tensor | None, packed: bool) -> torch.Tensor:
+    """Room for a state of every sequence. Kernels write all of it, but for documents of no steps, which keep x."""
+    if not packed and k.T > 0:
+        return k.empty(k.num_seqs, k.M, k.n)
+    return k.empty(k.num_seqs, k.M, k.n).zero_() if x is None else x.clone()
+
+
+def triton_fwd(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
+    """The forward pass of either op on gate-major tensors: (o, ht, h_in, P); the last two are for the backward.
+
+    `h_in` [B, NC, M, n] and `P` [B, NC, M, M, n] in float32 are the states that enter chunks and the chunks' transitions;
+    both are empty where one pass was enough.
+    """
+    k = Launch(kernels, v, g, cu_seqlens, gate_norm, chunk)
+    packed, chunked = cu_seqlens is not None, k.NC > 1
+    o = torch.empty_like(v)
+    ht = empty_like_state(k, h0, packed)
+    h_in, P = k.empty(0), k.empty(0)
+    with k.context():
+        if chunked:
+            h_in, P, end = k.chunk_states(), k.empty(k.B, k.NC, k.M, k.M, k.n), k.chunk_states()
+            cols = columns(k.M)
+            k.run(
+                kernels.fwd_chunk, g, v, h0, k.starts, end, P,
+                programs=(k.M + cols) // cols, CC=cols, HAS_H0=packed and h0 is not None,
+            )  # fmt: skip
+            # documents take their states themselves; what enters and leaves the packed sequence is nothing
+            k.carry(end, P, None if packed else h0, h_in, k.empty(k.B, k.M, k.n) if packed else ht, reverse=False)
+        k.run(
+            kernels.fwd_scan, g, v, h0, k.starts, k.ends, h_in if chunked else h0, o, ht,
+            HAS_H0=h0 is not None, HAS_H_IN=chunked or (h0 is not None and not packed), LAST=not (chunked or packed),
+        )  # fmt: skip
+    return o, ht, h_in, P
+
+
+def triton_bwd(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
+    """The backward pass of either op: (dv, dg, dh0)."""
+    k = Launch(kernels, v, g, cu_seqlens, gate_norm, chunk)
+    packed, chunked = cu_seqlens is not None, k.NC > 1
+    dv, dg = torch.empty_like(v), torch.empty_like(g)
+    dh0 = empty_like_state(k, dht, packed)
+    has = {"HAS_DO": do is not None, "HAS_DHT": dht is not None}
+    u_in = dht
+    with k.context():
+        if chunked:
+            end, u_in = k.chunk_states(), k.chunk_states()
+            k.run(kernels.bwd_chunk, g, do, dht, k.starts, k.ends, end, **has)
+            k.carry(end, P, None if packed else dht, u_in, k.empty(k.B, k.M, k.n) if packed else dh0, reverse=True)
+        has |= {"HAS_H0": h0 is not None, "HAS_U_IN": chunked or (dht is not None and not packed)}
+        has["LAST"] = not (chunked or packed)
+        if kernels.lane_axis == "H":
+            has["HAS_H_IN"] = chunked or (h0 is not None and not packed)
+            before, documents_of = (h_in if chunked else h0,), ()
+        else:
+            before, documents_of = (), (k.seq, cu_seqlens)
+        k.run(kernels.bwd_scan, g, v, o, h0, *before, do, dht, u_in, k.starts, k.ends, *documents_of, dg, dv, dh0, **has)
+    return dv, dg, dh0

@@ -1,0 +1,200 @@
+"""Grid files and flags: what they lay out, and errors that name the file, the field, the value and what is accepted."""
+
+import doctest
+
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.compare.settings
+from benchmarks.compare.__main__ import app
+from benchmarks.compare.models import DEFAULT_VARIANTS
+from benchmarks.compare.presets import get_preset
+from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid
+
+GRID = """
+task = ["s3", "recall"]
+mixers = ["bdlru-m1", "bdlru-m4", "lstm"]
+match = ["params", "state"]
+width = [32, 64]
+seeds = 2
+lr = [3e-3, 1e-2]
+steps = 40
+
+[settings.recall]
+steps = 400
+lr = 1e-3
+match = "params"
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="grid.toml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_docstring_examples():
+    assert doctest.testmod(benchmarks.compare.settings).failed == 0
+
+
+def test_every_combination_is_a_part(write):
+    parts = lay_out({}, *read_grid(write(GRID)))
+    found = [(p.task, p.match, p.settings.width, p.settings.mlp_width, p.settings.steps, p.settings.lrs) for p in parts]
+    assert found == [
+        ("s3", "params", 32, 64, 40, (3e-3, 1e-2)),
+        ("s3", "params", 64, 128, 40, (3e-3, 1e-2)),
+        ("s3", "state", 32, 64, 40, (3e-3, 1e-2)),
+        ("s3", "state", 64, 128, 40, (3e-3, 1e-2)),
+        ("recall", "params", 32, 64, 400, (1e-3,)),
+        ("recall", "params", 64, 128, 400, (1e-3,)),
+    ]
+    assert {p.mixers for p in parts} == {("bdlru-m1", "bdlru-m4", "lstm")}
+    assert {p.settings.seeds for p in parts} == {(0, 1)}
+    assert {(p.task, p.settings.layers) for p in parts} == {("s3", 1), ("recall", 2)}  # the preset's
+
+
+def test_the_example_in_the_docstring_is_read(write):
+    example = "\n".join(line.strip() for line in benchmarks.compare.settings.__doc__.splitlines() if line.startswith("    "))
+    parts = lay_out({}, *read_grid(write(example)))
+    assert [(p.task, p.match, p.settings.steps) for p in parts] == [
+        ("s3", "params", 1200), ("s3", "state", 1200), ("recall", "params", 4000), ("recall", "state", 4000)
+    ]  # fmt: skip
+
+
+YAML_GRID = """
+task: [s3, recall]
+mixers: [bdlru-m1, bdlru-m4, lstm]
+match: [params, state]
+seeds: 2
+lr: [3e-3, 1e-2]
+width: [32, 64]
+steps: 40
+settings:
+  recall: {steps: 400, lr: 1e-3, match: params}
+"""
+
+
+@pytest.mark.parametrize("name", ["grid.yaml", "grid.YML"])
+def test_yaml_says_the_same(write, name):
+    assert read_grid(write(YAML_GRID, name)) == read_grid(write(GRID))
+
+
+@pytest.mark.parametrize(
+    "text, where, words",
+    [
+        ("task: [s3", "grid.yaml", "is not YAML: "),
+        ("task: s3\n\twidth: 8", "grid.yaml", "is not YAML: "),
+        ("", "grid.yaml", "None is not accepted; expected fields"),
+        ("- s3", "grid.yaml", r"\['s3'\] is not accepted; expected fields"),
+        ("3: s3", "grid.yaml", "{3: 's3'} is not accepted; expected fields"),
+        ("task: !!python/object:os.system x", "grid.yaml", "is not YAML: could not determine a constructor"),
+        ("task: s3\nmixers: [lstm, nope]", "grid.yaml: mixers", "'nope' is not known"),
+        ("task: s3\nsteps: 8\ntask: s4", "grid.yaml", "is not YAML: 'task' stands there twice"),
+        ("task: s3\nsteps:", "grid.yaml: steps", "None is not accepted; expected a whole number"),
+        ("task: s3\nsettings: {s4: {steps: 9}}", "grid.yaml: settings", "'s4' is not known"),
+    ],
+)
+def test_errors_in_yaml(write, text, where, words):
+    path = write(text, "grid.yaml")
+    with pytest.raises(FieldError, match=words) as caught:
+        lay_out({}, *read_grid(path))
+    assert caught.value.where == f"{path.parent}/{where}"
+
+
+@pytest.mark.parametrize("task", ["s3", "memorization", "compression"])
+def test_presets_grow(task):
+    quick, cpu, paper = (get_preset(name, task) for name in ("quick", "cpu", "paper"))
+
+    def runs(preset):
+        return len(preset.lrs) * len(preset.seeds)
+
+    assert quick.steps < cpu.steps
+    assert runs(quick) < runs(cpu)
+    assert (quick.width, quick.layers) == (cpu.width, cpu.layers)
+    assert cpu.width < paper.width
+
+
+def test_a_flag_wins_over_the_file(write):
+    flags = {"steps": (8,), "task": ("recall",), "width": (16,)}
+    (part,) = lay_out(flags, *read_grid(write(GRID)))
+    assert (part.task, part.settings.steps, part.settings.width, part.settings.lrs) == ("recall", 8, 16, (1e-3,))
+
+
+def test_a_table_may_be_of_a_task_that_is_given_beside_the_file(write):
+    path = write("[settings.parity]\nsteps = 9\n")
+    (part,) = lay_out({"task": ("parity",)}, *read_grid(path, ("parity",)))
+    assert part.settings.steps == 9
+    with pytest.raises(FieldError, match="'parity' is not known; expected one of its tasks: s3"):
+        read_grid(path, ("s3",))
+
+
+def test_nothing_said_is_the_quick_comparison():
+    (part,) = lay_out({}, {}, {})
+    assert (part.task, part.match, part.budget, part.mixers) == ("s3", "params", None, DEFAULT_VARIANTS)
+    assert (part.settings.steps, part.settings.seeds, part.settings.stop_at) == (1200, (0,), 0)
+
+
+@pytest.mark.parametrize(
+    "text, where, words",
+    [
+        ("task = [", "grid.toml", "is not TOML"),
+        ("tasks = ['s3']", "grid.toml", "field 'tasks' is not known; expected some of task, mixers"),
+        ("task = ['s3', 's9']", "grid.toml: task", "'s9' is not known; expected one of s2"),
+        ("task = 3", "grid.toml: task", "3 is not accepted; expected different names of tasks"),
+        ("mixers = ['lstm', 'nope']", "grid.toml: mixers", "'nope' is not known; expected some of bdlru-m1"),
+        ("mixers = ['lstm', 'lstm']", "grid.toml: mixers", "expected different names"),
+        ("mixers = []", "grid.toml: mixers", "[] is not accepted"),
+        ("match = 'flops'", "grid.toml: match", "'flops' is not known; expected one of params, state"),
+        ("steps = 0", "grid.toml: steps", "0 is not accepted; expected a whole number greater than 0"),
+        ("steps = [8, 9]", "grid.toml: steps", "[8, 9] is not accepted"),
+        ("steps = 12.5", "grid.toml: steps", "12.5 is not accepted"),
+        ("steps = 2", "steps", "2 is not accepted; expected at least one per length"),
+        ("width = [64, 20]", "grid.toml: width", "[64, 20] is not accepted; expected a positive multiple of 8"),
+        ("layers = true", "grid.toml: layers", "True is not accepted"),
+        ("budget = 'large'", "grid.toml: budget", "'large' is not accepted"),
+        ("lr = [1e-3, -1]", "grid.toml: lr", "expected numbers greater than 0"),
+        ("lr = nan", "grid.toml: lr", "nan is not accepted"),
+        ("seeds = 0", "grid.toml: seeds", "0 is not accepted; expected a count"),
+        ("seeds = [0, -1]", "grid.toml: seeds", "a list of numbers from 0 on"),
+        ("stop_at = 1.5", "grid.toml: stop_at", "1.5 is not accepted; expected a token accuracy"),
+        ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, cpu, paper"),
+        ("task = 'z1'", "grid.toml: task", "'z1': n=1 is not supported; expected 2 or more"),
+        ("width = 100000000", "grid.toml: width", "expected a positive multiple of 8 up to 16,384"),
+        ("budget = 100000000000", "grid.toml: budget", "expected a whole number from 1 to 1,000,000,000"),
+        ("schedule = 'step'", "grid.toml: schedule", "'step' is not known; expected one of one-cycle, cosine"),
+        (
+            "match = ['params', 'state']\nbudget = 99",
+            "budget",
+            "99 is not accepted with match params,state; expected one rule",
+        ),
+        ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
+        ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
+        ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),
+        ("task = 's3'\n[settings.s3]\ntask = 's4'", "grid.toml: settings.s3", "field 'task' is not known"),
+    ],
+)
+def test_errors_name_file_field_value_and_what_is_accepted(write, text, where, words):
+    with pytest.raises(FieldError) as caught:
+        lay_out({}, *read_grid(write(text)))
+    assert caught.value.where.endswith(where)
+    assert words in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FieldError, match=r"none.toml: cannot be read: No such file"):
+        read_grid(tmp_path / "none.toml")
+
+
+def test_a_single_number_with_a_comma_is_a_list():
+    assert parse_field("seeds", "7,", "--seeds") == (7,)
+    assert parse_field("budget", "100,200", "--budget") == (100, 200)
+
+
+def test_the_command_line_shows_where_the_error_is(write):
+    result = CliRunner().invoke(app, ["--grid", str(write("lr = 'fast'"))], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert "grid.toml: lr: 'fast' is not accepted; expected numbers greater than 0" in text

@@ -1,0 +1,131 @@
+"""Training cells: the same data for every mixer, reproducible numbers, scores that count what they say."""
+
+from dataclasses import replace
+
+import pytest
+import small_cell
+import torch
+
+from benchmarks.compare.train import batches, score, train_cell
+from benchmarks.tasks import IGNORE, get_task
+
+CELL = replace(
+    small_cell.CELL,
+    variant="bdlru-m2",
+    mixer_args={"block_size": 2, "num_blocks": 8},
+    lengths=(4, 8),
+    eval_lengths=(8, 16),
+    steps=12,
+    eval_examples=32,
+)
+
+
+def data(cell):
+    return list(batches(get_task(cell.task), cell))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for first, second in zip(a, b) for x, y in zip(first, second))
+
+
+def test_data_depend_on_task_and_seed_alone():
+    other_mixer = replace(CELL, mixer="lstm", mixer_args={}, variant="lstm", width=32, lr=1e-3)
+    assert same(data(CELL), data(other_mixer))
+    assert not same(data(CELL), data(replace(CELL, seed=1)))
+
+
+def test_lengths_come_in_turn():
+    assert [x.shape for x, _ in data(CELL)] == [(8, 4)] * 6 + [(8, 8)] * 6
+
+
+def test_a_finite_training_set_is_visited_once_an_epoch():
+    cell = replace(CELL, lengths=(16,), train_examples=40, steps=10)
+    seen = [tuple(row) for x, _ in data(cell) for row in x.tolist()]
+    first, second = seen[:40], seen[40:]
+    assert len(set(first)) == 40
+    assert set(first) == set(second)
+    assert first != second
+
+
+def test_key_covers_every_field_but_the_label():
+    changes = {
+        "task": "s4",
+        "mixer": "hlru",
+        "mixer_args": {"block_size": 2, "num_blocks": 9},
+        "lengths": (4, 9),
+        "eval_lengths": (8,),
+        "schedule": "cosine",
+    }
+    for name in CELL.__dataclass_fields__:
+        value = changes.get(name, "x" if name == "variant" else None)
+        other = replace(CELL, **{name: value if value is not None else getattr(CELL, name) + 1})
+        assert (other.key == CELL.key) == (name == "variant"), name
+
+
+def test_score_counts_tokens_and_whole_sequences():
+    targets = torch.tensor([[0, 1, IGNORE], [1, 1, 0], [IGNORE, 2, IGNORE]])
+    guesses = torch.tensor([[0, 1, 2], [1, 0, 0], [0, 2, 0]])
+    logits = torch.nn.functional.one_hot(guesses, 3).float() * 50
+    right, asked, sequences, loss = score(logits, targets)
+    assert (right, asked, sequences) == (5, 6, 2)
+    assert loss == pytest.approx(50, rel=1e-4)
+
+
+def test_training_is_reproducible_and_reports():
+    reports = []
+    first = train_cell(CELL, report=lambda *numbers: reports.append(numbers))
+    second = train_cell(CELL)
+    for name in ("params", "scores", "validation", "train_loss", "curve"):
+        assert first[name] == second[name], name
+    assert [step for step, _, _ in reports] == list(range(1, 13))
+    assert [point[1] for point in first["curve"]] == [4] * 6 + [8] * 6
+    assert train_cell(replace(CELL, seed=1))["train_loss"] != first["train_loss"]
+
+
+def test_training_learns():
+    cell = replace(CELL, task="s2", lengths=(4,), eval_lengths=(4,), steps=150, batch_size=32)
+    result = train_cell(cell)
+    assert result["scores"][0]["token_accuracy"] > 0.9
+    assert result["curve"][-1][3] < result["curve"][0][3]
+
+
+def test_compression_is_learned_through_the_autoencoder():
+    # two tokens of seven fit into a state of 16: the encoder has to carry the first one to the last position
+    cell = replace(CELL, task="compression", mixer="lstm", mixer_args={"num_channels": 16}, lengths=(3,), eval_lengths=(3,))
+    result = train_cell(replace(cell, steps=300, batch_size=64, lr=1e-2))
+    assert result["scores"][0]["token_accuracy"] > 0.8
+    guessing = train_cell(replace(cell, steps=1))["scores"][0]["token_accuracy"]
+    assert guessing < 0.5
+
+
+def test_memorization_is_learned_from_a_finite_set_and_holds_for_other_sequences():
+    cell = replace(CELL, task="memorization", width=32, mlp_width=64, lengths=(32,), eval_lengths=(32, 64))
+    result = train_cell(replace(cell, train_examples=64, batch_size=32, steps=150, lr=1e-2))
+    assert all(scores["token_accuracy"] > 0.9 for scores in result["scores"])
+
+
+def test_a_solved_task_ends_early_and_one_that_is_not_does_not():
+    cell = replace(CELL, task="s2", lengths=(2, 4), eval_lengths=(4,), steps=200, batch_size=32, lr=1e-2)
+    full, early = train_cell(cell), train_cell(replace(cell, stop_at=0.95))
+    assert full["steps_done"] == 200
+    assert 100 < early["steps_done"] < 200  # not before the longest length is trained on
+    assert early["validation"] >= 0.95
+    assert early["curve"] == full["curve"][: len(early["curve"])]
+    hopeless = train_cell(replace(cell, stop_at=1.0, steps=40))
+    assert hopeless["steps_done"] == 40
+
+
+def test_a_cosine_falls_from_the_first_step_with_constant_betas(monkeypatch):
+    betas, adamw = [], torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: [betas.append(g["betas"]) for g in self.param_groups] and adamw(self, *a, **k),
+    )
+    lrs = [lr for _, _, lr, _, _ in train_cell(replace(CELL, steps=8, lr=1e-2, schedule="cosine"))["curve"]]
+    assert lrs[0] == 1e-2
+    assert lrs == sorted(lrs, reverse=True)
+    assert lrs[4] == pytest.approx((1e-2 + 1e-6) / 2)
+    assert set(betas) == {(0.9, 0.999)}
+    with pytest.raises(ValueError, match="schedule='step' is not known; expected one of one-cycle, cosine"):
+        train_cell(replace(CELL, schedule="step"))

@@ -1,0 +1,146 @@
+"""The results file: whole after any interruption, one writer at a time."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.records.store import COLUMNS, ResultStore, read_folder
+
+
+def fill(folder, keys):
+    with ResultStore(folder) as store:
+        for key in keys:
+            store.add({"key": key, "task": "s3", "mixer_args": '{"a": "x,y"}', "state_size": None}, [(1, 4, 0.1, 2.0, 0.5)])
+
+
+def test_rows_and_curves_come_back(tmp_path):
+    fill(tmp_path, ["one", "two"])
+    with ResultStore(tmp_path) as store:
+        assert list(store.rows) == ["one", "two"]
+        assert store.rows["one"]["mixer_args"] == '{"a": "x,y"}'
+        assert store.rows["one"]["state_size"] == ""
+        assert not store.dropped
+    with open(tmp_path / "compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 2
+    assert (tmp_path / "curves" / "two.csv").read_text() == "step,length,lr,loss,token_accuracy\n1,4,0.1,2.0,0.5\n"
+
+
+def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(tmp_path):
+    for name, finished, matched, task in (("new", "2", "params 9; state 4", "s4"), ("old", "1", "", "s3")):
+        with ResultStore(tmp_path / name) as store:
+            store.add({"key": "one", "task": task, "finished": finished, "matched": matched})
+        (tmp_path / name / "compare.csv").rename(tmp_path / f"compare-{name}.csv")
+    (row,) = read_folder(tmp_path).values()
+    assert row["task"] == "s4"
+    assert sorted(row["matched"].split("; ")) == ["", "params 9", "state 4"]
+    with pytest.raises(ValueError, match=r"holds no results; expected one with a compare\.csv"):
+        read_folder(tmp_path / "old")
+
+
+def test_a_row_with_the_same_key_is_replaced(tmp_path):
+    fill(tmp_path, ["one"])
+    with ResultStore(tmp_path) as store:
+        store.add({"key": "one", "task": "s5"})
+        assert store.rows["one"]["task"] == "s5"
+    assert (tmp_path / "compare.csv").read_text().count("\none,") == 1
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_a_last_line_that_was_cut_is_dropped(tmp_path, cut):
+    fill(tmp_path, ["one", "two"])
+    path = tmp_path / "compare.csv"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with ResultStore(tmp_path) as store:
+        assert list(store.rows) == ["one"]
+        assert store.dropped == [3]
+        store.add({"key": "three"})
+    with ResultStore(tmp_path) as store:
+        assert list(store.rows) == ["one", "three"]
+        assert not store.dropped
+
+
+def test_a_broken_line_in_the_middle_costs_only_itself(tmp_path):
+    fill(tmp_path, ["one", "two", "three"])
+    path = tmp_path / "compare.csv"
+    lines = path.read_text().split("\n")
+    lines[2] = "two,\0\0\0"
+    path.write_text("\n".join(lines))
+    with ResultStore(tmp_path) as store:
+        assert list(store.rows) == ["one", "three"]
+        assert store.dropped == [3]
+    assert path.read_text() == "\n".join(lines[:2] + lines[3:])  # gone, though no run was added
+
+
+@pytest.mark.parametrize("text", ["", "key,ta"])
+def test_a_header_that_was_cut_starts_a_new_file(tmp_path, text):
+    (tmp_path / "compare.csv").write_text(text)
+    fill(tmp_path, ["one"])
+    with ResultStore(tmp_path) as store:
+        assert list(store.rows) == ["one"]
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "compare.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"), ResultStore(tmp_path):
+        pass
+    (tmp_path / "compare.csv").unlink()
+    fill(tmp_path, ["one"])  # the lock was given back
+
+
+def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
+    (tmp_path / "compare.csv").write_text("my only copy")
+    with pytest.raises(ValueError, match=r"compare\.csv is not a results file; .*'my only copy'"), ResultStore(tmp_path):
+        pass
+    assert (tmp_path / "compare.csv").read_text() == "my only copy"
+
+
+@pytest.mark.parametrize(
+    "column, value, expected",
+    [("token_accuracy_1x", "abc", "a number"), ("state_size", "6.5", "a whole number"), ("lengths", "4;8", "whole numbers")],
+)
+def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
+    with ResultStore(tmp_path) as store:
+        store.add({"key": "one"})
+        store.add({"key": "two", column: value})
+    with pytest.raises(ValueError, match=rf"compare\.csv: line 3: {column}='{value}' is not accepted; expected {expected}"):
+        read_folder(tmp_path)
+
+
+def test_a_second_run_is_refused(tmp_path):
+    with ResultStore(tmp_path), pytest.raises(ValueError, match="in use by another run"), ResultStore(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out=.*file/results"), ResultStore(tmp_path / "file" / "results"):
+        pass
+
+
+def test_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    code = (
+        "from benchmarks.records.store import ResultStore\n"
+        f"with ResultStore({str(tmp_path)!r}) as store:\n"
+        "    for i in range(10**6):\n"
+        "        store.add({'key': f'k{i % 50}', 'versions': 'x' * 2000})\n"
+    )
+    for wait in (0.0, 0.05, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()})
+        deadline = time.monotonic() + 60
+        before = (tmp_path / "compare.csv").stat().st_mtime_ns if (tmp_path / "compare.csv").exists() else 0
+        while time.monotonic() < deadline:
+            if (tmp_path / "compare.csv").exists() and (tmp_path / "compare.csv").stat().st_mtime_ns > before:
+                break
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        with ResultStore(tmp_path) as store:
+            assert store.rows
+            assert not store.dropped

@@ -1,0 +1,117 @@
+"""Which runs may be compared, and who wins by how much."""
+
+import doctest
+
+import pytest
+
+from benchmarks.records import summary
+from benchmarks.records.summary import compare, deviation, find_wins
+
+
+def test_runs_of_other_settings_are_another_comparison(make_row):
+    rows = [
+        make_row("lstm", 0.5),
+        make_row("gla", 0.4, seed=1),
+        make_row("lstm", 0.9, task="s4"),
+        make_row("lstm", 0.8, steps="2400"),
+        make_row("gla", 0.3, lr="0.01"),
+    ]
+    found = compare(rows)
+    assert [(c.task, c.settings["steps"], len(c.lines)) for c in found] == [
+        ("s3", "1200", 2),
+        ("s4", "1200", 1),
+        ("s3", "2400", 1),
+    ]
+    assert "1,200 steps of 64 sequences, width 64, 1 block(s), matched by params" in found[0].description
+
+
+def test_a_row_matched_in_two_ways_stands_in_both_comparisons(make_row):
+    rows = [
+        make_row("bdlru-m4", 0.9, matched="params 1234; state 64"),
+        make_row("lstm", 0.8),
+        make_row("lstm", 0.7, matched="state 64"),
+    ]
+    found = {c.matched: [(line.variant, line.tokens[0]) for line in c.lines] for c in compare(rows)}
+    assert found == {
+        "params 1234": [("bdlru-m4", [0.9]), ("lstm", [0.8])],
+        "state 64": [("bdlru-m4", [0.9]), ("lstm", [0.7])],
+    }
+
+
+def test_comparisons_of_one_task_are_told_apart(make_row):
+    rows = [
+        make_row("lstm", 0.5),
+        make_row("lstm", 0.5, width="128", matched="params 9999"),
+        make_row("lstm", 0.5, lengths="4 8"),
+        make_row("lstm", 0.5, matched="state 64"),
+        make_row("lstm", 0.5, matched="state 99"),
+        make_row("lstm", 0.5, task="s4"),
+    ]
+    assert [(c.name, c.title) for c in compare(rows)] == [
+        ("s3-params-w64-t16_32", "s3, width 64, lengths 16 32"),
+        ("s3-params-w128-t16_32", "s3, width 128, lengths 16 32"),
+        ("s3-params-w64-t4_8", "s3, width 64, lengths 4 8"),
+        ("s3-state-b64", "s3, a budget of 64"),
+        ("s3-state-b99", "s3, a budget of 99"),
+        ("s4-params", "s4"),
+    ]
+
+
+def test_a_mixer_matched_by_another_rule_stands_in_the_comparison_and_says_so(make_row):
+    rows = [
+        make_row("lstm", 0.8, matched="state 64"),
+        make_row("attn", 0.7, matched="params 99; state 64; state 64 (by params 99)"),
+    ]
+    by_params, by_state = sorted(compare(rows), key=lambda c: c.matched)
+    assert [(c.matched, {line.variant: line.rule for line in c.lines}) for c in (by_params, by_state)] == [
+        ("params 99", {"attn": ""}),
+        ("state 64", {"lstm": "", "attn": "params 99"}),
+    ]
+
+
+def test_docstring_examples():
+    assert doctest.testmod(summary).failed == 0
+
+
+def wins_of(rows):
+    (comparison,) = compare(rows)
+    return find_wins(comparison)
+
+
+def test_the_winner_at_each_length_may_differ(make_row):
+    rows = [
+        make_row("lstm", 1.0, token_accuracy_2x="0.6"),
+        make_row("bdlru-m4", 0.9, token_accuracy_2x="0.7"),
+        make_row("gla", 0.2, token_accuracy_2x="0.1"),
+    ]
+    first, second = wins_of(rows)
+    assert [line.variant for line in first.winners] == ["lstm"]
+    assert (first.runner_up.variant, first.length) == ("bdlru-m4", 32)
+    assert first.margin == pytest.approx(0.1)
+    assert first.behind == pytest.approx(0.1)
+    assert [line.variant for line in second.winners] == ["bdlru-m4"]
+    assert second.margin == pytest.approx(0.1)
+    assert second.behind == 0
+    assert first.verdict == "one seed: no claim"
+
+
+@pytest.mark.parametrize(
+    "best, other, verdict",
+    [((0.9, 0.8), (0.7, 0.6), "seeds do not overlap"), ((0.9, 0.6), (0.7, 0.6), "seeds overlap"), ((1, 1), (1, 1), "tie")],
+)
+def test_the_verdict_looks_at_the_seeds(make_row, best, other, verdict):
+    rows = [make_row(name, value, seed) for name, v in (("lstm", best), ("hlru-m2", other)) for seed, value in enumerate(v)]
+    first = wins_of(rows)[0]
+    assert first.verdict == verdict
+    assert len(first.winners) == (2 if verdict == "tie" else 1)
+    assert first.ours.variant == "hlru-m2"
+
+
+def test_a_lone_mixer_wins_alone(make_row):
+    first = wins_of([make_row("lstm", 0.4)])[0]
+    assert (first.verdict, first.runner_up, first.margin, first.ours, first.behind) == ("alone", None, None, None, None)
+
+
+def test_deviation_is_the_sample_standard_deviation():
+    assert deviation([0.5]) == 0
+    assert deviation([1.0, 2.0, 3.0]) == 1

@@ -1,0 +1,83 @@
+"""The table in the terminal: sorted, averaged over seeds, and no choice made on test data."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from benchmarks.records.summary import summarise
+from benchmarks.records.tables import make_table
+
+
+def render(rows):
+    console = Console(width=200, file=io.StringIO())
+    console.print(make_table(summarise(rows), "title"))
+    return console.file.getvalue()
+
+
+def test_best_first_and_losers_stay(make_row):
+    lines = summarise([make_row("bdlru-m4", 0.2), make_row("lstm", 0.9), make_row("attn", 0.5, state_size="")])
+    assert [line.variant for line in lines] == ["lstm", "attn", "bdlru-m4"]
+    text = render([make_row("bdlru-m4", 0.2), make_row("lstm", 0.9), make_row("attn", 0.5, state_size="")])
+    assert text.index("lstm") < text.index("attn") < text.index("bdlru-m4")
+    assert "grows" in text
+    assert "1.2k" in text
+
+
+def test_seeds_are_averaged_and_their_range_is_shown(make_row):
+    rows = [make_row("lstm", 0.4, 0), make_row("lstm", 0.8, 1)]
+    (line,) = summarise(rows)
+    assert line.seeds == 2
+    assert line.tokens == [[0.4, 0.8], [0.2, 0.4]]
+    text = render(rows)
+    assert "0.600" in text
+    assert "0.40-0.80" in text
+
+
+def test_the_learning_rate_is_chosen_on_validation_data(make_row):
+    rows = [
+        make_row("lstm", 0.9, lr="0.001", validation=0.5),
+        make_row("lstm", 0.8, lr="0.01", validation=0.6),
+        make_row("gla", 0.1),
+    ]
+    lines = summarise(rows)
+    assert [(line.variant, line.lr) for line in lines] == [("lstm", 0.01), ("gla", 0.003)]
+    assert "0.01" in render(rows)
+
+
+def test_a_learning_rate_with_all_seeds_comes_before_a_better_one_with_fewer(make_row):
+    rows = [
+        make_row("lstm", 0.6, 0, lr="0.001"),
+        make_row("lstm", 0.6, 1, lr="0.001"),
+        make_row("lstm", 0.9, 0, lr="0.01"),
+        make_row("gla", 0.5, 0),
+    ]
+    assert [(line.variant, line.lr, line.seeds, line.missing) for line in summarise(rows)] == [
+        ("lstm", 0.001, 2, 0),
+        ("gla", 0.003, 1, 1),
+    ]
+
+
+@pytest.mark.parametrize("best", ["lstm", "gla"])
+def test_the_seeds_of_every_line_are_shown(make_row, best):
+    """Whichever of them is the first line."""
+    rows = [make_row("lstm", 0.9 if best == "lstm" else 0.1), make_row("gla", 0.5, 0), make_row("gla", 0.4, 1)]
+    text = render(rows)
+    assert "mean, range of 1 to 2 seeds" in text
+    assert "0.40-0.50" in text
+    assert "seeds" in text.splitlines()[2] + text.splitlines()[3]
+
+
+def test_another_rule_of_matching_is_named(make_row):
+    assert "attn: matched by params 99" in render([make_row("attn", 0.7, matched="state 64 (by params 99)")])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_table_fits_a_narrow_terminal(make_row, seeds):
+    lines = summarise([make_row("gated_deltaproduct-neg", 0.4, seed) for seed in range(seeds)])
+    console = Console(width=80, file=io.StringIO())
+    console.print(make_table(lines, "title", 80))
+    text = console.file.getvalue()
+    assert "gated_deltaproduct-neg" in text
+    assert "0.400" in text
+    assert "…" not in text

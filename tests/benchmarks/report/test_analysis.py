@@ -1,0 +1,276 @@
+"""Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
+
+import doctest
+import importlib
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import benchmarks.report.analyse as command
+from benchmarks.compare.plan import make_row, merge, plan
+from benchmarks.compare.presets import Preset
+from benchmarks.compare.run import run_cell
+from benchmarks.records.naming import parse_name
+from benchmarks.records.store import ResultStore
+from benchmarks.records.summary import compare
+from benchmarks.report.accuracy import block_size_lines, draw_block_sizes, draw_costs, draw_gate_norms
+from benchmarks.report.overview import above_chance, draw_overview, overview
+from benchmarks.report.spectra import eigenvalues, memory, summarise_eigenvalues
+from benchmarks.report.transitions import (
+    classify,
+    load_model,
+    run_transitions,
+    stored_transitions,
+    time_constants,
+    transitions,
+)
+from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.ops import GATE_NORMS
+
+SMALL = Preset(width=64, mlp_width=32, lengths=(4, 8), multiples=(1, 2), batch_size=16, steps=30, eval_examples=32)
+NAMES = ("bdlru-m1", "bdlru-m2", "bdlru-m3", "bdlru-m2-tanh", "hlru-m2", "lstm")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of really trained, small runs."""
+    folder = tmp_path_factory.mktemp("trained")
+    grids = [plan("s3", NAMES, match, budget, SMALL, "cpu")[0] for match, budget in (("params", None), ("state", 24))]
+    with ResultStore(folder) as store:
+        for planned in merge(grids).values():
+            result = run_cell(planned.cell, "cpu", lambda *message: None)
+            assert "error" not in result, result
+            store.add(make_row(planned, result), result["curve"], result["weights"])
+    return folder, store.rows
+
+
+def rows_of(trained, variant):
+    return [row for row in trained[1].values() if row["variant"] == variant]
+
+
+@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview"])
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(f"benchmarks.report.{name}")).failed == 0
+
+
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("build", [lambda n: BDLRU(12, block_size=3, gate_norm=n), lambda n: HLRU(12, order=3, gate_norm=n)])
+def test_transitions_are_what_the_layer_applies(build, gate_norm):
+    """Without input h_t = A_t h_{t-1}: the layer's op from a random state, against the matrices."""
+    layer = build(gate_norm).double()
+    torch.nn.init.normal_(layer.a_proj.bias)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    logits = layer.a_proj(x)
+    A = transitions(layer, logits)
+    blocks = A.shape[2]
+    state = torch.randn(2, blocks, 3)
+    v = torch.zeros(2, 5, layer.width, dtype=torch.float64)
+    options = {"output_final_state": True, "gate_norm": gate_norm, "cu_seqlens": None, "cp_context": None}
+    _, final = layer.recur(v, logits.unflatten(-1, layer.gate_shape), initial_state=state, **options)
+    h = state.double()
+    for t in range(5):
+        h = (A[:, t] @ h[..., None]).squeeze(-1)
+    torch.testing.assert_close(final.double(), h, rtol=1e-5, atol=1e-5)
+
+
+def test_stored_weights_are_those_that_were_scored(trained):
+    folder, stored = trained
+    from benchmarks.compare.train import evaluate
+    from benchmarks.tasks import get_task
+
+    for row in stored.values():
+        scores = evaluate(load_model(folder, row), get_task("s3"), 8, 32, "cpu")
+        assert scores["token_accuracy"] == pytest.approx(float(row["token_accuracy_1x"]), abs=1e-6)
+        assert scores["loss"] == pytest.approx(float(row["loss_1x"]), rel=1e-4)
+
+
+def test_transitions_are_collected_from_every_layer_of_ours(trained):
+    folder, _ = trained
+    row = rows_of(trained, "bdlru-m3")[0]
+    (found,) = stored_transitions(folder, row, examples=4)
+    assert found.shape[:2] == (4, 8)
+    assert found.shape[3:] == (3, 3)
+    assert (found.sum(-1) < 1).all()  # softmax rows, less the input's share
+    assert run_transitions(load_model(folder, rows_of(trained, "lstm")[0]), torch.zeros(1, 4, dtype=torch.long)) == []
+
+
+def test_eigenvalues_are_told_apart():
+    turn = torch.tensor([[0.0, -0.9], [0.9, 0.0]])
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    values = torch.linalg.eigvals(torch.stack([turn, swap, torch.zeros(2, 2)]).double())
+    kinds = classify(values)
+    assert kinds["complex"].sum(-1).tolist() == [2, 0, 0]
+    assert kinds["negative"].sum(-1).tolist() == [0, 1, 0]
+    assert kinds["positive"].sum(-1).tolist() == [0, 1, 2]
+
+
+def test_what_block_sizes_can_have_is_what_is_found(trained):
+    """m = 1 with softmax gates: positive only; m = 2: real; tanh gates may turn."""
+    folder, stored = trained
+    table = eigenvalues(folder, list(stored.values()))
+    assert set(table["variant"]) == set(NAMES) - {"lstm"}
+    shares = table.groupby(["variant", "seed", "layer"])["share"].sum()
+    runs = {name: len(rows_of(trained, name)) for name in NAMES}
+    for (variant, _, _), share in shares.items():
+        assert share == pytest.approx(runs[variant])  # each run's eigenvalues are all of them
+    summary = summarise_eigenvalues(table).set_index("variant")
+    assert summary.loc["bdlru-m1", "positive"] == 1
+    assert summary.loc["bdlru-m2", "complex"] == 0
+    assert summary.loc["hlru-m2", "negative"] == pytest.approx(0.5)  # a companion matrix of two positive gates: one of each
+    assert (summary[["positive", "negative", "complex"]].sum(axis=1) - 1).abs().max() < 1e-9
+    assert summary["largest_modulus"].max() < 1
+
+
+def test_time_constants_of_constant_transitions_are_those_of_their_eigenvalues():
+    A = torch.tensor([[0.6, 0.3], [0.2, 0.7]], dtype=torch.float64)
+    radius = torch.linalg.eigvals(A).abs().max().item()
+    found = time_constants(A.expand(1, 400, 1, 2, 2))
+    assert found.item() == pytest.approx(-1 / math.log(radius), rel=0.01)
+
+
+def test_time_constants_see_what_eigenvalues_of_single_steps_do_not():
+    permutations = torch.stack([torch.eye(3)[[1, 0, 2]], torch.eye(3)[[1, 2, 0]]]).double()
+    assert time_constants(permutations.repeat(5, 1, 1)[None, :, None]).item() == math.inf
+    # each has radius 0.9, but their product forgets at once
+    first, second = torch.diag(torch.tensor([0.9, 0.01])), torch.diag(torch.tensor([0.01, 0.9]))
+    alternating = torch.stack([first, second]).double().repeat(50, 1, 1)[None, :, None]
+    assert time_constants(alternating).item() == pytest.approx(-2 / math.log(0.009), rel=0.02)
+
+
+def test_memory_has_a_line_per_block(trained):
+    folder, stored = trained
+    table = memory(folder, list(stored.values()))
+    ours = [(parse_name(row["variant"]), int(row["state_size"])) for row in stored.values()]
+    count = sum(state // variant.size for variant, state in ours if variant)
+    assert len(table) == count
+    assert (table["steps"] > 0).all()
+
+
+def test_block_sizes_are_compared_among_plain_variants(make_row, tmp_path):
+    names = {"bdlru-m4": 0.9, "bdlru-m1": 0.2, "bdlru-m2": 0.5, "hlru-m2": 0.4, "lstm": 1.0}
+    names |= {"bdlru-m2-tanh": 0.8, "bdlru-m2-conv": 0.7, "bdlru-m3-memory": 0.6}
+    rows = [make_row(name, value, seed) for name, value in names.items() for seed in range(2)]
+    (comparison,) = compare(rows)
+    found = {family: [line.variant for line in lines] for family, lines in block_size_lines(comparison).items()}
+    assert found == {"bdlru": ["bdlru-m1", "bdlru-m2", "bdlru-m4"], "hlru": ["hlru-m2"]}
+    draw_block_sizes([comparison], tmp_path / "sizes.png")
+    draw_gate_norms(comparison, tmp_path / "norms.png")
+    for name in ("sizes.png", "norms.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no row records recurrent_flops"):
+        draw_costs(comparison, tmp_path / "costs.png")
+    (lone,) = compare([make_row("lstm", 1.0)])
+    with pytest.raises(ValueError, match="several block sizes"):
+        draw_block_sizes([lone], tmp_path / "none.png")
+    with pytest.raises(ValueError, match="two gate norms"):
+        draw_gate_norms(lone, tmp_path / "none.png")
+
+
+def run(*arguments):
+    return CliRunner().invoke(command.app, [str(a) for a in arguments], env={"COLUMNS": "300"})
+
+
+def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
+    result = run(trained[0], "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    expected = {"block-size-s3.png"}
+    for match in ("params", "state"):
+        expected |= {f"spectra-s3-{match}{end}" for end in (".png", ".csv", "-values.csv")}
+        expected |= {f"memory-s3-{match}{end}" for end in (".png", ".csv")}
+        expected |= {f"flops-s3-{match}.png", f"gate-norms-s3-{match}.png"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    for path in tmp_path.glob("*.png"):
+        assert path.stat().st_size > 10_000
+    header, *lines = (tmp_path / "spectra-s3-params.csv").read_text().splitlines()
+    assert header.startswith("variant,runs,positive,negative,complex")
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--what", "spectrum"], "'spectrum' is not accepted; expected some of overview, spectra, memory"),
+        (["--task", "s4"], "'s4' is not accepted; the folder has runs of s3"),
+    ],
+)
+def test_wrong_input_is_named(trained, arguments, words):
+    result = run(trained[0], *arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.replace("│", " ").split())
+
+
+def test_what_cannot_be_drawn_is_said(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        store.add(make_row("bdlru-m2", 0.5, width="16", mlp_width="32", mixer="bdlru", mixer_args="{}"))
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert "kept no weights" in result.output
+    assert "several block sizes" in result.output
+
+
+def test_comparisons_of_one_task_do_not_write_over_each_other(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for width in ("64", "128"):
+            for variant in ("bdlru-m1", "bdlru-m2", "bdlru-m2-tanh"):
+                more = {"width": width, "matched": f"params {width}00", "key": f"{variant}{width}", "recurrent_flops": "99"}
+                store.add(make_row(variant, 0.5, **more))
+    result = run(tmp_path, "--what", "flops,block-size,gate-norms", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    expected = {
+        f"{kind}-w{width}.png" for kind in ("flops-s3-params", "block-size-s3", "gate-norms-s3-params") for width in (64, 128)
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_file_is_no_folder(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        store.add(make_row("lstm", 0.5))
+    result = run(tmp_path, "--out", tmp_path / "compare.csv")
+    assert result.exit_code == 2
+    assert "compare.csv' cannot be a folder: File exists" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_overview_is_every_mixer_on_every_task(make_row, tmp_path):
+    rows = [
+        make_row("lstm", 1.0, task="s3"),
+        make_row("bdlru-m1", 0.25, task="s3"),
+        make_row("bdlru-m1", 0.75, seed=1, task="s3"),
+        make_row("lstm", 0.5, task="parity"),
+        make_row("bdlru-m1", 1.0, task="parity"),
+        make_row("mamba", 0.1, task="parity"),
+        make_row("mamba", 0.9, task="parity", steps="9"),  # another setting with fewer mixers
+    ]
+    table = overview(compare(rows))
+    assert table.to_dict("index") == {
+        "bdlru-m1": {"s3": 0.5, "parity": 1.0},  # 0.4 and 1 of the way from guessing, before 1 and 0
+        "lstm": {"s3": 1.0, "parity": 0.5},
+        "mamba": {"s3": pytest.approx(math.nan, nan_ok=True), "parity": 0.1},
+    }
+    assert list(table.index) == ["bdlru-m1", "lstm", "mamba"]
+    assert above_chance(table).loc["bdlru-m1"].tolist() == pytest.approx([0.4, 1.0])
+    assert above_chance(table).loc["mamba", "parity"] == 0  # below guessing
+    draw_overview(table, "all", tmp_path / "overview.png")
+    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="there are not two tasks and two mixers"):
+        draw_overview(table[["s3"]], "all", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_what_ran_on_few_tasks_stands_last_in_the_overview(make_row):
+    rows = [make_row("lstm", 0.5, task=task) for task in ("s3", "parity", "z5")] + [make_row("bdlru-m4-conv", 1.0, task="s3")]
+    assert list(overview(compare(rows)).index) == ["lstm", "bdlru-m4-conv"]
+
+
+def test_overview_command_keeps_rules_of_matching_apart(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for kind in ("params 29", "state 64"):
+            for task in ("s3", "parity"):
+                for variant in ("lstm", "bdlru-m4"):
+                    store.add(make_row(variant, 0.5, task=task, matched=kind, key=f"{kind}{task}{variant}"))
+    result = CliRunner().invoke(command.app, [str(tmp_path), "--what", "overview"])
+    assert result.exit_code == 0, result.output
+    written = sorted(path.name for path in tmp_path.glob("overview*"))
+    assert written == ["overview-params.csv", "overview-params.png", "overview-state.csv", "overview-state.png"]
+    assert (tmp_path / "overview-params.csv").read_text() == "mixer,s3,parity\nlstm,0.5,0.5\nbdlru-m4,0.5,0.5\n"

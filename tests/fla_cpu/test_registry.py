@@ -1,0 +1,161 @@
+"""How replacements get in: everything in the table, signatures, the CPU check, the switch, the names FLA's modules hold."""
+
+import importlib
+import inspect
+import sys
+
+import pytest
+import torch
+from fla.backends import _function_registries, _operation_registries
+from fla.modules.activations import swish
+from fla.modules.activations.ops import swish_fwd
+
+from fla_bdlru import fla_cpu
+from fla_bdlru.fla_cpu import cpu_backend, is_enabled, registry, table
+
+TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
+
+
+def original_of(target):
+    _, _, function = registry._resolve(target)
+    return inspect.unwrap(getattr(function, "_fla_bdlru_original", function))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_replacements_have_the_parameters_of_what_they_replace(target):
+    parameters = {name: p.default for name, p in inspect.signature(original_of(target)).parameters.items()}
+    if list(parameters) == ["args", "kwargs"]:
+        pytest.skip("the apply of an autograd function shows no parameters")
+    ours = {name: p.default for name, p in inspect.signature(TARGETS[target]).parameters.items()}
+    assert list(ours) == list(parameters)
+    assert ours == parameters
+
+
+@pytest.mark.parametrize("operation", table.OPERATIONS)
+def test_operations_are_registered_with_their_parameters(operation):
+    backend = _operation_registries[operation]._backends["fla_bdlru_cpu"]
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"fla.ops.{operation}")]
+    for name, implementation in table.OPERATIONS[operation].items():
+        assert backend.get_implementation(name) is implementation
+        function = next(getattr(module, name) for module in modules if hasattr(module, name))
+        assert list(inspect.signature(implementation).parameters) == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("target", table.ENTRY_POINTS)
+def test_entry_points_take_cpu_tensors_only(target):
+    entry = _function_registries[original_of(target)]
+    backend = entry._backends["fla_bdlru_cpu"]
+    assert backend.implementation is table.ENTRY_POINTS[target]
+    cpu, elsewhere = torch.ones(2), torch.ones(2, device="meta")
+    assert backend.verify("f", cpu)[0]
+    assert backend.verify("f", None, x=[cpu, cpu])[0]
+    for args in ((elsewhere,), (cpu, elsewhere), (elsewhere, None, cpu), ([cpu, elsewhere],), ()):
+        assert not backend.verify("f", *args)[0]
+    # asked before every other backend, so that no other one can take a CPU tensor
+    assert entry._get_sorted_backends()[0] is backend
+
+
+@pytest.mark.parametrize("target", [*table.WRAPPED, *table.TRACED])
+def test_wrapped_functions_are_held_under_every_name(target):
+    _, name, wrapper = registry._resolve(target)
+    original = wrapper._fla_bdlru_original
+    assert wrapper.__name__ == original.__name__ if hasattr(original, "__name__") else True
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("fla."):
+            assert all(value is not original for value in vars(module).values()), (module_name, name)
+
+
+def test_wrapped_functions_take_cpu_tensors_only():
+    calls = []
+    wrapper = registry.wrap(lambda *args, **kwargs: calls.append("fla"), lambda *args, **kwargs: calls.append("ours"))
+    cpu, elsewhere = torch.ones(2), torch.ones(2, device="meta")
+    wrapper(cpu, 3, None)
+    wrapper(x=[cpu, cpu])
+    assert calls == ["ours", "ours"]
+    wrapper(cpu, elsewhere)
+    wrapper(elsewhere, y=cpu)
+    wrapper([cpu], y=(elsewhere,))
+    wrapper(3)
+    assert calls[2:] == ["fla"] * 4
+
+
+def test_wrapped_functions_compile_without_a_graph_break():
+    wrapper = registry.wrap(lambda x, y=None: 2 * x, lambda x, y=None: x + 1)
+    compiled = torch.compile(lambda x: 3 * wrapper(x, y=[x]), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 6.0))
+    assert compiled(torch.ones(2, device="meta")).device.type == "meta"
+
+
+def test_traced_functions_take_the_place_of_fla_only_while_a_tracer_is_at_work():
+    original = torch.compiler.disable(lambda x: 2 * x)
+    wrapper = registry.wrap(original, lambda x: x + 1, while_tracing=True)
+    x = torch.full((2,), 5.0)
+    assert torch.equal(wrapper(x), 2 * x)
+    assert torch.equal(torch.compile(wrapper, backend="eager", fullgraph=True)(x), x + 1)
+    with cpu_backend(False):
+        assert torch.equal(torch.compile(wrapper, backend="eager")(x), 2 * x)
+
+
+def test_the_switch(monkeypatch):
+    x = torch.randn(2, 3)
+
+    def takes_cpu_tensors():
+        entry = _function_registries[inspect.unwrap(swish_fwd)]
+        return entry.get_active() is entry._backends["fla_bdlru_cpu"]
+
+    assert is_enabled()
+    assert takes_cpu_tensors()
+    assert torch.allclose(swish(x), torch.nn.functional.silu(x))
+    monkeypatch.setenv("FLA_BDLRU_CPU_BACKEND", "0")
+    assert not is_enabled()
+    assert not takes_cpu_tensors()
+    with cpu_backend():
+        assert takes_cpu_tensors()
+        with cpu_backend(False):
+            assert not takes_cpu_tensors()
+        assert takes_cpu_tensors()
+    assert not is_enabled()
+    wrapper = registry.wrap(lambda x: "fla", lambda x: "ours")
+    assert wrapper(x) == "fla"
+    monkeypatch.setenv("FLA_BDLRU_CPU_BACKEND", "1")
+    assert wrapper(x) == "ours"
+    monkeypatch.setenv("FLA_BDLRU_CPU_BACKEND", "false")
+    with pytest.raises(ValueError, match="FLA_BDLRU_CPU_BACKEND='false' is not known; expected 0 or 1"):
+        is_enabled()
+    with pytest.raises(ValueError, match="expected 0 or 1"):
+        swish(x)
+
+
+def test_the_switch_is_restored_after_an_error():
+    with pytest.raises(RuntimeError, match="boom"), cpu_backend(False):
+        raise RuntimeError("boom")
+    assert is_enabled()
+
+
+def test_registering_twice_changes_nothing():
+    before = {target: registry._resolve(target)[2] for target in TARGETS}
+    fla_cpu.register()
+    fla_cpu._registered = False
+    try:
+        fla_cpu.register()
+        for target, function in before.items():
+            again = registry._resolve(target)[2]
+            assert again is function, target
+    finally:
+        fla_cpu._registered = True
+
+
+def test_a_target_that_fla_does_not_have_is_a_warning():
+    for name in ("fla.modules.mlp:no_such_function", "fla.no_such_module:f"):
+        with pytest.warns(UserWarning, match="is not in this version of FLA"):
+            registry.wrap_functions({name: lambda x: x})
+        with pytest.warns(UserWarning, match="is not in this version of FLA"):
+            registry.register_entry_points({name: lambda x: x})
+
+
+def test_optional_functions():
+    module = importlib.import_module("fla.layers.attn")
+    for name in table.FLASH_ATTENTION_MODULES:
+        other = importlib.import_module(name)
+        assert other.flash_attn_func.__name__ == module.flash_attn_func.__name__ == "flash_attn_func"
+        assert callable(other.flash_attn_varlen_func)

@@ -1,0 +1,202 @@
+"""The registry, and what `mixer=` and `mixer_config=` accept; tests/models walks through FLA's models."""
+
+import copy
+import re
+
+import pytest
+import torch
+from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import fla_bdlru
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.layers.measure import count_parameters, measure_state_size
+from fla_bdlru.mixers import registry
+
+SIZES = {"hidden_size": 32, "num_heads": 4, "vocab_size": 40, "num_hidden_layers": 3, "intermediate_size": 64}
+
+
+def build(**kwargs):
+    return TransformerForCausalLM(TransformerConfig(**{**SIZES, **kwargs}))
+
+
+def mixers_of(model):
+    return [block.attn for block in model.model.layers]
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
+
+
+def test_one_name_for_all_layers():
+    layers = mixers_of(build(mixer="bdlru", mixer_config={"block_size": 2}))
+    assert [(type(layer), layer.block_size, layer.layer_idx) for layer in layers] == [(BDLRU, 2, i) for i in range(3)]
+
+
+def test_one_name_a_layer():
+    model = build(mixer=["bdlru", "native", "lstm"], mixer_config={"bdlru": {"block_size": 2}, "lstm": {"num_channels": 5}})
+    first, second, third = mixers_of(model)
+    assert isinstance(first, BDLRU)
+    assert first.block_size == 2
+    assert type(second).__name__ == "Attention"
+    assert isinstance(third, LSTM)
+    assert third.num_channels == 5
+
+
+def test_arguments_by_layer_and_for_the_only_name():
+    by_layer = build(mixer=["bdlru", "hlru", "bdlru"], mixer_config=[{"block_size": 2}, None, {"block_size": 8}])
+    assert [getattr(layer, "block_size", layer) for layer in mixers_of(by_layer)][::2] == [2, 8]
+    assert isinstance(mixers_of(by_layer)[1], HLRU)
+    only = build(mixer=["native", "bdlru", "native"], mixer_config={"block_size": 2})
+    assert mixers_of(only)[1].block_size == 2
+
+
+def test_attention_layers_of_the_config_stay():
+    config = GatedDeltaNetConfig(**{**SIZES, "num_heads": 2}, head_dim=8, attn={"layers": [1], "num_heads": 4}, mixer="bdlru")
+    assert [type(layer).__name__ for layer in mixers_of(GatedDeltaNetForCausalLM(config))] == ["BDLRU", "Attention", "BDLRU"]
+
+
+@pytest.mark.parametrize("name", ["attn", "delta_net", "gated_deltanet", "gla", "hgrn", "lstm", "mamba", "mamba2"])
+def test_fla_layers_by_name_train_in_another_model(name):
+    arguments = {
+        "attn": {"num_heads": 4}, "delta_net": {"num_heads": 2}, "gated_deltanet": {"num_heads": 2, "head_dim": 8},
+        "gla": {"num_heads": 2}, "mamba": {"state_size": 4}, "mamba2": {"head_dim": 16, "state_size": 8},
+    }.get(name, {})  # fmt: skip
+    model = build(mixer=name, mixer_config=arguments, num_hidden_layers=1)
+    x = torch.randint(0, 40, (2, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss = model(x, labels=x).loss
+    loss.backward()
+    optimizer.step()
+    assert model(x, labels=x).loss < loss
+
+
+def test_fields_survive_save_and_auto_load(tmp_path):
+    model = build(
+        mixer=["bdlru", "native", "hlru"], mixer_config={"bdlru": {"gate_bias": "memory"}, "hlru": {"order": 2}}
+    ).eval()
+    # trained away from the initial bias, so that drawing it again on loading would show
+    nn.init.normal_(model.model.layers[0].attn.a_proj.bias)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.mixer == ["bdlru", "native", "hlru"]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    x = torch.randint(0, 40, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(model(x).logits, loaded(x).logits)
+
+
+def test_memory_bias_survives_initialisation(tmp_path):
+    expected = BDLRU(32, gate_bias="memory").a_proj.bias
+    arguments = {"mixer": "bdlru", "mixer_config": {"gate_bias": "memory"}}
+    model = build(**arguments)
+    assert all(torch.equal(layer.a_proj.bias, expected) for layer in mixers_of(model))
+    # projections are drawn as the model draws its own
+    assert abs(mixers_of(model)[0].v_proj.weight.std().item() - 0.02) < 0.003
+    # a checkpoint of another mixer: what it lacks is initialised, not left blank or zeroed
+    build().save_pretrained(tmp_path)
+    config = TransformerConfig.from_pretrained(tmp_path)
+    config.mixer, config.mixer_config = arguments["mixer"], arguments["mixer_config"]
+    loaded = TransformerForCausalLM.from_pretrained(tmp_path, config=config)
+    assert all(torch.equal(layer.a_proj.bias, expected) for layer in mixers_of(loaded))
+    # and a deep copy, a change of dtype or another round of initialisation do not lose it
+    again = copy.deepcopy(model)
+    again.init_weights()
+    assert torch.equal(mixers_of(again)[0].a_proj.bias, expected)
+
+
+def test_mamba_keeps_its_time_steps_in_another_model():
+    """The bias of Mamba's dt_proj holds its time steps, which a Transformer's initialisation would zero."""
+    layer = mixers_of(build(mixer="mamba", mixer_config={"state_size": 4, "intermediate_size": 64}))[0]
+    steps = torch.nn.functional.softplus(layer.dt_proj.bias)
+    assert 1e-4 <= steps.min() < 0.02 < steps.max() <= 0.11
+    assert layer.in_proj.weight.std() < 0.03
+
+
+def test_register_mixer(own_registry):
+    class Doubled(BDLRU):
+        def mix(self, *args):
+            o, *rest = super().mix(*args)
+            return 2 * o, *rest
+
+    fla_bdlru.register_mixer("doubled", Doubled)
+    assert "doubled" in fla_bdlru.available_mixers()
+    assert all(isinstance(layer, Doubled) for layer in mixers_of(build(mixer="doubled", mixer_config={"block_size": 2})))
+    with pytest.raises(ValueError, match="mixer name 'doubled' is taken"):
+        fla_bdlru.register_mixer("doubled", BDLRU)
+    with pytest.raises(ValueError, match="mixer name 'native' is taken"):
+        fla_bdlru.register_mixer("native", BDLRU)
+    with pytest.raises(ValueError, match="it lacks hidden_size, layer_idx"):
+        fla_bdlru.register_mixer("linear", nn.Linear)
+    for name in (5, "", None, ["mine"]):
+        with pytest.raises(ValueError, match=re.escape(f"name={name!r} is not accepted; expected a string")):
+            fla_bdlru.register_mixer(name, Doubled)
+    for cls in (Doubled(32), dict, "bdlru"):
+        with pytest.raises(ValueError, match=r"is not accepted; expected a subclass of torch.nn.Module"):
+            fla_bdlru.register_mixer("mine", cls)
+    assert "mine" not in fla_bdlru.available_mixers()
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"mixer": "bdrlu"}, "mixer='bdrlu' is not known; Did you mean 'bdlru'\\? expected one of native, abc, attn, bdlru"),
+    ({"mixer": ["bdlru", "blah", "bdlru"]}, "mixer='blah' is not known"),
+    ({"mixer": ["bdlru"]}, "mixer must have one entry for each of the 3 layers; got 1"),
+    ({"mixer": 3}, "mixer must be a name or a list of names, one a layer; got 3"),
+    ({"mixer": "bdlru", "mixer_config": {"blocksize": 4}},
+     "mixer_config: blocksize=4 is not an argument of 'bdlru'; it takes block_size, num_blocks, expand, gate_norm"),
+    ({"mixer": "gla", "mixer_config": {"order": 4}}, "order=4 is not an argument of 'gla'; it takes mode, expand_k"),
+    ({"mixer": "bdlru", "mixer_config": {"block_size": 5}}, "expand=1.0 times hidden_size=32 .* positive multiple of 5"),
+    ({"mixer": "bdlru", "mixer_config": 4}, "mixer_config must be a dictionary, or a list of them, one a layer; got 4"),
+    ({"mixer": "bdlru", "mixer_config": [{}]}, "mixer_config must have one entry for each of the 3 layers; got 1"),
+    ({"mixer": ["bdlru", "hlru", "native"], "mixer_config": {"order": 4}},
+     "mixer_config={'order': 4} does not say which of 'bdlru', 'hlru' it is for"),
+    ({"mixer": "bdlru", "mixer_config": {"hidden_size": 16}}, "mixer_config: hidden_size=16 is not an argument of 'bdlru'"),
+    ({"mixer": "bdlru", "mixer_config": {"layer_idx": 3}}, "mixer_config: layer_idx=3 is not an argument of 'bdlru'"),
+    ({"mixer": "bdlru", "mixer_config": [1, 2, 3]}, r"mixer_config\[0\]=1 is not accepted; expected a dictionary or None"),
+    ({"mixer": "bdlru", "mixer_config": {1: 2}}, "mixer_config: 1=2 is not an argument of 'bdlru'"),
+    ({"mixer": ["bdlru", ["hlru"], "lstm"]}, r"mixer=\['hlru'\] is not known;"),
+    ({"mixer": "bdlru", "mixer_config": {"bdlru": {}, "hlru": {"order": 2}}},
+     "mixer_config has arguments for 'hlru', which mixer='bdlru' does not name"),
+    ({"mixer_config": {"block_size": 2}}, "mixer_config={'block_size': 2} is not accepted without mixer"),
+    ({"mixer": "native", "mixer_config": {"block_size": 2}}, "mixer='native' names no layer that would take it"),
+    ({"mixer": ["native", "hlru", "hlru"], "mixer_config": [{"order": 2}, {}, None]},
+     r"mixer_config\[0\]={'order': 2} is not accepted; layer 0 is the model's own"),
+    ({"mixer": "gla", "mixer_config": {"num_heads": 5}}, "mixer='gla' with {'num_heads': 5} at hidden_size=32: key dim"),
+], ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
+def test_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(**fields)
+
+
+def test_build_mixer_takes_one_name():
+    with pytest.raises(ValueError, match=r"mixer=\['bdlru'\] is not known;"):
+        fla_bdlru.build_mixer(["bdlru"], 32)
+
+
+def test_arguments_by_name_for_one_name():
+    assert all(layer.block_size == 2 for layer in mixers_of(build(mixer="bdlru", mixer_config={"bdlru": {"block_size": 2}})))
+
+
+@pytest.mark.parametrize(
+    "name", ["attn", "bdlru", "delta_net", "gated_deltanet", "gla", "hgrn", "hlru", "lstm", "mamba", "mamba2"]
+)
+def test_measured_state_sizes(name):
+    arguments = {
+        "attn": {"num_heads": 4}, "delta_net": {"num_heads": 2, "use_short_conv": False},
+        "gated_deltanet": {"num_heads": 2, "head_dim": 8, "expand_v": 1, "use_short_conv": False}, "gla": {"num_heads": 2},
+        "hlru": {"order": 2}, "mamba": {"state_size": 4, "intermediate_size": 64}, "mamba2": {"head_dim": 16, "state_size": 8},
+    }.get(name, {})  # fmt: skip
+    expected = {
+        "attn": 2 * 32,  # keys and values of a token
+        "bdlru": 32, "hlru": 64, "lstm": 64, "hgrn": 32,
+        "delta_net": 2 * 16 * 16, "gated_deltanet": 2 * 8 * 8,
+        "gla": 2 * 8 * 16,  # expand_k = 0.5
+        "mamba": 64 * 4 + 64 * 4,  # state and convolution
+        "mamba2": 64 * 8 + (64 + 2 * 8) * 4,
+    }[name]  # fmt: skip
+    layer = registry.build_mixer(name, hidden_size=32, **arguments).train()
+    assert measure_state_size(layer) == expected
+    assert layer.training
+    assert count_parameters(layer) == sum(p.numel() for p in layer.parameters())
