@@ -404,7 +404,8 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
     bdlru_cpu.cpu_bdlru_fwd(v, g, h0, None, "none")
     assert (sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())) == (0, 1)
     code = (
-        "import torch; from fla_bdlru.ops.cpu import bdlru as cpu; v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
+        "import torch; from fla_bdlru.ops.cpu import bdlru as cpu; "
+        "v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
         "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 6).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
