@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", message="Triton is not supported on current pl
 
 # written out, as benchmarks.tasks imports torch
 TASK_NAMES = (
-    "s2, s3, s4, s5, a5 (permutation groups), z2, z3, z5, z60 or any z<n> (cyclic groups), parity, even_pairs, "
+    "s2 to s5, a3 to a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
     "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
     "selective_copying, compression"
 )

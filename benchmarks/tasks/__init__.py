@@ -9,14 +9,13 @@ from benchmarks.tasks.compression import Compression
 from benchmarks.tasks.copying import SelectiveCopying
 from benchmarks.tasks.cyclic import CyclicComposition, Parity
 from benchmarks.tasks.fuzzy_recall import FuzzyInContextRecall
+from benchmarks.tasks.groups import GroupComposition
 from benchmarks.tasks.memorization import Memorization
-from benchmarks.tasks.permutations import PermutationComposition
 from benchmarks.tasks.recall import InContextRecall, NoisyInContextRecall
 from benchmarks.tasks.regular import CycleNavigation, EvenPairs, ModularArithmetic
 
 TASKS: dict[str, Callable[[], Task]] = {
-    **{f"s{n}": (lambda n=n: PermutationComposition(n)) for n in range(2, 6)},
-    "a5": lambda: PermutationComposition(5, even=True),
+    **{name: (lambda name=name: GroupComposition(name)) for name in ("s2", "s3", "s4", "s5", "a3", "a4", "a5", "d4", "q8")},
     **{f"z{n}": (lambda n=n: CyclicComposition(n)) for n in (2, 3, 5, 60)},  # `get_task` knows any n
     "parity": Parity,
     "even_pairs": EvenPairs,
@@ -33,21 +32,25 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def get_task(name: str) -> Task:
-    r"""The task called `name`: one of `TASKS`, or `z<n>` for the cyclic group of any n.
+    r"""The task called `name`: one of `TASKS`, `z<n>` for the cyclic group of any n, or a product of two groups.
 
     Raises:
         ValueError: if there is none.
 
     Example:
         >>> from benchmarks.tasks import get_task
-        >>> assert get_task("s3").vocab_size == 6 and get_task("z7").vocab_size == 7
+        >>> assert get_task("s3").vocab_size == 6 and get_task("z7").vocab_size == 7 and get_task("s3xz2").vocab_size == 12
     """
     if name in TASKS:
         return TASKS[name]()
     if re.fullmatch("z[1-9][0-9]*", name):
         return CyclicComposition(int(name[1:]))
+    if re.fullmatch("[zsadq][1-9][0-9]*x[zsadq][1-9][0-9]*", name):
+        return GroupComposition(name)
     known = ", ".join(TASKS)
-    raise ValueError(f"task={name!r} is not known; expected one of {known}, or z<n> for any cyclic group (z7).")
+    raise ValueError(
+        f"task={name!r} is not known; expected one of {known}, z<n> for any cyclic group (z7), or a product of two (z2xz4)."
+    )
 
 
 __all__ = [
@@ -59,13 +62,13 @@ __all__ = [
     "CyclicComposition",
     "EvenPairs",
     "FuzzyInContextRecall",
+    "GroupComposition",
     "InContextRecall",
     "Memorization",
     "ModularArithmetic",
     "ModularArithmeticBrackets",
     "NoisyInContextRecall",
     "Parity",
-    "PermutationComposition",
     "SelectiveCopying",
     "Task",
     "get_task",
