@@ -8,18 +8,21 @@ PY := $(VENV)/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-gpu lint format clean
+.PHONY: help compare test test-gpu docs lint format clean
+SETUP := @$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras
+DEVELOP := cpu,benchmark,ray,test
 
 help:
 	@echo "make compare  train BD-LRU and its baselines on S3 and show a table and a picture (ARGS='--help' for options)"
 	@echo "make test     lint, then run every test (ARGS='...' goes to pytest)"
 	@echo "make test-gpu run the tests that need a CUDA device"
+	@echo "make docs     build the documentation into site/, strictly: a dead link is an error"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make format   let ruff mend what it can"
 	@echo "make clean    remove .venv and caches; results/ stays"
 
 compare:
-	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,benchmark
+	$(SETUP) cpu,benchmark
 	@$(PY) -m benchmarks.compare.__main__ $(ARGS)
 
 # a module's tests stay together, on as many processes as there are cores, four at most
@@ -28,19 +31,23 @@ test: lint
 
 # what needs a CUDA device: skipped by `make test` where there is none
 test-gpu:
-	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	$(SETUP) $(DEVELOP)
 	@$(PY) -m pytest -m gpu $(ARGS)
 
+docs:
+	$(SETUP) cpu,docs
+	@$(PY) -m mkdocs build --strict $(ARGS)
+
 lint:
-	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	$(SETUP) $(DEVELOP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
 format:
-	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras cpu,test,benchmark
+	$(SETUP) $(DEVELOP)
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
