@@ -1,16 +1,16 @@
-"""Times the native CPU path against the associative-scan formulation and torch.nn.LSTM, in one run.
+"""Times the native CPU path, in one run: the op against the associative scan, the layer against torch.nn.LSTM.
 
     python -m benchmarks.ops.cpu
     python -m benchmarks.ops.cpu --op hlru --m 1 --m 4 --dtype bfloat16 --csv results/cpu.csv
 
-Contenders take turns, so that a busy machine slows all of them; medians are reported. The scan and the LSTM run in float32
-whatever `--dtype` says: on a CPU that is their fastest type.
+Like is compared with like. Ops have no projections. Layers have theirs: ours, of width w (`--width`) and a state of w values,
+and `nn.LSTM(w, w)`; ours stands over its own matrix products too. Contenders take turns, so that a busy machine slows all of them,
+and medians are reported. The scan and the layers run in float32 whatever `--dtype` says: on a CPU that is their fastest type.
 """
 
 from __future__ import annotations
 
 import csv
-import platform
 import statistics
 import time
 import warnings
@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.ops.layers import matrix_products
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
+from benchmarks.records import machine
 
 # FLA says on import that there is no GPU
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
@@ -46,35 +48,32 @@ class DType(str, Enum):
     float16 = "float16"
 
 
-SHOWN = {  # columns of the table; times are milliseconds
-    "op": "op",
+OPS = {  # columns of the two tables; times are milliseconds
     "m": "m",
     "forward_ms": "fwd",
     "ours_ms": "fwd+bwd",
     "scan_ms": "scan",
     "scan_ratio": "scan/ours",
-    "lstm_ratio": "LSTM/ours",
     "error": "error",
+}
+LAYERS = {
+    "m": "m",
+    "layer_ms": "ours",
+    "lstm_ms": "LSTM",
+    "lstm_ratio": "LSTM/ours",
+    "products_ratio": "ours/products",
+    "layer_params": "parameters",
+    "lstm_params": "LSTM's",
 }
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def environment() -> dict[str, str]:
-    """Versions, threads and processor, as printed and written beside the figures."""
-    import numba
-
+def environment() -> dict[str, str | int]:
+    """Versions, threads, processor and commit, as printed and written beside the figures."""
     return {
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "threads": str(torch.get_num_threads()),
-        "cpu": _cpu_model(),
+        "cpu": machine.device_name("cpu"),
+        "threads": torch.get_num_threads(),
+        "commit": machine.commit(),
+        "versions": machine.versions(),
     }
 
 
@@ -104,8 +103,16 @@ def _error(got, exact) -> float:
     return max(((x.double() - y).abs().max() / y.abs().max()).item() for x, y in zip(got, exact))
 
 
-def measure(op: str, B: int, T: int, H: int, M: int, dtype: torch.dtype, repeats: int) -> dict[str, float | str | int]:
-    """One row of the table: medians in milliseconds of interleaved runs, ratios and errors."""
+def _medians(contenders, repeats: int) -> list[float]:
+    """Milliseconds of each, which take turns; the first calls, which compile, are not counted."""
+    for function in contenders:
+        function()
+    times = [[_milliseconds(function) for function in contenders] for _ in range(repeats)]
+    return [statistics.median(column) for column in zip(*times)]
+
+
+def measure_op(op: str, B: int, T: int, H: int, M: int, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Our op and the associative scan: medians in milliseconds, their ratio, and errors against float64."""
     from fla_bdlru.ops import chunk_bdlru, chunk_hlru, naive_recurrent_bdlru, naive_recurrent_hlru
 
     native, scan, naive = {
@@ -119,66 +126,95 @@ def measure(op: str, B: int, T: int, H: int, M: int, dtype: torch.dtype, repeats
     leaves = tuple(x.detach().float().contiguous().requires_grad_() for x in (v, g))
     theirs = partial(_step, scan, leaves, do.float().contiguous())
     exact = _step(lambda v, g: naive(v, g)[0], tuple(x.detach().double().requires_grad_() for x in leaves), do.double())
-    lstm = torch.nn.LSTM(H * M, H * M, batch_first=True)
-    x = torch.randn(B, T, H * M, requires_grad=True)
-    lstm_step = partial(_step, lambda x, *_: lstm(x)[0], (x, *lstm.parameters()), torch.randn(B, T, H * M))
 
     def forward():
         with torch.no_grad():
             native(v, g)
 
     errors = _error(ours(), exact), _error(theirs(), exact)
-    contenders = (forward, ours, theirs, lstm_step)
-    for function in contenders:
-        function()
-    times = [[_milliseconds(function) for function in contenders] for _ in range(repeats)]
-    forward_ms, ours_ms, scan_ms, lstm_ms = (statistics.median(column) for column in zip(*times))
+    forward_ms, ours_ms, scan_ms = _medians((forward, ours, theirs), repeats)
     return {
-        "op": op, "m": M, "forward_ms": forward_ms, "ours_ms": ours_ms, "scan_ms": scan_ms, "scan_ratio": scan_ms / ours_ms,
-        "lstm_ms": lstm_ms, "lstm_ratio": lstm_ms / ours_ms, "error": errors[0], "scan_error": errors[1],
+        "forward_ms": forward_ms, "ours_ms": ours_ms, "scan_ms": scan_ms, "scan_ratio": scan_ms / ours_ms,
+        "error": errors[0], "scan_error": errors[1],
     }  # fmt: skip
 
 
-def _cell(key: str, value: float | str | int) -> str:
+def measure_layer(op: str, B: int, T: int, width: int, M: int, repeats: int) -> dict[str, float]:
+    """Our layer, its matrix products alone, and an LSTM of its width and state: forward and backward in float32."""
+    from fla_bdlru.layers import BDLRU, HLRU
+
+    torch.manual_seed(0)
+    layer = BDLRU(width, block_size=M) if op == "bdlru" else HLRU(width, order=M, num_channels=width // M)
+    lstm = torch.nn.LSTM(width, width, batch_first=True)
+    products, pairs = matrix_products(layer, B, T, torch.float32)
+    gradients = tuple(torch.randn_like(y) for y in products(*pairs))
+    x, do = torch.randn(B, T, width, requires_grad=True), torch.randn(B, T, width)
+    layer_ms, products_ms, lstm_ms = _medians(
+        (
+            partial(_step, lambda x, *_: layer(x)[0], (x, *layer.parameters()), do),
+            partial(_step, products, pairs, gradients),
+            partial(_step, lambda x, *_: lstm(x)[0], (x, *lstm.parameters()), do),
+        ),
+        repeats,
+    )
+    return {
+        "width": width, "state": layer.state_size(), "layer_ms": layer_ms, "products_ms": products_ms, "lstm_ms": lstm_ms,
+        "lstm_ratio": lstm_ms / layer_ms, "products_ratio": layer_ms / products_ms,
+        "layer_params": sum(p.numel() for p in layer.parameters()), "lstm_params": sum(p.numel() for p in lstm.parameters()),
+    }  # fmt: skip
+
+
+def _cell(key: str, value: float | int) -> str:
     if "error" in key:
         return f"{value:.1e}"
     if "ratio" in key:
         return f"{value:.1f}x"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _table(title: str, columns: dict[str, str], rows: list[dict]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(key, row[key]) for key in columns))
+    return table
 
 
 def main(
     op: Annotated[Op, typer.Option(help="Which recurrence.")] = Op.bdlru,
     batch: Annotated[int, typer.Option("--batch", "-B", min=1, help="Sequences.")] = 4,
     time_steps: Annotated[int, typer.Option("--time", "-T", min=1, help="Steps of a sequence.")] = 1024,
-    heads: Annotated[int, typer.Option("--heads", "-H", min=1, help="Blocks (H-LRU: channels).")] = 32,
+    heads: Annotated[int, typer.Option("--heads", "-H", min=1, help="Blocks of the op (H-LRU: channels).")] = 32,
+    width: Annotated[int, typer.Option(min=1, help="Width and state of the layers.")] = 256,
     m: Annotated[list[int] | None, typer.Option(min=1, help="Block size or order; may be repeated.")] = None,
-    dtype: Annotated[DType, typer.Option(help="Type of our inputs.")] = DType.float32,
+    dtype: Annotated[DType, typer.Option(help="Type of the op's inputs.")] = DType.float32,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, each with every contender once.")] = 15,
     csv_path: Annotated[Path | None, typer.Option("--csv", help="Also write the rows here.")] = None,
 ) -> None:
-    """Prints one table: our times, the scan's and the LSTM's, their ratios, and errors against float64."""
+    """Prints two tables: our op and the associative scan, our layer and torch.nn.LSTM."""
+    sizes = m or [2, 4, 8]
+    for M in sizes:
+        if width % M:
+            raise typer.BadParameter(f"--m {M} does not divide --width {width}; expected a divisor, so that states are equal.")
     console = Console()
-    versions = environment()
-    console.print(", ".join(f"{key} {value}" for key, value in versions.items()))
-    shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
-    rows = [
-        measure(op.value, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
-        for M in track(m or [2, 4, 8], description="timing", console=console, transient=True)
-    ]
-    table = Table(title=", ".join(f"{key}={value}" for key, value in shape.items()))
-    table.caption = "ms; scan and LSTM: fwd+bwd; error: outputs and gradients against float64, of the largest value"
-    for name in SHOWN.values():
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(key, row[key]) for key in SHOWN))
-    console.print(table)
+    found = environment()
+    console.print(", ".join(f"{key} {value}" for key, value in found.items()))
+    shape = {"op": op.value, "B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
+    rows = []
+    for M in track(sizes, description="timing", console=console, transient=True):
+        ops = measure_op(op.value, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
+        rows.append({**shape, "m": M, **ops, **measure_layer(op.value, batch, time_steps, width, M, repeats), **found})
+    size = f"B={batch}, T={time_steps}"
+    console.print(_table(f"{op.value}, the op alone: {size}, H={heads}, {dtype.value}; ms; scan: fwd+bwd", OPS, rows))
+    title = f"{op.value}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
+    console.print(_table(title, LAYERS, rows))
     if csv_path is not None:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *shape, *versions])
+            writer = csv.DictWriter(file, [*rows[0]])
             writer.writeheader()
-            writer.writerows({**row, **shape, **versions} for row in rows)
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

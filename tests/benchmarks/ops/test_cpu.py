@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 
 import typer
 
-from benchmarks.ops.cpu import main, make_inputs
+from benchmarks.ops.cpu import main, make_inputs, measure_layer
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from fla_bdlru.ops import naive_recurrent_bdlru, naive_recurrent_hlru
 
@@ -32,7 +32,7 @@ def test_benchmark_writes_whole_rows(tmp_path):
     app = typer.Typer()
     app.command()(main)
     path = tmp_path / "cpu.csv"
-    options = ["-B", "1", "-T", "5", "-H", "3", "--m", "1", "--m", "2", "--repeats", "1", "--csv", str(path)]
+    options = ["-B", "1", "-T", "5", "-H", "3", "--width", "8", "--m", "1", "--m", "2", "--repeats", "1", "--csv", str(path)]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(path.open()))
@@ -41,3 +41,21 @@ def test_benchmark_writes_whole_rows(tmp_path):
         assert all(value != "" for value in row.values())
         assert float(row["error"]) < 2e-6
         assert math.isclose(float(row["scan_ratio"]), float(row["scan_ms"]) / float(row["ours_ms"]))
+    refused = CliRunner().invoke(app, ["--width", "8", "--m", "3"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "--m 3 does not divide --width 8" in refused.output
+
+
+@pytest.mark.parametrize("op", ["bdlru", "hlru"])
+def test_layers_that_are_compared_have_one_width_and_state(op):
+    """The whole layer against the whole LSTM, of parameters that are counted; and against all of its matrix products."""
+    row = measure_layer(op, 1, 5, 12, 3, repeats=1)
+    state = width = 12
+    gates = 4 * (state if op == "bdlru" else state // 3)
+    channels = state if op == "bdlru" else state // 3
+    assert row["state"] == row["width"] == width
+    # v_proj, a_proj with its bias, o_proj
+    assert row["layer_params"] == width * channels + (width + 1) * gates + state * width
+    assert row["lstm_params"] == 4 * (2 * width * width + 2 * width)
+    assert math.isclose(row["lstm_ratio"], row["lstm_ms"] / row["layer_ms"])
+    assert math.isclose(row["products_ratio"], row["layer_ms"] / row["products_ms"])
