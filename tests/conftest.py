@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import re
 import sys
 import types
 
@@ -22,6 +23,22 @@ LONGEST = ("test_triton.py", "test_distributed.py", "test_compare.py", "test_com
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+# what importorskip and our own reasons say of a package or program that is not there
+MISSING = re.compile(r"could not import|is not installed|no Chromium|needs (mamba_ssm|opt_einsum)")
+
+
+def pytest_sessionfinish(session):
+    """In continuous integration everything is installed: a test that is skipped for want of something is an error."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or reporter is None:
+        return
+    skipped = [report for report in reporter.stats.get("skipped", ()) if MISSING.search(str(report.longrepr))]
+    for report in skipped:
+        reporter.write_line(f"\nERROR in CI, where nothing may be missing: {report.nodeid} was skipped: {report.longrepr[-1]}")
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

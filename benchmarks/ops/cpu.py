@@ -4,8 +4,8 @@
     python -m benchmarks.ops.cpu --op hlru --m 1 --m 4 --dtype bfloat16 --csv results/cpu.csv
 
 Like is compared with like. Ops have no projections. Layers have theirs: ours, of width w (`--width`) and a state of w values,
-and `nn.LSTM(w, w)`; ours stands over its own matrix products too. Contenders take turns, so that a busy machine slows all of them,
-and medians are reported. The scan and the layers run in float32 whatever `--dtype` says: on a CPU that is their fastest type.
+and `nn.LSTM(w, w)`; ours stands over its own matrix products too. Contenders take turns, so that a busy machine slows all, and
+medians are reported. The scan and the layers run in float32 whatever `--dtype` says: on a CPU that is their fastest type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.ops.layers import matrix_products
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from benchmarks.records import machine
 
@@ -70,7 +69,7 @@ LAYERS = {
 def environment() -> dict[str, str | int]:
     """Versions, threads, processor and commit, as printed and written beside the figures."""
     return {
-        "cpu": machine.device_name("cpu"),
+        "device": machine.device_name("cpu"),
         "threads": torch.get_num_threads(),
         "commit": machine.commit(),
         "versions": machine.versions(),
@@ -141,6 +140,7 @@ def measure_op(op: str, B: int, T: int, H: int, M: int, dtype: torch.dtype, repe
 
 def measure_layer(op: str, B: int, T: int, width: int, M: int, repeats: int) -> dict[str, float]:
     """Our layer, its matrix products alone, and an LSTM of its width and state: forward and backward in float32."""
+    from benchmarks.ops.layers import matrix_products
     from fla_bdlru.layers import BDLRU, HLRU
 
     torch.manual_seed(0)

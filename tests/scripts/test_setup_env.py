@@ -1,133 +1,188 @@
 """The set-up script: which torch, when it does nothing, and what it says when it cannot go on."""
 
 import importlib.util
-import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "setup_env.py"
 
 
 @pytest.fixture
-def setup_env():
-    spec = importlib.util.spec_from_file_location("setup_env", SCRIPT)
+def setup_env(monkeypatch):
+    spec = importlib.util.spec_from_file_location("setup_env", ROOT / "scripts" / "setup_env.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for name in ("CI", "TORCH_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
     return module
 
 
-def test_torch_is_pinned_and_fits_the_machine(setup_env):
-    pin = setup_env.pinned("torch")
-    assert pin.startswith("torch==")
-    with pytest.raises(setup_env.SetupError, match="does not pin left-pad"):
-        setup_env.pinned("left-pad")
+@pytest.fixture
+def commands(setup_env, monkeypatch):
+    """What would be run on a machine without a GPU or a browser; `python -m venv` makes its interpreter."""
+    ran = []
 
-    def choose(gpu=False, platform="linux", environ=(), answers=True):
-        return setup_env.torch_arguments(gpu, platform, dict(environ), lambda url: answers)
-
-    assert choose() == ["--extra-index-url", setup_env.CPU_INDEX, pin]
-    assert choose(answers=False) == [pin]
-    assert choose(gpu=True) == [pin]
-    assert choose(platform="darwin") == [pin]
-    assert choose(environ={"TORCH_INDEX_URL": "https://x"}.items()) == ["--extra-index-url", "https://x", pin]
-
-
-def test_an_unreachable_index_is_found_out_quickly(setup_env, monkeypatch):
-    assert not setup_env.reachable("https://no-such-host.invalid/whl")
-    assert not setup_env.reachable("http://127.0.0.1:9/whl")
-
-
-def test_a_complete_environment_is_left_alone(setup_env, tmp_path, monkeypatch):
-    def forbidden(*_, **__):
-        raise AssertionError("set-up was done again")
-
-    python = setup_env.venv_python(tmp_path)
-    python.parent.mkdir()
-    python.write_text("")
-    stamp = {"digest": setup_env.digest(), "extras": ["cpu", "test"]}
-    (tmp_path / "setup-stamp.json").write_text(json.dumps(stamp))
-    monkeypatch.setattr(setup_env.subprocess, "call", forbidden)
-    setup_env.set_up(tmp_path, {"cpu"})
-    with pytest.raises(AssertionError, match="again"):
-        setup_env.set_up(tmp_path, {"cpu", "benchmark"})
-
-
-def test_other_inputs_or_a_lost_environment_mean_a_new_set_up(setup_env, tmp_path, monkeypatch):
-    commands = []
-
-    def record(command, **_):
-        commands.append(command)
+    def record(command, env=None, **_):
+        if "--version" in command:
+            return 0
+        ran.append((command, env))
         if "venv" in command:
-            python = setup_env.venv_python(tmp_path)
-            python.parent.mkdir(exist_ok=True)
-            python.write_text("")
+            (Path(command[-1]) / "bin").mkdir(parents=True, exist_ok=True)
+            (Path(command[-1]) / "bin" / "python").touch()
         return 0
 
     monkeypatch.setattr(setup_env.subprocess, "call", record)
-    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: False)
-    monkeypatch.setattr(setup_env, "reachable", lambda url: True)
-    setup_env.set_up(tmp_path, {"cpu", "test"})
-    made, torch, package, _, mamba, _, lrnnx = commands
-    assert "venv" in made
-    assert torch[-1].startswith("torch==")
-    assert package[-1].endswith("[cpu,test]")
-    assert str(ROOT / "constraints.txt") in package
+    monkeypatch.setattr(setup_env, "has_gpu", lambda: False)
+    monkeypatch.setattr(setup_env, "answers", lambda url: True)
+    monkeypatch.setattr(setup_env.shutil, "which", lambda name: None)
+    return ran
+
+
+def test_torch_is_pinned_and_fits_the_machine(setup_env, monkeypatch, capsys):
+    assert setup_env.pinned("torch").startswith("torch==")
+    monkeypatch.setattr(setup_env.sys, "platform", "linux")
+    monkeypatch.setattr(setup_env, "answers", lambda url: True)
+    assert setup_env.torch_index(gpu=False) == ["--extra-index-url", setup_env.CPU_INDEX]
+    assert setup_env.torch_index(gpu=True) == []
+    monkeypatch.setattr(setup_env, "answers", lambda url: False)
+    assert setup_env.torch_index(gpu=False) == []
+    assert "does not answer; torch comes from pip's indexes" in capsys.readouterr().out
+    monkeypatch.setattr(setup_env.sys, "platform", "darwin")
+    monkeypatch.setattr(setup_env, "answers", lambda url: pytest.fail("was asked"))
+    assert setup_env.torch_index(gpu=False) == []
+    monkeypatch.setenv("TORCH_INDEX_URL", "https://x")
+    assert setup_env.torch_index(gpu=True) == ["--extra-index-url", "https://x"]
+
+
+def test_an_index_that_answers_with_an_error_answers(setup_env, monkeypatch):
+    def fail(error):
+        def open_url(*_, **__):
+            raise error
+
+        monkeypatch.setattr(setup_env.urllib.request, "urlopen", open_url)
+
+    assert not setup_env.answers("https://no-such-host.invalid/whl")
+    assert not setup_env.answers("http://127.0.0.1:9/whl")
+    fail(setup_env.urllib.request.HTTPError("https://x", 403, "no", {}, None))
+    assert setup_env.answers("https://x")
+    fail(setup_env.urllib.request.URLError(setup_env.ssl.SSLError("certificate")))
+    assert setup_env.answers("https://x")
+
+
+@pytest.mark.parametrize("listed, found", [("GPU 0: NVIDIA H100", True), ("sh: nvidia-smi: not found", False)])
+def test_a_gpu_is_one_that_the_driver_lists(setup_env, monkeypatch, listed, found):
+    monkeypatch.setattr(setup_env.subprocess, "getoutput", lambda command: listed)
+    assert setup_env.has_gpu() is found
+
+
+def test_a_set_up_is_made_once_and_completed(setup_env, commands, tmp_path):
+    venv = tmp_path / "venv"
+    setup_env.set_up(venv, {"cpu"})
+    (made, _), (torch, _), (package, _) = commands
+    assert made[1:] == ["-m", "venv", "--clear", str(venv)]
+    assert torch[-3:] == ["--extra-index-url", setup_env.CPU_INDEX, setup_env.pinned("torch")]
+    assert package[-4:] == ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[cpu]"]
+    log = (tmp_path / "venv.log").read_text()
+    assert all(f"$ {' '.join(command)}" in log for command, _ in commands)
+
+    commands.clear()
+    setup_env.set_up(venv, {"cpu"})
+    assert not commands
+    setup_env.set_up(venv, {"benchmark"})
+    assert commands[-1][0][-1] == f"{ROOT}[benchmark,cpu]"
+    commands.clear()
+    setup_env.set_up(venv, {"cpu", "benchmark"})
+    assert not commands
+
+
+@pytest.mark.parametrize("lost", ["bin/python", "setup-stamp.txt"])
+def test_a_lost_or_interrupted_environment_is_made_good(setup_env, commands, tmp_path, lost):
+    setup_env.set_up(tmp_path / "venv", {"cpu"})
+    commands.clear()
+    (tmp_path / "venv" / lost).unlink()
+    setup_env.set_up(tmp_path / "venv", {"cpu"})
+    assert ("venv" in commands[0][0]) == (lost == "bin/python")
+    assert commands[-1][0][-1] == f"{ROOT}[cpu]"
+
+
+def test_other_pins_mean_a_new_set_up(setup_env, commands, tmp_path, monkeypatch):
+    for name in ("pyproject.toml", "constraints.txt", "scripts/setup_env.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    setup_env.set_up(tmp_path / "venv", {"cpu"})
+    commands.clear()
+    (tmp_path / "constraints.txt").write_text("torch==2.7.1\n")
+    setup_env.set_up(tmp_path / "venv", {"cpu"})
+    assert commands[0][0][-1] == "torch==2.7.1"
+
+
+def test_a_gpu_brings_the_cuda_extra(setup_env, commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_env, "has_gpu", lambda: True)
+    setup_env.set_up(tmp_path / "venv", {"cpu"})
+    assert [command[-1] for command, _ in commands[-2:]] == [setup_env.pinned("torch"), f"{ROOT}[cpu,cuda]"]
+
+
+def test_tests_bring_python_parts_and_a_browser(setup_env, commands, tmp_path, monkeypatch):
+    setup_env.set_up(tmp_path / "venv", {"cpu", "test"})
+    (mamba, variables), (lrnnx, _), (browser, _) = commands[-3:]
     assert mamba[-1] == setup_env.pinned("mamba-ssm")
     assert lrnnx[-1] == setup_env.pinned("lrnnx")
     assert {"--no-build-isolation", "--no-deps"} <= set(mamba) & set(lrnnx)
-
-    commands.clear()
-    setup_env.set_up(tmp_path, {"cpu"})
-    assert not commands
-    monkeypatch.setattr(setup_env, "digest", lambda: "other")
-    setup_env.set_up(tmp_path, {"benchmark"})
-    assert commands[2][-1].endswith("[benchmark,cpu,test]")
-    assert [command[-1].split("==")[0] for command in commands[-3::2]] == ["mamba-ssm", "lrnnx"]
-    setup_env.venv_python(tmp_path).unlink()
-    commands.clear()
-    setup_env.set_up(tmp_path, {"cpu"})
-    assert "venv" in commands[0]
+    assert variables["MAMBA_SKIP_CUDA_BUILD"] == "TRUE"
+    assert "install -y --no-install-recommends chromium" in browser[-1]
+    monkeypatch.setattr(setup_env.shutil, "which", lambda name: "/usr/bin/chromium")
+    setup_env.set_up(tmp_path / "other", {"cpu", "test"})
+    assert commands[-1][0][-1] == lrnnx[-1]
 
 
-def test_a_gpu_brings_the_cuda_extra(setup_env, tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.setattr(setup_env.subprocess, "call", lambda command, **_: commands.append(command) or 0)
-    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: True)
-    tmp_path.joinpath("bin").mkdir()
-    setup_env.set_up(tmp_path, {"cpu"})
-    assert commands[-1][-1].endswith("[cpu,cuda]")
-
-
-def test_a_failed_command_leaves_no_stamp_and_says_so(setup_env, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_env.subprocess, "call", lambda *_, **__: 1)
-    with pytest.raises(setup_env.SetupError, match="exit code 1"):
-        setup_env.set_up(tmp_path, {"cpu"})
-    assert not (tmp_path / "setup-stamp.json").exists()
-
-
-def test_what_cannot_be_built_is_said_loudly_and_fails_in_ci(setup_env, monkeypatch, capfd):
-    calls = []
-
-    def fail(command, env, **_):
-        calls.append((command, env))
-        return int("--no-build-isolation" in command)
+def test_a_failed_step_shows_the_end_of_the_log_and_leaves_no_stamp(setup_env, commands, tmp_path, monkeypatch, capsys):
+    def fail(command, stdout, **_):
+        print(*range(100), "no space left", sep="\n", file=stdout)
+        return 7
 
     monkeypatch.setattr(setup_env.subprocess, "call", fail)
-    setup_env.install_python_parts(["pip", "install"], {})
-    assert calls[1][1]["MAMBA_SKIP_CUDA_BUILD"] == "TRUE"
-    said = capfd.readouterr().out
-    for package, tests in (("mamba-ssm", "test_mamba_ssm.py"), ("lrnnx", "test_lrnnx.py")):
-        assert f"{package} could not be installed: tests/integrations/{tests} WILL BE SKIPPED" in said
-    with pytest.raises(setup_env.SetupError, match="exit code 1"):
-        setup_env.install_python_parts(["pip", "install"], {"CI": "true"})
+    with pytest.raises(SystemExit) as stopped:
+        setup_env.set_up(tmp_path / "venv", {"cpu"})
+    end = str(stopped.value).splitlines()
+    assert end[-2] == "no space left"
+    assert len(end) == 21
+    assert "environment of Python" in end[-1]
+    assert f"exit code 7; {tmp_path}/venv.log says why" in end[-1]
+    assert "no space" not in capsys.readouterr().out
+    assert not (tmp_path / "venv" / "setup-stamp.txt").exists()
 
 
-def test_old_python_and_missing_venv_are_explained(setup_env, monkeypatch):
-    with pytest.raises(setup_env.SetupError, match=r"Python 3.9.2 is too old: 3.10 .*PYTHON=python3.12"):
-        setup_env.check_python((3, 9, 2))
+def test_what_only_tests_need_is_missed_loudly_and_fails_in_ci(setup_env, commands, tmp_path, monkeypatch, capsys):
+    record = setup_env.subprocess.call
+
+    def fail(command, **options):
+        return int("--no-build-isolation" in command or "sh" in command) or record(command, **options)
+
+    monkeypatch.setattr(setup_env.subprocess, "call", fail)
+    setup_env.set_up(tmp_path / "venv", {"test"})
+    said = capsys.readouterr().out
+    for what, tests in (
+        ("mamba-ssm, its Python part", "tests/integrations/test_mamba_ssm.py"),
+        ("lrnnx, its Python part", "tests/integrations/test_lrnnx.py"),
+        ("Chromium", "tests in a browser"),
+    ):
+        assert f"{what} could not be installed, {tmp_path}/venv.log says why: {tests} WILL BE SKIPPED" in said
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SystemExit, match="mamba-ssm, its Python part: exit code 1"):
+        setup_env.set_up(tmp_path / "ci", {"test"})
+
+
+def test_old_python_and_missing_venv_are_explained(setup_env, commands, tmp_path, monkeypatch):
+    with monkeypatch.context() as old:
+        old.setattr(setup_env.sys, "version_info", (3, 9, 2))
+        old.setattr(setup_env.sys, "version", "3.9.2 (main)")
+        with pytest.raises(SystemExit, match=r"Python 3.9.2 is too old: 3.10 .*PYTHON=python3.12"):
+            setup_env.set_up(tmp_path / "venv", {"cpu"})
     monkeypatch.setitem(sys.modules, "ensurepip", None)
-    with pytest.raises(setup_env.SetupError, match="apt install python3-venv"):
-        setup_env.check_python()
+    with pytest.raises(SystemExit, match="apt install python3-venv"):
+        setup_env.set_up(tmp_path / "venv", {"cpu"})
+    assert not commands
