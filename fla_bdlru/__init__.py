@@ -12,7 +12,7 @@ from importlib.abc import MetaPathFinder
 from fla_bdlru import layers, ops
 from fla_bdlru.layers import BDLRU, HLRU
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NEED_FLA = ("fla_cpu", "mixers", "models", "integrations", "decoding")
 _NAMES = {

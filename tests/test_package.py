@@ -43,8 +43,9 @@ def test_public_names():
         _ = fla_bdlru.chunk_bdlru
 
 
-def test_the_citation_names_this_version():
+def test_the_citation_and_the_changelog_name_this_version():
     assert f"\nversion: {fla_bdlru.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == fla_bdlru.__version__
 
 
 def test_ops_import_no_layer_and_the_package_no_benchmark():
