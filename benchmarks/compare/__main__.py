@@ -71,7 +71,9 @@ def main(
     seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7).")] = None,
     match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
     budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick (default; minutes), cpu (a night) or paper (a GPU).")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick (default, minutes), cpu (a night), paper (a GPU), tracking.")
+    ] = None,
     steps: Annotated[str | None, typer.Option(help="Optimiser steps.")] = None,
     width: Annotated[str | None, typer.Option(help="Width of the model, a multiple of 8.")] = None,
     layers: Annotated[str | None, typer.Option(help="Number of blocks.")] = None,
@@ -80,6 +82,12 @@ def main(
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Of the learning rate: one-cycle or cosine. Default: as preset.")
+    ] = None,
+    curriculum: Annotated[str | None, typer.Option(help="stages or adaptive. Default: as preset.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens of a step, in place of sequences. Default: as preset.")] = None,
+    bos: Annotated[str | None, typer.Option(help="true: sequences begin with a token of their own.")] = None,
+    readout_noise: Annotated[
+        str | None, typer.Option(help="Noise on what mixers return while training. Default: as preset, 0.")
     ] = None,
     stop_at: Annotated[
         str | None, typer.Option(help="End a run early at this validation token accuracy. Default: 0, never.")
@@ -112,6 +120,10 @@ def main(
         "layers": layers,
         "lr": lr,
         "schedule": schedule,
+        "curriculum": curriculum,
+        "tokens": tokens,
+        "bos": bos,
+        "readout_noise": readout_noise,
         "stop_at": stop_at,
     }
     from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid

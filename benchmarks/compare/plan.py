@@ -109,6 +109,10 @@ def plan(
                     eval_examples=preset.eval_examples,
                     stop_at=preset.stop_at,
                     schedule=preset.schedule,
+                    curriculum=preset.curriculum,
+                    tokens=preset.tokens,
+                    bos=preset.bos,
+                    readout_noise=preset.readout_noise,
                 )
                 cells.append(Planned(cell, mixer_params, state, *flops, label + by))
     return cells, matches

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.compare.presets import MATCHES, PRESETS, SCHEDULES, Preset, get_preset
+from benchmarks.compare.presets import CURRICULA, MATCHES, PRESETS, SCHEDULES, Preset, get_preset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -102,6 +102,12 @@ def _real(accepts: Callable[[float], bool]) -> Callable[[Any], float]:
     return convert
 
 
+def _switch(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError
+    return str(value).lower() == "true"
+
+
 @dataclass(frozen=True)
 class Field:
     """How one value of a field is converted, what is accepted, and whether there may be several."""
@@ -125,6 +131,10 @@ FIELDS = {
     "lr": Field(_real(lambda x: 0 < x < math.inf), "numbers greater than 0 such as 3e-3"),
     "seeds": Field(_whole(0), "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"),
     "schedule": Field(_one_of(*SCHEDULES), f"one of {', '.join(SCHEDULES)}", several=False),
+    "curriculum": Field(_one_of(*CURRICULA), f"one of {', '.join(CURRICULA)}", several=False),
+    "tokens": Field(_whole(0), "tokens of a step, or 0 for the preset's batch size", several=False),
+    "bos": Field(_switch, "true or false", several=False),
+    "readout_noise": Field(_real(lambda x: 0 <= x <= 10), "a level from 0 (none) to 10", several=False),
     "stop_at": Field(_real(lambda x: 0 <= x <= 1), "a token accuracy from 0 (never stop early) to 1", several=False),
 }
 
@@ -269,8 +279,11 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
     for task in {**fields, **flags}.get("task", ("s3",)):
         values = {**fields, **settings.get(task, {}), **flags}
         (preset,) = values.get("preset", ("quick",))
-        base = get_preset(preset, task)
-        for name in ("steps", "stop_at", "schedule"):
+        try:
+            base = get_preset(preset, task)
+        except ValueError as error:
+            raise FieldError("--preset" if "preset" in flags else "preset", str(error)) from None
+        for name in ("steps", "stop_at", "schedule", "curriculum", "tokens", "bos", "readout_noise"):
             if name in values:
                 base = replace(base, **{name: values[name][0]})
         base = replace(base, lrs=values.get("lr", base.lrs), seeds=values.get("seeds", base.seeds))

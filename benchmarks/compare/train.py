@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -15,13 +16,20 @@ from safetensors.torch import save
 
 from benchmarks.compare.models import build_model
 from benchmarks.compare.presets import SCHEDULES
+from benchmarks.compare.recipe import CHECK, EXAMPLES, Curriculum, noisy
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
+from benchmarks.tasks.base import Begun
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
 
 EVAL_BATCH = 256
+FEWEST = 8  # sequences of a step, however long they are
 CURVE_POINTS = 100
 MIN_LR = 1e-6  # where a cosine ends
-LATER = ("stop_at", "schedule")  # fields of `Cell` that older results lack; they have the defaults
+# fields of `Cell` that older results lack; they have the defaults
+LATER = ("stop_at", "schedule", "curriculum", "threshold", "tokens", "bos", "readout_noise")
+WARM_UP, LAST = 100, 0.2  # of a trapezoid: steps of warm-up, and the share of the steps in which it falls to zero
+EVAL_TOKENS = 1 << 16  # of a batch of long sequences
+# fields of `Cell` that older results lack; they have the defaults
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,20 @@ class Cell:
             0 never ends it early. Default: 0.
         schedule (str):
             How the learning rate moves: `"one-cycle"`, torch's `OneCycleLR`, which warms up to `lr` and moves AdamW's first
-            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas. Default: `"one-cycle"`.
+            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas, or `"trapezoid"`,
+            a warm-up of `WARM_UP` steps, `lr`, and to zero over the last fifth. Default: `"one-cycle"`.
+        curriculum (str):
+            `"stages"`, an equal share of the steps for each length, or `"adaptive"`, the next length when one is learned
+            (`benchmarks.compare.recipe`). Default: `"stages"`.
+        threshold (float):
+            Accuracy at the last position, without noise, at which the adaptive curriculum moves on. Default: 0.95.
+        tokens (int):
+            Tokens of a step, in place of `batch_size` sequences; 0 keeps those. Default: 0.
+        bos (bool):
+            Whether sequences begin with a token of their own. Default: False.
+        readout_noise (float):
+            Noise on what mixers return while training, relative to its root mean square; under the adaptive curriculum the
+            final level. Default: 0.
     """
 
     task: str
@@ -87,6 +108,11 @@ class Cell:
     eval_examples: int
     stop_at: float = 0.0
     schedule: str = "one-cycle"
+    curriculum: str = "stages"
+    threshold: float = 0.95
+    tokens: int = 0
+    bos: bool = False
+    readout_noise: float = 0.0
 
     @property
     def key(self) -> str:
@@ -113,7 +139,11 @@ class Cell:
         return row
 
 
-def batches(task: Task, cell: Cell):
+def _batch_size(cell: Cell, length: int) -> int:
+    return max(FEWEST, cell.tokens // length) if cell.tokens else cell.batch_size
+
+
+def batches(task: Task, cell: Cell, curriculum: Curriculum | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     r"""Yields the training batches of a cell: one (inputs, targets) pair a step, the same for every mixer.
 
     Args:
@@ -121,17 +151,24 @@ def batches(task: Task, cell: Cell):
             The task that draws the sequences.
         cell (Cell):
             Lengths, batch size, steps, seed, and whether the training set is finite.
+        curriculum (Curriculum, Optional):
+            Says which length the next batch has; new sequences are drawn at every step. Default: equal shares of the steps.
 
     Returns:
         Iterator[tuple[torch.Tensor, torch.Tensor]]:
             int64 tensors of shape `[B, T]` on the CPU.
     """
+    if curriculum is not None:
+        generator = make_generator(cell.task, "train", cell.seed)
+        for _ in range(cell.steps):
+            yield task.sample_train(generator, _batch_size(cell, curriculum.length), curriculum.length)
+        return
     stages = [cell.steps * i // len(cell.lengths) for i in range(len(cell.lengths) + 1)]
     for length, start, stop in zip(cell.lengths, stages, stages[1:]):
         generator = make_generator(cell.task, "train", cell.seed, length)
         if not cell.train_examples:
             for _ in range(start, stop):
-                yield task.sample_train(generator, cell.batch_size, length)
+                yield task.sample_train(generator, _batch_size(cell, length), length)
             continue
         inputs, targets = task.sample_train(generator, cell.train_examples, length)
         order = torch.empty(0, dtype=torch.long)
@@ -189,7 +226,8 @@ def evaluate(
     model.eval()
     inputs, targets = task.sample(make_generator(task.name, split, length), examples, length)
     totals = [0, 0, 0, 0.0]
-    for x, y in zip(inputs.split(EVAL_BATCH), targets.split(EVAL_BATCH)):
+    batch = min(EVAL_BATCH, max(1, EVAL_TOKENS // length)) if length > EVAL_BATCH else EVAL_BATCH
+    for x, y in zip(inputs.split(batch), targets.split(batch)):
         counts = score(model(input_ids=x.to(device)).logits, y.to(device))
         totals = [a + b for a, b in zip(totals, counts)]
     right, asked, sequences, loss = totals
@@ -223,6 +261,11 @@ def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_sc
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
     if cell.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cell.lr, total_steps=cell.steps)
+    if cell.schedule == "trapezoid":
+        fall = LAST * cell.steps
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (cell.steps - step) / fall))
+        )
     raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
 
 
@@ -233,6 +276,16 @@ def _is_solved(model: torch.nn.Module, task: Task, cell: Cell, length: int, accu
     validation = evaluate(model, task, longest, cell.eval_examples, device, "validation")
     model.train()
     return validation["token_accuracy"] >= cell.stop_at
+
+
+@torch.no_grad()
+def _last_accuracy(model: torch.nn.Module, task: Task, generator: torch.Generator, length: int, device: str) -> float:
+    """Accuracy at the last position of fresh sequences; in eval mode, so without noise."""
+    model.eval()
+    inputs, targets = task.sample_train(generator, EXAMPLES, length)
+    right = model(input_ids=inputs.to(device)).logits[:, -1].argmax(-1) == targets[:, -1].to(device)
+    model.train()
+    return right.float().mean().item()
 
 
 def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
@@ -253,7 +306,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
             training, `diverged` (a loss that was not finite), `steps_done`, and `curve`, a list of (step, length, learning
             rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
     """
-    task = get_task(cell.task)
+    task = Begun(get_task(cell.task)) if cell.bos else get_task(cell.task)
     torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
     sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
     model = build_model(cell.mixer, cell.mixer_args, *sizes, readout=task.readout).to(device)
@@ -267,8 +320,15 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         # kernels are compiled on first use: not part of the time
         _loss(model(input_ids=inputs.to(device)).logits, targets.to(device)).backward()
 
+    curriculum = Curriculum(cell.lengths, cell.threshold, cell.readout_noise) if cell.curriculum == "adaptive" else None
+    looks = make_generator(cell.task, "curriculum", cell.seed)
+    mixers = [block.attn for block in (model.model if hasattr(model, "model") else model.encoder).layers]
+    stack = ExitStack()
+    level = stack.enter_context(noisy(mixers))
+    level[0] = cell.readout_noise if curriculum is None else curriculum.noise
+
     start = time.perf_counter()
-    for step, (inputs, targets) in enumerate(batches(task, cell), 1):
+    for step, (inputs, targets) in enumerate(batches(task, cell, curriculum), 1):
         inputs, targets = inputs.to(device), targets.to(device)
         logits = model(input_ids=inputs).logits
         loss = _loss(logits, targets)
@@ -278,6 +338,9 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
+        if curriculum is not None and step % CHECK == 0:
+            curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
+            level[0] = curriculum.noise
         if step % every == 0 or step == cell.steps:
             right, asked, _, _ = score(logits.detach(), targets)
             curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
@@ -287,6 +350,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
             if _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
                 break
     seconds = time.perf_counter() - start
+    stack.close()
     validation = evaluate(model, task, max(cell.lengths), cell.eval_examples, device, "validation")
     return {
         "params": count_parameters(model),

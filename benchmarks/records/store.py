@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-MULTIPLES = (1, 2, 4, 8)  # evaluated lengths as multiples of the longest training length
+MULTIPLES = (1, 2, 4, 8, 32, 256)  # evaluated lengths as multiples of the longest training length
 SCORES = ("token_accuracy", "sequence_accuracy", "loss")
 COLUMNS = (
     "key",
@@ -32,6 +32,11 @@ COLUMNS = (
     "seconds",
     "steps",
     "stop_at",
+    "curriculum",
+    "threshold",
+    "tokens",
+    "bos",
+    "readout_noise",
     "steps_done",
     "lr",
     "batch_size",
@@ -58,6 +63,12 @@ LATER_COLUMNS = {
     "stop_at",
     "schedule",
     "steps_done",
+    "curriculum",
+    "threshold",
+    "tokens",
+    "bos",
+    "readout_noise",
+    *(f"{score}_{k}x" for score in SCORES for k in (32, 256)),
 }  # older files lack some
 _SCORED = {f"{score}_{k}x" for score in SCORES for k in MULTIPLES}
 _WHOLE = {"params", "mixer_params", "seed", "steps", "batch_size", "width", "layers"}

@@ -71,6 +71,39 @@ class Task(ABC):
             raise ValueError(f"length={length} does not fit task {self.name!r}; expected {accepted}.")
 
 
+class Begun(Task):
+    r"""A task whose sequences begin with a token of their own, which is not scored: BOS.
+
+    A linear recurrence that starts from zero has nothing to permute until something has been let in.
+
+    Args:
+        task (Task):
+            The task; its draws are the same, one token later.
+
+    Example:
+        >>> from benchmarks.tasks import get_task, make_generator
+        >>> from benchmarks.tasks.base import Begun
+        >>> inputs, targets = Begun(get_task("s3")).sample(make_generator("demo"), 2, 5)
+        >>> assert inputs.shape == (2, 6) and (inputs[:, 0] == 6).all() and (targets[:, 0] == IGNORE).all()
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.name, self.chance, self.readout = task.name, task.chance, task.readout
+        self.min_length, self.length_step, self.extrapolates = task.min_length, task.length_step, task.extrapolates
+        self.vocab_size = task.vocab_size + 1
+
+    def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
+        return self._begin(*self.task.sample(generator, batch_size, length))
+
+    def sample_train(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
+        return self._begin(*self.task.sample_train(generator, batch_size, length))
+
+    def _begin(self, inputs: torch.Tensor, targets: torch.Tensor) -> Batch:
+        first = inputs.new_full((len(inputs), 1), self.task.vocab_size)
+        return torch.cat([first, inputs], 1), torch.cat([torch.full_like(first, IGNORE), targets], 1)
+
+
 def make_generator(*purpose: object) -> torch.Generator:
     r"""A generator whose stream depends on `purpose` alone, so that every mixer sees the same data.
 

@@ -1,13 +1,19 @@
 """Training cells: the same data for every mixer, reproducible numbers, scores that count what they say."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
 import small_cell
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from benchmarks.compare.train import batches, score, train_cell
+from benchmarks.compare.recipe import Curriculum, noisy
+from benchmarks.compare.train import LATER, batches, score, train_cell
 from benchmarks.tasks import IGNORE, get_task
+from benchmarks.tasks.base import Begun
+from fla_bdlru import BDLRU
 
 CELL = replace(
     small_cell.CELL,
@@ -55,6 +61,8 @@ def test_key_covers_every_field_but_the_label():
         "lengths": (4, 9),
         "eval_lengths": (8,),
         "schedule": "cosine",
+        "curriculum": "adaptive",
+        "bos": True,
     }
     for name in CELL.__dataclass_fields__:
         value = changes.get(name, "x" if name == "variant" else None)
@@ -80,6 +88,77 @@ def test_training_is_reproducible_and_reports():
     assert [step for step, _, _ in reports] == list(range(1, 13))
     assert [point[1] for point in first["curve"]] == [4] * 6 + [8] * 6
     assert train_cell(replace(CELL, seed=1))["train_loss"] != first["train_loss"]
+
+
+def test_later_fields_leave_older_keys_alone():
+    spec = {name: value for name, value in vars(CELL).items() if name not in ("variant", *LATER)}
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    assert CELL.key == digest
+
+
+def test_an_adaptive_curriculum_trains_the_longest_length_last_and_reproduces():
+    cell = replace(CELL, task="s2", lengths=(2, 3, 4), curriculum="adaptive", tokens=64, bos=True, schedule="trapezoid")
+    cell = replace(cell, mixer_args={"block_size": 2, "num_blocks": 8}, steps=300, lr=1e-2, readout_noise=0.5)
+    first, second = train_cell(cell), train_cell(cell)
+    assert first["curve"] == second["curve"]
+    lengths = [point[1] - 1 for point in first["curve"]]
+    assert lengths == sorted(lengths)
+    assert (lengths[0], lengths[-1]) == (2, 4)
+    assert first["scores"][0]["token_accuracy"] > 0.95
+    quiet = train_cell(replace(cell, readout_noise=0.0))
+    assert quiet["train_loss"] != first["train_loss"]
+    lrs = [point[2] for point in first["curve"]]
+    assert max(lrs) == 1e-2
+    assert lrs[-1] < 1e-3
+    never = train_cell(replace(cell, threshold=2.0, steps=40))
+    assert {point[1] for point in never["curve"]} == {3}
+
+
+def test_tokens_of_a_step_are_constant_and_bos_comes_first():
+    cell = replace(CELL, lengths=(4, 16), tokens=128, steps=2)
+    task = Begun(get_task("s3"))
+    assert [tuple(x.shape) for x, _ in batches(task, cell)] == [(32, 5), (8, 17)]
+    for x, y in batches(task, cell):
+        assert (x[:, 0] == 6).all()
+        assert (y[:, 0] == IGNORE).all()
+
+
+def test_noise_is_relative_and_only_while_training():
+    layer, x = BDLRU(16), torch.randn(2, 200, 16)
+    clean = layer(x)[0]
+    with noisy([layer]) as level:
+        assert torch.equal(layer(x)[0], clean)
+        level[0] = 0.5
+        rms = clean.square().mean(-1, keepdim=True).sqrt()
+        assert ((layer(x)[0] - clean) / rms).std().item() == pytest.approx(0.5, rel=0.05)
+        assert torch.equal(layer.eval()(x)[0], clean)
+    assert torch.equal(layer.train()(x)[0], clean)
+
+
+def test_noise_is_drawn_again_by_checkpointing():
+    layer, x = BDLRU(16), torch.randn(2, 5, 16, requires_grad=True)
+    grads = []
+    with noisy([layer]) as level:
+        level[0] = 1.0
+        for run in (lambda x: layer(x)[0], lambda x: checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)):
+            torch.manual_seed(7)
+            grads.append(torch.autograd.grad(run(x).square().sum(), x)[0])
+    assert torch.equal(*grads)
+
+
+def test_curriculum_moves_when_a_length_is_learned_and_noise_grows_at_the_last():
+    curriculum, seen = Curriculum((2, 4, 8), threshold=0.9, noise=2.0), []
+    for accuracy in [0.8] * 20 + [1.0] * 60:
+        seen.append((curriculum.length, curriculum.noise))
+        curriculum.look(accuracy)
+    assert seen[:21] == [(2, 0.6)] * 21  # 2 * START
+    assert [length for length, _ in seen] == sorted(length for length, _ in seen)
+    rising = [noise for length, noise in seen if length == 8]
+    assert rising == sorted(rising)
+    assert rising[0] == 0.6
+    assert rising[-1] == 2.0
+    curriculum.look(0.0)
+    assert curriculum.noise == 2.0
 
 
 def test_training_learns():
@@ -127,5 +206,5 @@ def test_a_cosine_falls_from_the_first_step_with_constant_betas(monkeypatch):
     assert lrs == sorted(lrs, reverse=True)
     assert lrs[4] == pytest.approx((1e-2 + 1e-6) / 2)
     assert set(betas) == {(0.9, 0.999)}
-    with pytest.raises(ValueError, match="schedule='step' is not known; expected one of one-cycle, cosine"):
+    with pytest.raises(ValueError, match="schedule='step' is not known; expected one of one-cycle, cosine, trapezoid"):
         train_cell(replace(CELL, schedule="step"))
