@@ -23,7 +23,7 @@ help:
 
 compare:
 	$(SETUP) cpu,benchmark
-	@$(PY) -m benchmarks.compare.__main__ $(ARGS)
+	@$(PY) -m benchmarks.compare $(ARGS)
 
 # a module's tests stay together, on as many processes as there are cores, four at most
 test: lint

@@ -1,6 +1,6 @@
 """Compares mixers on one backbone: the same data, the same optimiser, matched in size.
 
-Run it with `make compare` or `python -m benchmarks.compare.__main__ --help`.
+Run it with `make compare` or `python -m benchmarks.compare --help`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes one self-contained HTML page of a results folder: who wins where, by how much, over how many seeds.
 
-python -m benchmarks.report.__main__                    # results/ to results/report.html
-python -m benchmarks.report.__main__ benchmarks/results --out report.html
+python -m benchmarks.report                    # results/ to results/report.html
+python -m benchmarks.report benchmarks/results --out report.html
 """
 
 from __future__ import annotations

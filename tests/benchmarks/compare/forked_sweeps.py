@@ -1,4 +1,4 @@
-"""Sweeps that start at once: each line on stdin, arguments of `benchmarks.compare.__main__`, is run in a fork of this process.
+"""Sweeps that start at once: each line on stdin, arguments of `benchmarks.compare`, is run in a fork of this process.
 
 Prints a fork's process id, which is also its group. Its workers are forks, too; nothing is imported again.
 """

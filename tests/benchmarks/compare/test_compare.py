@@ -35,7 +35,7 @@ def command(out, *extra, small=SMALL):
     return [
         sys.executable,
         "-m",
-        "benchmarks.compare.__main__",
+        "benchmarks.compare",
         *small,
         "--workers",
         "2",
