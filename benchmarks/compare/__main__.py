@@ -282,18 +282,18 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     from benchmarks.records.tables import make_table
 
     lines = summarise(rows)
-    title = (
-        f"{part.task}: trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
-        f"{part.settings.width}, {part.settings.layers} block(s), matched by {part.match}"
+    settings = (
+        f"Trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
+        f"{part.settings.width}, {part.settings.layers} block{'s' * (part.settings.layers > 1)}, matched by {part.match}"
     )
-    console.print(make_table(lines, title, console.width))
+    console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width))
     for name, matched in matches.items():
         if matched.note:
             _say(console, f"{name}: {matched.note}.")
     for line in lines:
         if line.diverged:
             _say(console, f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
-    draw(lines, part.task, title, store.folder / picture)
+    draw(lines, part.task, settings, store.folder / picture)
     _say(console, f"picture: {store.folder / picture}")
 
 

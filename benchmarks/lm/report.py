@@ -16,7 +16,7 @@ from benchmarks.lm.models import Sizes
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
 from benchmarks.records.machine import commit, device_name, versions
-from benchmarks.records.plots import variant_styles
+from benchmarks.records.style import variant_styles
 
 # lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
 COLUMNS = (

@@ -6,128 +6,83 @@ from pathlib import Path
 from statistics import mean, median
 from typing import BinaryIO
 
-from benchmarks.records.summary import OURS, Line, counts_text
+from benchmarks.records.style import (
+    DOTTED,
+    OTHER,
+    label_ends,
+    mark_guessing,
+    percent,
+    picture,
+    plot_ranges,
+    scale_lengths,
+    variant_styles,
+)
+from benchmarks.records.summary import SOLVED, Line, counts_text
 from benchmarks.tasks import get_task
 
-# Okabe-Ito colours, one per family; members differ by marker and dash
-FAMILIES = {
-    "bdlru": "#0072B2",
-    "hlru": "#56B4E9",
-    "lstm": "#000000",
-    "delta": "#D55E00",
-    "gated_delta": "#D55E00",
-    "gla": "#009E73",
-    "hgrn": "#009E73",
-    "mamba": "#CC79A7",
-    "attn": "#E69F00",
-}
-OTHER = "#777777"
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", ":", "-.")
 
-
-def _family(variant: str) -> str:
-    return max((name for name in FAMILIES if variant.startswith(name)), key=len, default="")
-
-
-def variant_styles(variants: list[str]) -> dict[str, dict]:
-    styles, members = {}, {}
-    for variant in sorted(variants, reverse=True):  # the largest of a family gets the solid line
-        colour = FAMILIES.get(_family(variant), OTHER)
-        i = members[colour] = members.get(colour, -1) + 1
-        styles[variant] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
-    return styles
-
-
-def new_figure(width: float, height: float):
-    """A figure that needs no display; matplotlib is imported here, as it is slow."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def draw(lines: list[Line], task_name: str, title: str, path: Path | BinaryIO) -> None:
-    r"""Draws token accuracy by length, and both accuracies at the training length beside each mixer's size.
+def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO) -> None:
+    r"""Draws token accuracy by length, and below it each mixer's seeds at the training length and how many solved the task.
 
     Args:
         lines (list[Line]):
             What `summarise` returned.
         task_name (str):
             Name of the task.
-        title (str):
-            Stands above the picture.
+        settings (str):
+            What was trained, in words; stands below the picture.
         path (Path | BinaryIO):
             A PNG file, replaced if it is there, or what takes its bytes.
     """
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
-
-    chance = get_task(task_name).chance
-    styles = variant_styles([line.variant for line in lines])
-    figure = new_figure(14, max(4.5, 1.6 + 0.36 * len(lines)))
-    figure.suptitle(title, fontsize=12)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
-
-    for line in lines:
-        left.plot(
-            line.lengths,
-            [mean(values) for values in line.tokens],
-            label=line.variant,
-            linewidth=2.6 if line.ours else 1.4,
-            markersize=7 if line.ours else 5,
-            zorder=3 if line.ours else 2,
-            **styles[line.variant],
-        )
-    left.axhline(chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    left.annotate(
-        "chance",
-        (1, chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, -2),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=OTHER,
+    task, trained = get_task(task_name), lines[0].lengths[0]
+    several = max(line.seeds for line in lines) > 1
+    marks = "Lines and thick bars: medians; dots: every seed" if several else "One seed is no claim"
+    note = (
+        f"{settings}, {counts_text(lines)}. {marks}. Solved: at least {SOLVED:.0%} of tokens right at length {trained}; "
+        f"sequences: the share of them that is right as a whole there{' (median)' if several else ''}."
     )
-    left.set_xscale("log", base=2)
-    left.set_xticks(lines[0].lengths)
-    left.xaxis.set_major_formatter(ScalarFormatter())
-    left.minorticks_off()
-    left.set(xlabel=f"test length (trained up to {lines[0].lengths[0]})", ylabel="token accuracy", ylim=(0, 1.03))
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    left.grid(alpha=0.3)
-    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=3.5)
+    rows = 0.3 * len(lines)
+    with picture(path, 4.8 + rows, task.title, note) as figure:
+        top, bottom = figure.subplots(2, 1, height_ratios=(3, rows + 0.3))
+        scale_lengths(top, lines[0].lengths)
+        top.set(xlabel=f"test length (trained up to {trained})", ylabel="token accuracy", ylim=(0, 1.04))
+        mark_guessing(top, task.chance)
+        plot_ranges(top, {line.variant: (line.lengths, line.tokens) for line in lines})
+        _draw_seeds(bottom, lines)
+        mark_guessing(bottom, task.chance, along="x")
+        bottom.set_xlabel(f"token accuracy at length {trained}")
+        percent(top.yaxis, bottom.xaxis)
 
-    places = range(len(lines))
-    tokens = [mean(line.tokens[0]) for line in lines]
-    right.barh(places, tokens, color=[styles[line.variant]["color"] for line in lines], alpha=0.75, height=0.7)
-    sequences = [mean(line.sequences[0]) for line in lines]
-    right.plot(sequences, places, "D", color="white", markeredgecolor="black", markersize=6, clip_on=False, zorder=4)
-    counts = {line.seeds for line in lines}
-    if max(counts) > 1:
-        low = [a - min(line.tokens[0]) for a, line in zip(tokens, lines)]
-        high = [max(line.tokens[0]) - a for a, line in zip(tokens, lines)]
-        right.errorbar(tokens, places, xerr=(low, high), fmt="none", ecolor="#444444", capsize=3, linewidth=1.2)
-    right.axvline(chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    labels = [
-        f"{n.variant}\n{n.mixer_params / 1000:.1f}k mixer params, state {n.state or 'grows'}"
-        + (f", {counts_text([n])}" if len(counts) > 1 else "")
-        for n in lines
-    ]
-    right.set_yticks(places, labels, fontsize=7)
-    right.invert_yaxis()
-    right.set(xlim=(0, 1.03), xlabel=f"accuracy at length {lines[0].lengths[0]}: bar = tokens, diamond = whole sequences")
-    right.xaxis.set_major_formatter(PercentFormatter(1))
-    right.grid(alpha=0.3, axis="x")
-    figure.savefig(path, format="png")
+
+def _draw_seeds(axes, lines: list[Line]) -> None:
+    # a row a mixer: its seeds beside each other, their median, and in words how many solved the task, and its size
+    styles = variant_styles([line.variant for line in lines])
+    columns = {"solved": 12, "sequences": 50, "params": 104, "state": 142}  # points beside the axes
+    if len({line.lr for line in lines}) > 1:
+        columns["lr"] = 176
+    for place, line in enumerate(lines):
+        values, colour = line.tokens[0], styles[line.variant]["color"]
+        heights = [place + 0.6 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
+        axes.plot(values, heights, "o", color=colour, markersize=4.5, alpha=0.8, clip_on=False, zorder=3)
+        if len(values) > 1:
+            axes.plot([median(values)] * 2, [place - 0.36, place + 0.36], color=colour, linewidth=2.5, clip_on=False, zorder=2)
+        solved, sequences = f"{line.solved} of {line.seeds}", f"{median(line.sequences[0]):.2f}"
+        cells = (solved, sequences, f"{line.mixer_params / 1000:.1f}k", line.state or "grows", f"{line.lr:g}")
+        for x, text in zip(columns.values(), cells):
+            axes.annotate(text, (1, place), (x, 0), ("axes fraction", "data"), "offset points", va="center", size=9)
+    for name, x in columns.items():
+        axes.annotate(name, (1, 1), (x, 3), "axes fraction", "offset points", size=8.5, color=OTHER)
+    axes.set_yticks(range(len(lines)), [line.variant for line in lines])
+    for label, line in zip(axes.get_yticklabels(), lines):
+        label.set(color=styles[line.variant]["color"], weight="bold" if line.ours else "normal", size=9)
+    axes.set(xlim=(0, 1.01), ylim=(len(lines) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
 
 
 def draw_curves(
     curves: dict[str, list[list[tuple[int, float]]]], lengths: list[int], title: str, path: Path | BinaryIO
 ) -> None:
-    r"""Draws token accuracy on the training batches by step, smoothed: the median seed, best variant first.
+    r"""Draws token accuracy on the training batches by step, smoothed over five points: the median seed, and all seeds' range.
 
     Args:
         curves (dict[str, list[list[tuple[int, float]]]]):
@@ -139,24 +94,29 @@ def draw_curves(
         path (Path | BinaryIO):
             A PNG file, replaced if it is there, or what takes its bytes.
     """
-    from matplotlib.ticker import PercentFormatter
-
     styles = variant_styles(list(curves))
-    figure = new_figure(9, 4)
-    axes = figure.subplots()
-    for variant, seeds in curves.items():
-        steps = [step for step, _ in seeds[0]]
-        accuracy = [median(values) for values in zip(*([a for _, a in curve] for curve in seeds))]
-        smooth = [mean(accuracy[max(0, i - 2) : i + 3]) for i in range(len(accuracy))]
-        style = {**styles[variant], "marker": ""}
-        axes.plot(steps[: len(smooth)], smooth, label=variant, linewidth=2.4 if variant.startswith(OURS) else 1.3, **style)
     last = max(curve[-1][0] for seeds in curves.values() for curve in seeds)
-    for i in range(1, len(lengths)):
-        axes.axvline(last * i / len(lengths), color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    axes.set(
-        title=title, xlabel=f"step (lengths {', '.join(map(str, lengths))} in turn)", ylabel="token accuracy", ylim=(0, 1.03)
+    seeds = max(map(len, curves.values()))
+    note = f"Accuracy on the training batches; lengths {', '.join(map(str, lengths))} in turn. " + (
+        f"Line: median of {seeds} seeds; shade: their range." if seeds > 1 else "One seed."
     )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=3.5)
-    figure.savefig(path, format="png")
+    with picture(path, 4.2, title, note) as figure:
+        axes = figure.subplots()
+        axes.set(xlabel="step", ylabel="token accuracy", ylim=(0, 1.04), xlim=(0, last))
+        ends = {}
+        for variant, runs in curves.items():
+            accuracies = list(zip(*([accuracy for _, accuracy in run] for run in runs)))
+            steps = [step for step, _ in runs[0]][: len(accuracies)]
+            style = {**styles[variant], "marker": ""}
+            middle, low, high = (_smooth([of(values) for values in accuracies]) for of in (median, min, max))
+            axes.plot(steps, middle, **style)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            ends[variant] = (steps[-1], middle[-1], style["color"])
+        for i in range(1, len(lengths)):
+            axes.axvline(last * i / len(lengths), color=OTHER, linewidth=1, linestyle=DOTTED)
+        percent(axes.yaxis)
+        label_ends(axes, ends)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    return [mean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]

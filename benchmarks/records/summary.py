@@ -40,6 +40,7 @@ DISTINCTIONS = {
     "eval_examples": ("y", "{} test examples"),
 }
 LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
+SOLVED = 0.99  # the token accuracy at the longest training length from which a run has solved its task
 TIE = 0.0005  # means that print as the same three decimals
 
 
@@ -99,6 +100,11 @@ class Line:
     def order(self) -> tuple[float, ...]:
         """Sorts best first: token accuracy at the training length, then at longer ones."""
         return tuple(-mean(values) for values in self.tokens)
+
+    @property
+    def solved(self) -> int:
+        """How many seeds solved the task."""
+        return sum(value >= SOLVED for value in self.tokens[0])
 
     @property
     def ours(self) -> bool:
@@ -203,8 +209,8 @@ class Comparison:
         """The settings in a line."""
         s, kind = self.settings, self.kind
         return (
-            f"trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, "
-            f"width {s['width']}, {s['layers']} block(s)" + (f", matched by {kind}" if kind else "")
+            f"Trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, width "
+            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}" + (f", matched by {kind}" if kind else "")
         )
 
 

@@ -18,7 +18,7 @@ import typer
 if TYPE_CHECKING:
     from benchmarks.records.summary import Comparison
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -158,8 +158,7 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     """(what it shows, PNG in base64) of a comparison."""
     from benchmarks.records.plots import draw, draw_curves
 
-    title = f"{comparison.title}: {comparison.description}"
-    picture = _picture(draw, comparison.lines, comparison.task, title)
+    picture = _picture(draw, comparison.lines, comparison.task, comparison.description)
     found = [("Token accuracy by test length, and both accuracies at the training length", picture)]
     curves = {}
     for line in comparison.lines:

@@ -7,8 +7,8 @@ from statistics import mean
 
 from benchmarks.compare.presets import MATCHES
 from benchmarks.records.naming import FAMILIES, parse_name
-from benchmarks.records.plots import FAMILIES as COLOURS
-from benchmarks.records.plots import OTHER, new_figure, variant_styles
+from benchmarks.records.style import FAMILIES as COLOURS
+from benchmarks.records.style import OTHER, new_figure, variant_styles
 from benchmarks.records.summary import Comparison, Line
 from benchmarks.tasks import get_task
 from fla_bdlru.ops import GATE_NORMS

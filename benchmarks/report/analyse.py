@@ -15,7 +15,7 @@ import typer
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
-KINDS = ("overview", "spectra", "memory", "block-size", "flops", "gate-norms")
+KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +49,14 @@ def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
     return [picture, numbers]
 
 
+def _accuracy(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.records.plots import draw
+
+    picture = out / f"compare-{comparison.name}.png"
+    draw(comparison.lines, comparison.task, comparison.description, picture)
+    return [picture]
+
+
 def _costs(comparison, rows, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.accuracy import draw_costs
 
@@ -65,7 +73,13 @@ def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
     return [picture]
 
 
-EACH: dict[str, Callable] = {"spectra": _spectra, "memory": _memory, "flops": _costs, "gate-norms": _gate_norms}
+EACH: dict[str, Callable] = {
+    "accuracy": _accuracy,
+    "spectra": _spectra,
+    "memory": _memory,
+    "flops": _costs,
+    "gate-norms": _gate_norms,
+}
 
 
 def _seeds(*comparisons) -> str:

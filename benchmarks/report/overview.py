@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from benchmarks.records.plots import new_figure
+from benchmarks.records.style import new_figure
 from benchmarks.records.summary import OURS, Comparison
 from benchmarks.tasks import TASKS, get_task
 

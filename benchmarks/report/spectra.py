@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from benchmarks.records.naming import parse_name
-from benchmarks.records.plots import new_figure
+from benchmarks.records.style import new_figure
 from benchmarks.report.transitions import classify, stored_transitions, time_constants
 
 COLOURS = {"positive": "#777777", "negative": "#D55E00", "complex": "#0072B2"}

@@ -18,6 +18,8 @@ class Task(ABC):
     Attributes:
         name (str):
             The name used on the command line and in results.
+        title (str):
+            What it asks, in words for people: the title of its pictures.
         vocab_size (int):
             Number of tokens; inputs and targets are in `[0, vocab_size)`.
         chance (float):
@@ -36,6 +38,7 @@ class Task(ABC):
     """
 
     name: str
+    title: str
     vocab_size: int
     chance: float
     min_length: int = 1

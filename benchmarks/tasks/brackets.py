@@ -51,6 +51,7 @@ class ModularArithmeticBrackets(Task):
     """
 
     name = "modular_arithmetic_brackets"
+    title = "Arithmetic modulo 5 with brackets"
     vocab_size = len(SYMBOLS)
     chance = 0.29  # at length 32
     min_length = 2

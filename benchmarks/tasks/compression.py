@@ -35,6 +35,7 @@ class Compression(Task):
     """
 
     name = "compression"
+    title = "Compressing a sequence into one vector (compression)"
     min_length = 2
     extrapolates = False
     readout = "autoencoder"

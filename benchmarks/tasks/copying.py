@@ -35,6 +35,7 @@ class SelectiveCopying(Task):
     """
 
     name = "selective_copying"
+    title = "Copying tokens strewn among blanks (selective copying)"
 
     def __init__(self, vocab_size: int = 16, num_tokens_to_copy: int = 16):
         if vocab_size < 3:

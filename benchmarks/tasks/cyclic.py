@@ -35,6 +35,7 @@ class CyclicComposition(Task):
         if n < 2:
             raise ValueError(f"n={n} is not supported; expected 2 or more.")
         self.name = f"z{n}"
+        self.title = f"Adding numbers modulo {n} (Z{n})"
         self.vocab_size = n
         self.chance = 1 / n
 
@@ -54,4 +55,4 @@ class Parity(CyclicComposition):
 
     def __init__(self):
         super().__init__(2)
-        self.name = "parity"
+        self.name, self.title = "parity", "Is the number of ones so far odd? (parity)"

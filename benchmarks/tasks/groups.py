@@ -224,7 +224,7 @@ class GroupComposition(Task):
 
     def __init__(self, name: str):
         self.group = find_group(name)
-        self.name = name
+        self.name, self.title = name, _title(name)
         self.vocab_size = self.group.order
         self.chance = 1 / self.vocab_size
 
@@ -234,3 +234,12 @@ class GroupComposition(Task):
         for x in inputs.unbind(1)[1:]:
             products.append(self.group.table[x, products[-1]])
         return inputs, torch.stack(products, 1)
+
+
+def _title(name: str) -> str:
+    # "s3" and "a5" permute things; other groups are known by their names
+    words = {"s": "permutations", "a": "even permutations"}
+    if name[0] in words and name[1:].isdigit():
+        return f"Composing {words[name[0]]} of {('two', 'three', 'four', 'five')[int(name[1:]) - 2]} things ({name.upper()})"
+    known = {"d4": "symmetries of a square (D4)", "q8": "quaternions (Q8)"}
+    return f"Composing {known.get(name) or 'elements of ' + ' x '.join(part.upper() for part in name.split('x'))}"

@@ -33,6 +33,7 @@ class Memorization(Task):
     """
 
     name = "memorization"
+    title = "Learning a dictionary by heart (memorization)"
     min_length = 2
     length_step = 2
 

@@ -35,6 +35,7 @@ class InContextRecall(Task):
     """
 
     name = "recall"
+    title = "Recalling the value of a key seen before (recall)"
     min_length = 4
     length_step = 2
 
@@ -106,6 +107,7 @@ class NoisyInContextRecall(InContextRecall):
     """
 
     name = "noisy_recall"
+    title = "Recalling among noise (noisy recall)"
 
     def __init__(self, vocab_size: int = 16, noise_vocab_size: int = 16, frac_noise: float = 0.2):
         super().__init__(vocab_size)

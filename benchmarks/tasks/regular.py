@@ -46,6 +46,7 @@ class EvenPairs(RegularLanguage):
     """
 
     name = "even_pairs"
+    title = "Is the number of unequal neighbours even? (even pairs)"
     vocab_size = 2
     chance = 0.5
 
@@ -66,6 +67,7 @@ class CycleNavigation(RegularLanguage):
     """
 
     name = "cycle_navigation"
+    title = "Walking on a circle of five places (cycle navigation)"
     vocab_size = 5
     chance = 1 / 5
 
@@ -89,6 +91,7 @@ class ModularArithmetic(RegularLanguage):
     """
 
     name = "modular_arithmetic"
+    title = "Arithmetic modulo 5 without brackets"
     modulus = 5
     vocab_size = 9
     chance = 1 / 5

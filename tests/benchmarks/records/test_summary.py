@@ -22,7 +22,7 @@ def test_runs_of_other_settings_are_another_comparison(make_row):
         ("s4", "1200", 1),
         ("s3", "2400", 1),
     ]
-    assert "1,200 steps of 64 sequences, width 64, 1 block(s), matched by params" in found[0].description
+    assert "1,200 steps of 64 sequences, width 64, 1 block, matched by params" in found[0].description
 
 
 def test_a_row_matched_in_two_ways_stands_in_both_comparisons(make_row):

@@ -179,7 +179,7 @@ def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
     for match in ("params", "state"):
         expected |= {f"spectra-s3-{match}{end}" for end in (".png", ".csv", "-values.csv")}
         expected |= {f"memory-s3-{match}{end}" for end in (".png", ".csv")}
-        expected |= {f"flops-s3-{match}.png", f"gate-norms-s3-{match}.png"}
+        expected |= {f"flops-s3-{match}.png", f"gate-norms-s3-{match}.png", f"compare-s3-{match}.png"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     for path in tmp_path.glob("*.png"):
         assert path.stat().st_size > 10_000
@@ -191,7 +191,7 @@ def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--what", "spectrum"], "'spectrum' is not accepted; expected some of overview, spectra, memory"),
+        (["--what", "spectrum"], "'spectrum' is not accepted; expected some of overview, accuracy, spectra"),
         (["--task", "s4"], "'s4' is not accepted; the folder has runs of s3"),
     ],
 )
@@ -204,7 +204,7 @@ def test_wrong_input_is_named(trained, arguments, words):
 def test_what_cannot_be_drawn_is_said(make_row, tmp_path):
     with ResultStore(tmp_path) as store:
         store.add(make_row("bdlru-m2", 0.5, width="16", mlp_width="32", mixer="bdlru", mixer_args="{}"))
-    result = run(tmp_path)
+    result = run(tmp_path, "--what", "spectra,block-size")
     assert result.exit_code == 1
     assert "kept no weights" in result.output
     assert "several block sizes" in result.output

@@ -148,3 +148,10 @@ def test_parity_counts_ones():
 def test_wrong_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_every_task_has_a_title_for_people():
+    titles = {name: get_task(name).title for name in [*TASKS, "z7"]}
+    assert titles["s3"] == "Composing permutations of three things (S3)"
+    assert titles["a5"] == "Composing even permutations of five things (A5)"
+    assert len(set(titles.values())) == len(titles)

@@ -1,0 +1,209 @@
+"""How every picture looks: its size, colours, titles, labels beside lines, and the mark of guessing."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import BinaryIO
+
+from benchmarks.records.summary import OURS
+
+WIDTH = 8.3  # inches, shown at 100 pixels an inch
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7ea",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.markersize": 5,
+}
+# Okabe-Ito colours, one per family; members differ by marker and dash
+FAMILIES = {
+    "bdlru": "#0072B2",
+    "hlru": "#3A9BDC",
+    "lstm": "#000000",
+    "delta": "#D55E00",
+    "gated_delta": "#D55E00",
+    "gla": "#009E73",
+    "hgrn": "#009E73",
+    "mamba": "#B35A8D",
+    "attn": "#B57B00",
+}
+OTHER = "#6b7280"
+MARKERS = "osD^vPX*"
+DASHES = ("-", "--", ":", "-.")
+LEADER = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "alpha": 0.6, "relpos": (0, 0.5)}
+DOTTED = (0, (1, 3))
+
+
+def variant_styles(variants: Sequence[str]) -> dict[str, dict]:
+    """By variant its colour, marker and dash; the largest of a family gets the solid line, ours are thicker."""
+    styles, members = {}, {}
+    for variant in sorted(variants, reverse=True):
+        family = max((name for name in FAMILIES if variant.startswith(name)), key=len, default="")
+        colour = FAMILIES.get(family, OTHER)
+        i = members[colour] = members.get(colour, -1) + 1
+        styles[variant] = {
+            "color": colour,
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "linewidth": 2.4 if variant.startswith(OURS) else 1.4,
+            "zorder": 3 if variant.startswith(OURS) else 2,
+        }
+    return styles
+
+
+@contextmanager
+def picture(path: Path | BinaryIO, height: float, title: str, note: str = "", width: float = WIDTH) -> Iterator:
+    r"""A figure that is written when the block ends.
+
+    Args:
+        path (Path | BinaryIO):
+            A PNG file, replaced if it is there, or what takes its bytes.
+        height, width (float):
+            Inches; 100 pixels each where a page shows it. Default of the width: `WIDTH`.
+        title (str):
+            Stands above the picture.
+        note (str):
+            Stands below it: settings, seeds, what marks mean. Default: none.
+    """
+    # imported here, as it is slow; the canvas needs no display
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=200)
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, int(9.5 * width)), x=0.01, ha="left", weight="bold", size=12)
+        if note:
+            figure.supxlabel(textwrap.fill(note, int(14.5 * width)), x=0.01, ha="left", size=8.5, color="#4b5563")
+        yield figure
+        figure.savefig(path, format="png")
+
+
+def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    r"""Moves values as little as it takes to have a gap between neighbours and all of them in a range, if they fit.
+
+    Example:
+        >>> from benchmarks.records.style import spread_apart
+        >>> spread_apart([1.0, 0.5, 0.5], 0.25, 0.0, 1.0)
+        [1.0, 0.375, 0.625]
+    """
+    ranks = sorted(range(len(values)), key=values.__getitem__)
+    pools: list[list[float]] = []  # sums of what a place is less its rank's gaps, and counts: isotonic regression
+    for rank, i in enumerate(ranks):
+        pools.append([values[i] - rank * gap, 1])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
+            total, count = pools.pop()
+            pools[-1] = [pools[-1][0] + total, pools[-1][1] + count]
+    starts = [total / count for total, count in pools for _ in range(int(count))]
+    last = max(low, high - (len(values) - 1) * gap)
+    places = [min(max(start, low), last) + rank * gap for rank, start in enumerate(starts)]
+    return [places[ranks.index(i)] for i in range(len(values))]
+
+
+def label_ends(axes, ends: dict[str, tuple[float, float, str]]) -> None:
+    """Writes names to the right of the axes, by name (x, y, colour) of the line's end; none stands on another."""
+    from matplotlib.transforms import ScaledTranslation
+
+    beside = axes.transAxes + ScaledTranslation(14 / 72, 0, axes.figure.dpi_scale_trans)
+    texts = [
+        axes.annotate(
+            name,
+            (x, y),
+            (1, 0.5),
+            textcoords=beside,
+            color=colour,
+            size=9,
+            va="center",
+            weight="bold" if name.startswith((*OURS, "BD", "H-")) else "normal",
+            arrowprops={**LEADER, "color": colour},
+        )
+        for name, (x, y, colour) in ends.items()
+    ]
+    axes.figure.draw_without_rendering()  # the layout makes room for the names
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _ in ends.values()]
+    gap = 12.5 / 72 * axes.figure.dpi / axes.bbox.height
+    for text, place in zip(texts, spread_apart(heights, gap, 0.0, 1.0)):
+        text.set_position((1, place))
+
+
+def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], labels: bool = True) -> None:
+    r"""Draws a line per name through the medians over seeds, with a bar from the lowest to the highest seed.
+
+    Args:
+        axes (Axes):
+            Whose x axis has its scale already.
+        series (dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]]):
+            By variant, x and for each x the values of the seeds.
+        labels (bool):
+            Whether names stand at the lines' ends. Default: True.
+    """
+    styles = variant_styles(list(series))
+    logarithmic = axes.get_xscale() == "log"
+    every = [x for xs, _ in series.values() for x in xs]
+    reach = 0.012 * (max(every) - min(every))
+    ends = {}
+    for place, (name, (xs, values)) in enumerate(series.items()):
+        shift = (place - (len(series) - 1) / 2) * min(1.0, 8 / len(series))  # equal lines stand beside each other
+        moved = [x * 2 ** (0.03 * shift) if logarithmic else x + shift * reach for x in xs]
+        middle = [median(v) for v in values]
+        below, above = [m - min(v) for m, v in zip(middle, values)], [max(v) - m for m, v in zip(middle, values)]
+        ranges = (below, above) if any(len(v) > 1 for v in values) else None
+        axes.errorbar(moved, middle, ranges, elinewidth=1, capsize=2, markeredgecolor="white", **styles[name])
+        ends[name] = (moved[-1], middle[-1], styles[name]["color"])
+    if labels:
+        label_ends(axes, ends)
+
+
+def mark_guessing(axes, chance: float, along: str = "y") -> None:
+    """A dotted line at the accuracy of guessing, with its name."""
+    draw = axes.axhline if along == "y" else axes.axvline
+    draw(chance, color=OTHER, linewidth=1.2, linestyle=DOTTED, zorder=1)
+    place, shift = ((0, chance), (3, -3)) if along == "y" else ((chance, 1), (0, 3))
+    coordinates = ("axes fraction", "data") if along == "y" else ("data", "axes fraction")
+    axes.annotate(
+        f"guessing {chance:.2g}",
+        place,
+        shift,
+        xycoords=coordinates,
+        textcoords="offset points",
+        ha="left" if along == "y" else "center",
+        va="top" if along == "y" else "bottom",
+        color=OTHER,
+        size=8.5,
+    )
+
+
+def percent(*axes) -> None:
+    """Accuracies as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1))
+
+
+def scale_lengths(axes, lengths: Sequence[float]) -> None:
+    """Lengths on a scale of doublings, each written out."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+
+
+def new_figure(width: float, height: float):
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,59 @@
+"""What all pictures share: names beside lines, equal lines beside each other, ranges, titles."""
+
+import doctest
+import io
+import itertools
+
+import matplotlib.image
+import pytest
+from matplotlib.text import Text
+
+from benchmarks.records import style
+from benchmarks.records.style import picture, plot_ranges, scale_lengths, spread_apart
+
+
+def test_docstring_examples():
+    assert doctest.testmod(style).failed == 0
+
+
+@pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])
+def test_names_are_kept_apart_in_order_and_inside(values):
+    places = spread_apart(values, 0.05, 0.0, 1.0)
+    ordered = [place for _, place in sorted(zip(values, places))]
+    assert all(b - a >= 0.05 - 1e-9 for a, b in itertools.pairwise(ordered))
+    assert min(places) >= 0
+    assert max(places) <= 1
+    if values == [0.2, 0.9, 0.3, 0.31]:
+        assert places[:2] == [0.2, 0.9]  # nothing near: not moved
+
+
+def draw(series):
+    file = io.BytesIO()
+    with picture(file, 4, "a title", "a note") as figure:
+        axes = figure.subplots()
+        scale_lengths(axes, [32, 64])
+        plot_ranges(axes, series)
+    return file, figure, axes
+
+
+def test_equal_lines_stand_beside_each_other_and_every_one_is_named():
+    same = ([32, 64], [[1.0, 0.8], [0.9, 0.7]])
+    series = {"lstm": same, "bdlru-m4": same, "my_own": same}
+    file, figure, axes = draw(series)
+    lines = [container.lines[0].get_xdata().tolist() for container in axes.containers]
+    assert len({tuple(xs) for xs in lines}) == 3
+    assert all(abs(xs[0] - 32) < 3 for xs in lines)
+    assert sorted(text.get_text() for text in axes.texts) == sorted(series)
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line that leads there
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert max(box.x1 for box in boxes) <= figure.bbox.width  # nothing is cut off
+    file.seek(0)
+    assert matplotlib.image.imread(file).shape[1] == 1660  # 830 pixels wide, twice as fine
+
+
+def test_lines_are_medians_and_bars_reach_from_seed_to_seed():
+    _, _, axes = draw({"lstm": ([32, 64], [[0.2, 1.0, 0.9], [0.1, 0.3, 0.2]])})
+    (container,) = axes.containers
+    assert container.lines[0].get_ydata().tolist() == [0.9, 0.2]
+    (bars,) = container.lines[2]
+    assert [sorted(segment[:, 1]) for segment in bars.get_segments()] == [pytest.approx([0.2, 1.0]), pytest.approx([0.1, 0.3])]
