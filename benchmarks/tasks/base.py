@@ -92,7 +92,7 @@ class Begun(Task):
 
     def __init__(self, task: Task):
         self.task = task
-        self.name, self.chance, self.readout = task.name, task.chance, task.readout
+        self.name, self.title, self.chance, self.readout = task.name, task.title, task.chance, task.readout
         self.min_length, self.length_step, self.extrapolates = task.min_length, task.length_step, task.extrapolates
         self.vocab_size = task.vocab_size + 1
 
