@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 # minutes each: they start first, so that workers side by side end together
-LONGEST = ("test_triton.py", "test_distributed.py", "test_compare.py", "test_compile.py")
+LONGEST = ("test_triton.py", "test_distributed.py", "test_compare.py", "test_compile.py", "test_parallel.py")
 
 
 def pytest_collection_modifyitems(items):

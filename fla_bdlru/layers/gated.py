@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,15 @@ class ConstantGates(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.bias.to(hidden_states.dtype).expand(*hidden_states.shape[:-1], -1)
+
+
+def gathered(parameter: nn.Parameter) -> AbstractContextManager:
+    """Within it a parameter is whole that DeepSpeed's ZeRO-3 has split as it was made; then rank 0's goes to all."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters([parameter], modifier_rank=0)
 
 
 class GatedRecurrence(Mixer):
@@ -110,20 +120,20 @@ class GatedRecurrence(Mixer):
         loaded = getattr(bias, "_is_hf_initialized", False) and not getattr(bias, "_is_set_here", False)
         if bias.is_meta or loaded:
             return
-        if self.gate_bias == "memory":
-            logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
-            if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
-                from torch.distributed.tensor import distribute_tensor
+        with torch.no_grad(), gathered(bias):
+            if self.gate_bias == "memory":
+                logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
+                if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
+                    from torch.distributed.tensor import distribute_tensor
 
-                logits = distribute_tensor(
-                    logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
-                )
-            with torch.no_grad():
+                    logits = distribute_tensor(
+                        logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
+                    )
                 bias.copy_(logits)
-        elif self.selective:
-            nn.init.zeros_(bias)
-        else:
-            nn.init.normal_(bias)  # nothing else tells the rows apart
+            elif self.selective:
+                nn.init.zeros_(bias)
+            else:
+                nn.init.normal_(bias)  # nothing else tells the rows apart
         bias._is_set_here = bias._is_hf_initialized = True
 
     def initial_gates(self) -> torch.Tensor:
