@@ -63,6 +63,10 @@ def gate_logits(gates: torch.Tensor, gate_norm: str) -> torch.Tensor:
     if gate_norm == "relu":
         # large enough that the published RELU_EPS in the denominator forgets far less than the gates do
         return gates * (gates.shape[-2] * RELU_EPS * 1e4)
+    if gate_norm == "square":
+        return gates.sqrt()
+    if gate_norm == "sinh":
+        return torch.asinh(gates / top * 4)  # of a size at which the floor of the denominator is far
     return gates  # linear, none
 
 

@@ -17,7 +17,7 @@ from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForC
 # field: values that a layer takes, values that it must refuse
 COMMON = {
     "expand": ([1.0, 0.5, 2, 3.0], [0, -1.0, "1", math.nan, math.inf, None, True]),
-    "gate_norm": (["softmax", "sigmoid", "relu", "tanh", "silu", "linear"], ["l1", None, 1, ""]),
+    "gate_norm": (["softmax", "sigmoid", "relu", "tanh", "silu", "linear", "square", "sinh"], ["l1", None, 1, ""]),
     "selective": ([True, False], ["false", None, 2]),
     "gate_bias": (["uniform", "memory"], ["ones", None]),
     "memory_range": ([(2.0, 64.0), [4, 8], (3.0, 3.0)], [(0, 1), (5, 2), (1,), None, "ab", (math.nan, 3), (2, math.inf)]),

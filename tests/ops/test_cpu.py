@@ -233,7 +233,22 @@ def test_native_large_logits(op, gate_norm):
 
 
 @each_op
-@pytest.mark.parametrize("gate_norm", ["sigmoid", "tanh", "silu", "linear"])
+@pytest.mark.parametrize(
+    "gate_norm, scale", [("square", 1e-2), ("square", 1e4), ("sinh", 1e-3), ("sinh", 20.0), ("sinh", 1e4)]
+)
+def test_native_exact_gates(op, gate_norm, scale):
+    """Large logits, and small ones, of which sinh keeps the digits."""
+    inputs = make_inputs(op, scale=scale)
+    got, exact = (run(op, *inputs, gate_norm=gate_norm) for run in (native, reference))
+    if scale == 1e4 and gate_norm == "sinh":
+        assert got.pop("dg").abs().max() < 1e-6  # the gates are exact
+        assert exact.pop("dg").abs().max() < 1e-6
+    assert_close(got, exact, 4e-6)
+    assert all(torch.isfinite(x).all() for x in got.values())
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", ["sigmoid", "tanh", "silu", "linear", "square", "sinh"])
 def test_native_floored_denominator(op, gate_norm):
     """With sum|f| below 1e-6 it is a constant: gradients have no term in h."""
     v, g, h0, do, dht = make_inputs(op)
@@ -241,7 +256,7 @@ def test_native_floored_denominator(op, gate_norm):
 
 
 @each_op
-@pytest.mark.parametrize("gate_norm", ["relu", "tanh", "silu", "linear"])
+@pytest.mark.parametrize("gate_norm", ["relu", "tanh", "silu", "linear", "square", "sinh"])
 def test_native_zero_logits(op, gate_norm):
     """sign(0) is 0, and so is relu's derivative."""
     v, g, h0, do, dht = make_inputs(op)
@@ -406,7 +421,7 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
     code = (
         "import torch; from fla_bdlru.ops.cpu import bdlru as cpu; "
         "v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
-        "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 6).stats; "
+        "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 8).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)

@@ -15,7 +15,7 @@ from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 
 LETTERS = 100_000
 SHARP = 40.0  # a logit this far above the others leaks e^-40 a step
-SIGNED = ("tanh", "linear")
+SIGNED = ("tanh", "linear", "square", "sinh")
 
 
 def draw(group):

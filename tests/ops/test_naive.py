@@ -28,6 +28,8 @@ def scalar_gates(logits: list[float], gate_norm: str) -> list[float]:
         "tanh": math.tanh,
         "silu": lambda x: x / (1 + math.exp(-x)),
         "linear": lambda x: x,
+        "square": lambda x: x * abs(x),
+        "sinh": lambda x: math.sinh(x) * math.exp(-max(map(abs, logits))),
     }[gate_norm]
     f = [f(x) for x in logits]
     if gate_norm == "relu":
@@ -40,6 +42,23 @@ def test_normalize_gates_equals_scalars(gate_norm):
     g = torch.randn(20, 4, dtype=torch.float64) * 3
     expected = torch.tensor([scalar_gates(row, gate_norm) for row in g.tolist()], dtype=torch.float64)
     torch.testing.assert_close(normalize_gates(g, gate_norm), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gate_norm", ["square", "sinh"])
+def test_signed_norms_that_can_become_exact(gate_norm):
+    """Logits of 1e4 are gates of one and zero; a small one leaks its square, or exponentially little; signs stay."""
+    p = normalize_gates(torch.tensor([[1e4, -1.0, 0.0], [-1e4, 1e4, 1e4], [0.0, 0.0, 0.0], [8.0, -0.8, 0.0]]), gate_norm)
+    assert p[0].tolist() == pytest.approx([1, -1e-8 if gate_norm == "square" else 0, 0], abs=1e-9)
+    torch.testing.assert_close(p[1], torch.tensor([-1.0, 1.0, 1.0]) / 3)
+    assert p[2].tolist() == [0, 0, 0]
+    leak = 0.01 / 1.01 if gate_norm == "square" else math.sinh(0.8) / (math.sinh(8) + math.sinh(0.8))
+    assert p[3, 1].item() == pytest.approx(-leak, rel=1e-5)
+
+
+def test_sinh_has_its_slope_at_zero():
+    g = torch.tensor([[0.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(normalize_gates(g, "sinh")[0, 0], g)
+    assert slope[0, 0].item() == pytest.approx(1 / math.sinh(2))
 
 
 def test_normalize_gates_below_the_floor():

@@ -164,7 +164,7 @@ def jobs():
             yield {"op": op, "M": M, "arch": 80}
             if M <= 2:
                 yield {"op": op, "M": M, "VEC": 2}
-        for norm in ("sigmoid", "relu", "tanh", "silu", "linear", "none"):
+        for norm in ("sigmoid", "relu", "tanh", "silu", "linear", "square", "sinh", "none"):
             yield {"op": op, "M": 4, "gate_norm": norm}
         yield {"op": op, "M": 4, "packed": True}
         yield {"op": op, "M": 4, "dtype": "fp32", "n": 1000}

@@ -148,7 +148,7 @@ def test_half_types(name, dtype, chunks):
 
 
 @each_op
-@pytest.mark.parametrize("gate_norm", ["softmax", "tanh", "silu"])
+@pytest.mark.parametrize("gate_norm", ["softmax", "tanh", "silu", "square", "sinh"])
 def test_large_logits(name, gate_norm, chunks):
     got = compare(name, *make_inputs(name, scale=30.0), gate_norm=gate_norm)
     assert all(torch.isfinite(x).all() for x in got.values())
@@ -182,7 +182,7 @@ def test_random_shapes_norms_chunks_and_documents(name, data, monkeypatch):
         B = data.draw(st.integers(1, 2))
     num_seqs = len(kwargs["cu_seqlens"]) - 1 if "cu_seqlens" in kwargs else B
     v, g, h0 = make_inputs(name, B, T, width, M, num_seqs)
-    if kwargs["gate_norm"] in ("linear", "silu", "tanh"):
+    if kwargs["gate_norm"] in ("linear", "silu", "tanh", "square", "sinh"):
         g = g.abs() + 0.1 * g.sign() + 0.2  # away from denominators near zero, where rounding is the error of any float32
     compare(name, v, g, h0 if data.draw(st.booleans()) else None, fused=data.draw(st.booleans()), **kwargs)
 

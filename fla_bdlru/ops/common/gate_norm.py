@@ -3,13 +3,27 @@
 import torch
 import torch.nn.functional as F
 
-GATE_NORMS = ("softmax", "sigmoid", "relu", "tanh", "silu", "linear", "none")
+GATE_NORMS = ("softmax", "sigmoid", "relu", "tanh", "silu", "linear", "square", "sinh", "none")
 
 # Denominators: the published relu form adds RELU_EPS to each entry, the others are floored at EPS.
 EPS = 1e-6
 RELU_EPS = 1e-3
 
-_ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": F.relu, "tanh": torch.tanh, "silu": F.silu, "linear": lambda g: g}
+_ACTIVATIONS = {
+    "sigmoid": torch.sigmoid,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "linear": lambda g: g,
+    "square": lambda g: g * g.abs(),
+}
+
+
+def _sinh(g: torch.Tensor, dim: int) -> torch.Tensor:
+    """sinh(g) exp(-max|g|), which neither overflows nor cancels; the maximum is a constant to its gradient."""
+    top = g.detach().abs().amax(dim, keepdim=True)
+    near = torch.sinh(g.clamp(-1, 1)) * torch.exp(-top)
+    return torch.where(g.abs() < 1, near, 0.5 * (torch.exp(g - top) - torch.exp(-g - top)))
 
 
 def check_gate_norm(gate_norm: str) -> None:
@@ -21,8 +35,9 @@ def check_gate_norm(gate_norm: str) -> None:
 def normalize_gates(g: torch.Tensor, gate_norm: str = "softmax", dim: int = -1) -> torch.Tensor:
     r"""Normalises gate logits so that a row's absolute values sum to one.
 
-    With f applied per entry, the gates are `f(g) / sum|f(g)|`; `softmax` is f = exp, `linear` is f = identity,
-    `none` returns the logits. The denominator is `sum(f + 1e-3)` for `relu` and `max(sum|f|, 1e-6)` otherwise.
+    With f applied per entry, the gates are `f(g) / sum|f(g)|`; `softmax` is f = exp, `linear` is f = identity, `square` is
+    f = g|g|, `sinh` is f = sinh, times exp(-max|g|) of its row; `none` returns the logits. The denominator is
+    `sum(f + 1e-3)` for `relu` and `max(sum|f|, 1e-6)` otherwise.
 
     Args:
         g (torch.Tensor):
@@ -52,7 +67,7 @@ def normalize_gates(g: torch.Tensor, gate_norm: str = "softmax", dim: int = -1) 
         return torch.softmax(g, dim)
     if gate_norm == "none":
         return g
-    f = _ACTIVATIONS[gate_norm](g)
+    f = _sinh(g, dim) if gate_norm == "sinh" else _ACTIVATIONS[gate_norm](g)
     if gate_norm == "relu":
         return f / (f + RELU_EPS).sum(dim, keepdim=True)
     return f / f.abs().sum(dim, keepdim=True).clamp_min(EPS)

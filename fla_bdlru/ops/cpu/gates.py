@@ -8,7 +8,7 @@ from numba.extending import overload
 from fla_bdlru.ops.common.gate_norm import EPS, GATE_NORMS, RELU_EPS
 from fla_bdlru.ops.cpu.lanes import absolute, load, power_of_two, prefetch_read, put, splat, where
 
-SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, NONE = range(len(GATE_NORMS))
+SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, SQUARE, SINH, NONE = range(len(GATE_NORMS))
 NORM_CODES = {name: code for code, name in enumerate(GATE_NORMS)}
 
 LOG2E = 1.4426950408889634
@@ -85,7 +85,13 @@ def identity(x):
     return x, splat(1.0)
 
 
-_ACTIVATIONS = {SIGMOID: sigmoid, RELU: relu, TANH: tanh, SILU: silu, LINEAR: identity, NONE: identity}
+@njit(forceinline=True)
+def square(x):
+    """x |x| and its derivative."""
+    return x * absolute(x), absolute(x) * 2.0
+
+
+_ACTIVATIONS = {SIGMOID: sigmoid, RELU: relu, TANH: tanh, SILU: silu, LINEAR: identity, SQUARE: square, NONE: identity}
 
 
 @njit(forceinline=True)
@@ -99,6 +105,25 @@ def _softmax_row(g, offset, stride, mask, K, f):
         e = exp(load(g, offset + k * stride, mask) - top)
         put(f, k, e)
         total = total + e
+    return total
+
+
+@njit(forceinline=True)
+def _sinh_row(g, offset, stride, mask, K, f, df):
+    top = splat(0.0)
+    for k in range(K):
+        x = absolute(load(g, offset + k * stride, mask))
+        top = where(x > top, x, top)
+    total = splat(0.0)
+    for k in range(K):
+        x = load(g, offset + k * stride, mask)
+        a = absolute(x)
+        e = exp(a - top) * 0.5
+        m = expm1(a * -2.0)
+        y = (0.0 - m) * e  # sinh|x| exp(-top)
+        put(f, k, where(x < 0.0, 0.0 - y, y))
+        put(df, k, (m + 2.0) * e)
+        total = total + y
     return total
 
 
@@ -125,6 +150,15 @@ def _gate_row(g, offset, ahead, stride, mask, K, norm, f, df):
             for k in range(K):
                 prefetch_read(g, offset + ahead + k * stride)
             return _softmax_row(g, offset, stride, mask, K, f)
+
+        return row
+
+    if norm.literal_value == SINH:
+
+        def row(g, offset, ahead, stride, mask, K, norm, f, df):
+            for k in range(K):
+                prefetch_read(g, offset + ahead + k * stride)
+            return _sinh_row(g, offset, stride, mask, K, f, df)
 
         return row
 

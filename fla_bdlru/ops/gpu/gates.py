@@ -11,6 +11,8 @@ SIGMOID = tl.constexpr(NORM_CODES["sigmoid"])
 RELU = tl.constexpr(NORM_CODES["relu"])
 TANH = tl.constexpr(NORM_CODES["tanh"])
 SILU = tl.constexpr(NORM_CODES["silu"])
+SQUARE = tl.constexpr(NORM_CODES["square"])
+SINH = tl.constexpr(NORM_CODES["sinh"])
 NONE = tl.constexpr(NORM_CODES["none"])
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(EPS)
@@ -56,10 +58,25 @@ def activation(x, NORM: tl.constexpr):
         y = tl.where(a < 0.1, a * (1.0 + x * x * (-0.33333334 + x * x * (0.13333334 - 0.05396825 * x * x))), (1.0 - e) * d)
         f = tl.where(x < 0, -y, y)
         df = 4.0 * e * d * d
+    elif NORM == SQUARE:
+        f = x * tl.abs(x)
+        df = 2.0 * tl.abs(x)
     else:
         f = x
         df = tl.full(x.shape, 1.0, tl.float32)
     return f, df
+
+
+@triton.jit
+def scaled_sinh(x, top):
+    """sinh(x) exp(-top) and cosh(x) exp(-top), for |x| <= top."""
+    a = tl.abs(x)
+    e = 0.5 * tl.exp2((a - top) * LOG2E)
+    m = tl.exp2(a * (-2.0 * LOG2E))
+    # near 0, 1 - m cancels: the series of sinh there
+    small = a * (1.0 + a * a * (0.16666667 + a * a * 0.008333334)) * tl.exp2(-top * LOG2E)
+    y = tl.where(a < 0.1, small, (1.0 - m) * e)
+    return tl.where(x < 0, -y, y), (1.0 + m) * e
 
 
 @triton.jit
@@ -78,8 +95,13 @@ def gate_row(x, x_in, is_gate, M: tl.constexpr, NORM: tl.constexpr):
         r = reciprocal(rows_sum(f, is_gate) + f_in)
         pull = tl.full(f_in.shape, 1.0, tl.float32)
     else:
-        f, df = activation(x, NORM)
-        f_in, df_in = activation(x_in, NORM)
+        if NORM == SINH:
+            top = tl.maximum(tl.max(tl.where(is_gate, tl.abs(x), 0.0), axis=0, keep_dims=True), tl.abs(x_in))
+            f, df = scaled_sinh(x, top)
+            f_in, df_in = scaled_sinh(x_in, top)
+        else:
+            f, df = activation(x, NORM)
+            f_in, df_in = activation(x_in, NORM)
         f = tl.where(is_gate, f, 0.0)
         total = rows_sum(tl.abs(f), is_gate) + tl.abs(f_in)
         if NORM == NONE:
