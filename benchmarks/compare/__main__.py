@@ -30,6 +30,7 @@ TASK_NAMES = (
 )
 
 DEVICES = ("auto", "cpu", "cuda")
+HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -67,8 +68,8 @@ def _summary(cell: Cell, result: dict) -> str:
 def main(
     grid: Annotated[Path | None, typer.Option(help="TOML or YAML file of the fields below; see benchmarks/README.md.")] = None,
     task: Annotated[str | None, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = None,
-    mixers: Annotated[str | None, typer.Option(help="Comma list; a wrong name prints all. Default: 14 of them.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7).")] = None,
+    mixers: Annotated[str | None, typer.Option(help="Comma list, or all; a wrong name prints them. Default: 6.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7). Default: as preset.")] = None,
     match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
     budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
     preset: Annotated[
@@ -107,7 +108,7 @@ def main(
     weights: Annotated[bool, typer.Option(help="Keep the trained weights, which benchmarks.analysis reads.")] = True,
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
 ) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 80)
     given = {
         "task": task,
         "mixers": mixers,
@@ -220,6 +221,7 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
                 _show(console, store, part, picture, list(rows.values()), matches)
         if store.path.exists():
             _say(console, f"rows: {store.path}\ncurves: {store.folder / 'curves'}")
+            _say(console, _next_step(parts))
         for key, failure in failures.items():
             _say(console, f"{planned[key].cell.title}: {failed(planned[key].cell, failure)}", style="red")
         return 1 if failures else 0
@@ -263,6 +265,13 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
         _say(console, f"note: some were made by another version of the code ({', '.join(old)}); --rerun does them again")
 
 
+def _next_step(parts: list[Part]) -> str:
+    # what to type next: more seeds, then the harder group, then everything
+    if min(len(part.settings.seeds) for part in parts) < 5:
+        return f"Fewer than five seeds are a demonstration. Next: add --seeds 5, or --mixers all, or {HARDER}."
+    return f"Next: --mixers all, or {HARDER}."
+
+
 def _pictures(parts: list[Part]) -> list[str]:
     # each with what tells it from the other parts of the same task and rule of matching
     from benchmarks.records.summary import distinguish, join_name
@@ -277,24 +286,31 @@ def _pictures(parts: list[Part]) -> list[str]:
 
 
 def _show(console, store, part: Part, picture: str, rows, matches) -> None:
-    from benchmarks.records.plots import draw
     from benchmarks.records.summary import summarise
-    from benchmarks.records.tables import make_table
+    from benchmarks.records.tables import make_table, say_what_was_seen
+    from benchmarks.tasks import get_task
 
     lines = summarise(rows)
     settings = (
         f"Trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
         f"{part.settings.width}, {part.settings.layers} block{'s' * (part.settings.layers > 1)}, matched by {part.match}"
     )
-    console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width))
+    task = get_task(part.task)
+    console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width, task.chance))
     for name, matched in matches.items():
         if matched.note:
             _say(console, f"{name}: {matched.note}.")
     for line in lines:
         if line.diverged:
             _say(console, f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
-    draw(lines, part.task, settings, store.folder / picture)
-    _say(console, f"picture: {store.folder / picture}")
+    try:
+        from benchmarks.records.plots import draw
+
+        draw(lines, part.task, settings, store.folder / picture)
+        _say(console, f"picture: {store.folder / picture}")
+    except ModuleNotFoundError as error:
+        _say(console, f"no picture, as {error.name} is not installed: pip install {error.name}")
+    _say(console, say_what_was_seen(lines, task.title))
 
 
 if __name__ == "__main__":

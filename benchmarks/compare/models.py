@@ -141,8 +141,9 @@ SHAPES: tuple[tuple[set[str], tuple[Callable[[int, int], dict], ...]], ...] = (
     ({"num_heads", "expand_ratio"}, tuple(lambda width, n, h=h: {"num_heads": h, "expand_ratio": n} for h in HEADS)),
 )
 
-# slow ones early, so that no core idles at the end
-DEFAULT_VARIANTS = (
+# six that differ, and all; slow ones early, so that no core idles at the end
+DEFAULT_VARIANTS = ("gated_deltaproduct-neg", "mamba2", "lstm", "bdlru-m4", "hlru-m4", "bdlru-m1")
+ALL_VARIANTS = (
     "bdlru-m4",
     "mamba",
     "mamba2",

@@ -24,7 +24,7 @@ class Preset:
     lrs: tuple[float, ...] = (1e-2,)
     weight_decay: float = 0.01
     schedule: str = "one-cycle"
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
     train_examples: int = 0
     eval_examples: int = 512
     stop_at: float = 0.0

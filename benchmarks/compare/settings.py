@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,29 +54,35 @@ def _name(value: Any) -> str:
 
 
 def _task(value: Any) -> str:
-    from benchmarks.tasks import get_task
+    from benchmarks.tasks import TASKS, get_task
 
-    return _known(get_task, _name(value))
+    return _known(get_task, _name(value), TASKS)
 
 
 def _mixer(value: Any) -> str:
-    from benchmarks.compare.models import get_variant
+    from benchmarks.compare.models import ALL_VARIANTS, get_variant
+    from fla_bdlru import available_mixers
 
-    return _known(get_variant, _name(value))
+    return _known(get_variant, _name(value), (*ALL_VARIANTS, *available_mixers()))
 
 
-def _known(find: Callable[[str], Any], name: str) -> str:
+def _known(find: Callable[[str], Any], name: str, names: Iterable[str]) -> str:
     try:
         find(name)
     except ValueError as error:
-        raise _Refused(str(error) if repr(name) in str(error) else f"{name!r}: {error}") from None
+        raise _Refused((str(error) if repr(name) in str(error) else f"{name!r}: {error}") + _nearest(name, names)) from None
     return name
+
+
+def _nearest(name: Any, names: Iterable[str]) -> str:
+    near = get_close_matches(str(name), list(names), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _one_of(*known: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if value not in known:
-            raise _Refused(f"{value!r} is not known; expected one of {', '.join(known)}.")
+            raise _Refused(f"{value!r} is not known; expected one of {', '.join(known)}.{_nearest(value, known)}")
         return value
 
     return convert
@@ -163,6 +170,10 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
         >>> assert parse_field("seeds", 3, "seeds") == (0, 1, 2)
     """
     field = FIELDS[name]
+    if name == "mixers" and value in ("all", ["all"]):
+        from benchmarks.compare.models import ALL_VARIANTS
+
+        return ALL_VARIANTS
     wrong = FieldError(where, f"{value!r} is not accepted; expected {field.accepted}.")
     listed = isinstance(value, list) or (isinstance(value, str) and "," in value)
     parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value if listed else [value]

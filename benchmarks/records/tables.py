@@ -1,21 +1,29 @@
-"""The table that a comparison prints in the terminal."""
+"""The table that a comparison prints in the terminal, and the sentence under it."""
 
 from __future__ import annotations
 
-from statistics import mean
+from statistics import median
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.records.summary import Line, counts_text
+from benchmarks.records.summary import SOLVED, Line, counts_text
+
+WIDE = 110  # characters from which both sizes and sequence accuracies fit
 
 
-def _spread(values: list[float], ranges: bool) -> str:
-    return f"{mean(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if ranges and len(values) > 1 else "")
+def _cell(values: list[float]) -> str:
+    return f"{median(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if len(values) > 1 else "")
 
 
-def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
-    r"""The table, best first; with several seeds a cell is the mean and, below it, the range.
+def _sizes(lines: list[Line]) -> str:
+    counts = sorted(line.mixer_params for line in lines)
+    low, high = (f"{count / 1000:.1f}k" for count in (counts[0], counts[-1]))
+    return f"mixers of {low} parameters" if low == high else f"mixers of {low} to {high} parameters"
+
+
+def make_table(lines: list[Line], title: str, width: int = 160, chance: float | None = None) -> Table:
+    r"""The table, best first; with several seeds a cell is the median and, below it, the range.
 
     Args:
         lines (list[Line]):
@@ -23,43 +31,73 @@ def make_table(lines: list[Line], title: str, width: int = 160) -> Table:
         title (str):
             Stands above the table.
         width (int):
-            Width of the terminal in characters; below 100, columns that can be spared are left out. Default: 160.
+            Width of the terminal in characters; below `WIDE`, columns that can be spared are left out, down to 80.
+            Default: 160.
+        chance (float, Optional):
+            Token accuracy of guessing, which has a row of its own. Default: none.
 
     Returns:
         Table:
             For a rich console.
     """
-    counts = sorted({line.seeds for line in lines})
-    seeds = counts[-1] > 1
-    wide = width >= (124 if seeds else 100)
-    ranges = seeds and width >= 100
-    several_lrs = len({line.lr for line in lines}) > 1
-    scores = [("token", i) for i in range(len(lines[0].lengths))]
-    scores += [("sequence", i) for i in range(len(lines[0].lengths) if wide else 1)]
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_lines=False)
+    wide = width >= WIDE
+    lengths = lines[0].lengths
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1 if wide else 0, 0, 1))
     table.add_column("mixer", no_wrap=True)
-    table.add_column("mixer\nparams", justify="right")
     if wide:
-        table.add_column("all\nparams", justify="right")
-    table.add_column("state", justify="right")
-    for kind, i in scores:
-        table.add_column(f"{kind if wide else kind[:3]}\n@{lines[0].lengths[i]}", justify="right")
-    if several_lrs:
-        table.add_column("lr", justify="right")
-    if len(counts) > 1:
-        table.add_column("seeds", justify="right")
-    table.add_column("time\ns", justify="right")
+        table.add_column("mixer\nparams", justify="right")
+    for name in ("state", "seeds\nsolved", *(f"token\n@{length}" for length in lengths)):
+        table.add_column(name, justify="right")
+    if wide:
+        table.add_column(f"sequence\n@{lengths[0]}", justify="right")
+    for name in ("lr", "time\ns"):
+        table.add_column(name, justify="right")
     for line in lines:
-        cells = [line.variant, f"{line.mixer_params / 1000:.1f}k"]
-        cells += [f"{line.params / 1000:.1f}k"] if wide else []
-        cells += [line.state or "grows"]
-        cells += [_spread((line.tokens if kind == "token" else line.sequences)[i], ranges) for kind, i in scores]
-        cells += [f"{line.lr:g}"] if several_lrs else []
-        cells += [str(line.seeds)] if len(counts) > 1 else []
-        table.add_row(*cells, f"{line.seconds:.0f}", style="bold" if line.variant.startswith("bdlru") else "")
-    of = f"; mean{', range' if ranges else ''} of {counts_text(lines)}" if seeds else ""
-    others = [f"{line.variant}: matched by {line.rule}" for line in lines if line.rule]
-    table.caption = "\n".join([f"token, sequence: accuracy at that length{of}", *others])
+        table.add_row(
+            line.variant,
+            *([f"{line.mixer_params / 1000:.1f}k"] if wide else []),
+            line.state or "grows",
+            f"{line.solved} of {line.seeds}",
+            *map(_cell, line.tokens),
+            *([_cell(line.sequences[0])] if wide else []),
+            f"{line.lr:g}",
+            f"{line.seconds:.0f}",
+            style="bold" if line.ours else "",
+        )
+    if chance is not None:
+        guessing = [f"{chance:.3f}"] * len(lengths)
+        table.add_row("guessing", *([""] if wide else []), "", "", *guessing, *([""] if wide else []), "", "", style="dim")
+    of = f", median and range of {counts_text(lines)}" if max(line.seeds for line in lines) > 1 else ", one seed"
+    notes = [f"token: accuracy at that length{of}", f"solved: {SOLVED:g} or more at {lengths[0]}; {_sizes(lines)}"]
+    notes += [f"{line.variant}: matched by {line.rule}" for line in lines if line.rule]
+    table.caption = "\n".join(notes)
     table.caption_justify = "left"
     return table
+
+
+def say_what_was_seen(lines: list[Line], title: str) -> str:
+    r"""One sentence: who solved the task, with how many seeds.
+
+    Args:
+        lines (list[Line]):
+            What `summarise` returned, best first.
+        title (str):
+            Title of the task.
+
+    Example:
+        >>> from benchmarks.records.tables import say_what_was_seen
+        >>> say_what_was_seen([], "S3")
+        'S3: nothing ran.'
+    """
+    if not lines:
+        return f"{title}: nothing ran."
+    solvers = sorted((line for line in lines if line.solved), key=lambda line: -line.solved / line.seeds)
+    if not solvers:
+        best = lines[0]
+        return (
+            f"{title}: solved by none; {best.variant} is first with {median(best.tokens[0]):.3f} at length {best.lengths[0]}."
+        )
+    told = [f"{line.variant} with {line.solved} of {line.seeds} seed{'s' * (line.seeds > 1)}" for line in solvers]
+    rest = len(lines) - len(solvers)
+    others = f", by none of the other {rest} mixers" if rest > 1 else ", not by the other mixer" if rest else ""
+    return f"{title}: solved by {', '.join(told)}{others}."

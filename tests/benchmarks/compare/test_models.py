@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.compare.models import (
-    DEFAULT_VARIANTS,
+    ALL_VARIANTS,
     TOLERANCE,
     VARIANTS,
     build_layer,
@@ -50,7 +50,7 @@ def test_parameters_are_matched(name, width):
     assert variant.args.items() <= matched.args.items()
 
 
-@pytest.mark.parametrize("name", [name for name in DEFAULT_VARIANTS if not VARIANTS[name].fixed])
+@pytest.mark.parametrize("name", [name for name in ALL_VARIANTS if not VARIANTS[name].fixed])
 def test_states_are_matched(name):
     matched = match_variant(name, "state", 64)
     got = layer_state(VARIANTS[name].mixer, 64, matched.args)
@@ -167,7 +167,7 @@ def test_an_unknown_match_is_refused():
         match_variant("bdlru-m4", "flops", 64)
 
 
-@pytest.mark.parametrize("name", DEFAULT_VARIANTS)
+@pytest.mark.parametrize("name", ALL_VARIANTS)
 def test_every_mixer_trains_in_the_host_model_and_is_causal(name):
     torch.manual_seed(0)
     args = match_variant(name, "params", 64).args

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import benchmarks.compare.settings
 from benchmarks.compare.__main__ import app
-from benchmarks.compare.models import DEFAULT_VARIANTS
+from benchmarks.compare.models import ALL_VARIANTS, DEFAULT_VARIANTS
 from benchmarks.compare.presets import get_preset
 from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid
 
@@ -34,6 +34,18 @@ def write(tmp_path):
         return tmp_path / name
 
     return write
+
+
+def test_all_mixers_and_the_nearest_name():
+    assert parse_field("mixers", "all", "--mixers") == ALL_VARIANTS
+    assert len(ALL_VARIANTS) == 14
+    for name, value, near in (
+        ("mixers", "bdlr-m4", "bdlru-m4"),
+        ("task", "noisy_recal", "noisy_recall"),
+        ("preset", "quik", "quick"),
+    ):
+        with pytest.raises(FieldError, match=f"{value!r}.* Did you mean {near}[?]"):
+            parse_field(name, value, name)
 
 
 def test_docstring_examples():
@@ -134,7 +146,7 @@ def test_a_table_may_be_of_a_task_that_is_given_beside_the_file(write):
 def test_nothing_said_is_the_quick_comparison():
     (part,) = lay_out({}, {}, {})
     assert (part.task, part.match, part.budget, part.mixers) == ("s3", "params", None, DEFAULT_VARIANTS)
-    assert (part.settings.steps, part.settings.seeds, part.settings.stop_at) == (1200, (0,), 0)
+    assert (part.settings.steps, part.settings.seeds, part.settings.stop_at) == (1200, (0, 1, 2), 0)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """The table in the terminal: sorted, averaged over seeds, and no choice made on test data."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from benchmarks.records.summary import summarise
-from benchmarks.records.tables import make_table
+from benchmarks.records.tables import make_table, say_what_was_seen
 
 
 def render(rows):
@@ -63,9 +64,10 @@ def test_the_seeds_of_every_line_are_shown(make_row, best):
     """Whichever of them is the first line."""
     rows = [make_row("lstm", 0.9 if best == "lstm" else 0.1), make_row("gla", 0.5, 0), make_row("gla", 0.4, 1)]
     text = render(rows)
-    assert "mean, range of 1 to 2 seeds" in text
+    assert "median and range of 1 to 2 seeds" in text
     assert "0.40-0.50" in text
-    assert "seeds" in text.splitlines()[2] + text.splitlines()[3]
+    assert "0 of 1" in text
+    assert "0 of 2" in text
 
 
 def test_another_rule_of_matching_is_named(make_row):
@@ -73,11 +75,26 @@ def test_another_rule_of_matching_is_named(make_row):
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_the_table_fits_a_narrow_terminal(make_row, seeds):
-    lines = summarise([make_row("gated_deltaproduct-neg", 0.4, seed) for seed in range(seeds)])
-    console = Console(width=80, file=io.StringIO())
-    console.print(make_table(lines, "title", 80))
-    text = console.file.getvalue()
-    assert "gated_deltaproduct-neg" in text
-    assert "0.400" in text
+def test_the_table_fits_80_columns(make_row, seeds):
+    rows = [make_row(name, 0.4, seed) for name in ("gated_deltaproduct-neg", "hlru-m4", "lstm") for seed in range(seeds)]
+    lines = summarise(rows)
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    console.print(make_table(lines, "title", 80, chance=0.125))
+    text = re.sub("\x1b[^m]*m", "", console.file.getvalue())
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("gated_deltaproduct-neg", "0.400", "0.200", "0.003", f"0 of {seeds}", "guessing", "0.125", "parameters"):
+        assert part in text
     assert "…" not in text
+    bold = [line for line in console.file.getvalue().splitlines() if "\x1b[1m" in line]
+    assert any("hlru-m4" in line for line in bold)
+    assert not any("lstm" in line for line in bold)
+
+
+def test_what_was_seen_counts_seeds(make_row):
+    rows = [make_row("lstm", accuracy, seed) for seed, accuracy in enumerate((1.0, 0.99, 0.5))]
+    rows += [make_row("bdlru-m4", 1.0, seed) for seed in range(3)]
+    rows += [make_row(name, 0.2, seed) for name in ("gla", "attn") for seed in range(3)]
+    seen = "S3: solved by bdlru-m4 with 3 of 3 seeds, lstm with 2 of 3 seeds, by none of the other 2 mixers."
+    assert say_what_was_seen(summarise(rows), "S3") == seen
+    none = say_what_was_seen(summarise([make_row("gla", 0.5)]), "S3")
+    assert none == "S3: solved by none; gla is first with 0.500 at length 32."

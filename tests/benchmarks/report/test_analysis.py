@@ -29,7 +29,7 @@ from benchmarks.report.transitions import (
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.ops import GATE_NORMS
 
-SMALL = Preset(width=64, mlp_width=32, lengths=(4, 8), multiples=(1, 2), batch_size=16, steps=30, eval_examples=32)
+SMALL = Preset(width=64, mlp_width=32, lengths=(4, 8), multiples=(1, 2), batch_size=16, steps=30, eval_examples=32, seeds=(0,))
 NAMES = ("bdlru-m1", "bdlru-m2", "bdlru-m3", "bdlru-m2-tanh", "hlru-m2", "lstm")
 
 
