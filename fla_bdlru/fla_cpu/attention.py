@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import full_precision, upcast
-from fla_bdlru.fla_cpu.packing import check_cu_seqlens
+from fla_bdlru.fla_cpu.documents import check_documents
 
 MISSING = (
     "flash_attn is not installed: install it with `pip install flash-attn --no-build-isolation` to run attention "
@@ -120,7 +120,7 @@ def parallel_attn(
     sink_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     _check_heads(q, k)
-    check_cu_seqlens(q.shape[0], cu_seqlens, None)
+    check_documents(q.shape[0], cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     lengths = [q.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
     parts = [[None] * len(lengths) if t is None else t.split(lengths, 1) for t in (q, k, v, g)]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import upcast
-from fla_bdlru.fla_cpu.packing import check_cu_seqlens, token_positions
+from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -31,7 +31,7 @@ def _shifted(x, shift, sequence, position, initial_state):
 
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
     """The convolution in fp32; x: [B, T, D], weight: [D, W]."""
-    check_cu_seqlens(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x.shape[0], cu_seqlens, initial_state)
     sequence, position = token_positions(x, cu_seqlens)
     s, w = upcast(x).flatten(0, 1), upcast(weight)
     state = None if initial_state is None else upcast(initial_state)
@@ -167,7 +167,7 @@ def causal_conv1d_update_states(
     cu_seqlens: torch.Tensor | None = None,
 ) -> torch.Tensor:
     x = x[None] if x.dim() == 2 else x
-    check_cu_seqlens(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x.shape[0], cu_seqlens, initial_state)
     return _final_state(x, state_len, initial_state, cu_seqlens)
 
 
@@ -205,7 +205,7 @@ def token_shift_fwd(
 ) -> torch.Tensor:
     # y[t] = x[t - 1] - x[t], with the cache ([N, D]) or zero before the first token
     cache = None if cache is None else cache.view(-1, x.shape[-1], 1)
-    check_cu_seqlens(x.shape[0], cu_seqlens, cache)
+    check_documents(x.shape[0], cu_seqlens, cache)
     y = _shifted(x.flatten(0, 1), 1, *token_positions(x, cu_seqlens), cache).view_as(x) - x
     N, T = (x.shape[0], x.shape[1]) if cu_seqlens is None else (len(cu_seqlens) - 1, int(cu_seqlens.diff().max()))
     cache_out = _final_state(x, 1, cache, cu_seqlens)[..., 0] if output_cache else None

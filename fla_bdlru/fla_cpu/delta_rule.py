@@ -1,186 +1,136 @@
-"""PyTorch versions of `fla.ops.delta_rule`, `gated_delta_rule` and `gated_delta_product`."""
+"""PyTorch versions of FLA's delta rules: `delta_rule`, `gated_delta_rule`, `gated_delta_product`, `kda`, `gdn2`, `comba`,
+`generalized_delta_rule` and `rwkv7`. They take FLA's arguments by name, as `linear_attn.py`'s do.
+"""
 
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import check_options, no_context_parallelism, upcast
-from fla_bdlru.fla_cpu.packing import check_cu_seqlens
-from fla_bdlru.fla_cpu.scan import linear_attention
+from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.documents import check_documents
+from fla_bdlru.fla_cpu.scan import l2norm, linear_attention
 
 
-def _softplus_gate(g, A_log, dt_bias):
+def delta_rule(q, k, v, beta, **options):
+    return linear_attention(q, k, v, torch.ones_like(v[..., 0]) if beta is None else beta, **options)
+
+
+def softplus_gate(g, A_log, dt_bias):
     """-exp(A_log) * softplus(g + dt_bias), per head."""
     g = upcast(g) if dt_bias is None else upcast(g) + upcast(dt_bias)
     return -upcast(A_log).exp() * F.softplus(g)
 
 
-def rename_state_layout(options: dict, state_v_first: bool) -> bool:
-    """FLA's old name of `state_v_first`."""
-    return options.pop("transpose_state_layout", state_v_first)
-
-
-def chunk_delta_rule(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    **kwargs,
-):
-    check_options("chunk_delta_rule", kwargs, ignored=("chunk_size",))
-    return linear_attention(
-        q, k, v, beta,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        normalize=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def fused_recurrent_delta_rule(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return linear_attention(
-        q, k, v, torch.ones_like(v[..., 0]) if beta is None else beta,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        normalize=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def gate_and_beta(g, beta, A_log, dt_bias, use_gate, use_beta_sigmoid, allow_neg_eigval):
-    """What the gated delta rules compute in their kernels: the gate from its logits, beta from its logits."""
-    if use_gate:
-        if A_log is None or g is None:
-            raise ValueError("use_gate_in_kernel=True needs g (the raw gate) and A_log.")
-        g = _softplus_gate(g, A_log, dt_bias)
+def _beta(beta, use_beta_sigmoid, allow_neg_eigval):
+    """`beta`, from its logits where the kernel would take those."""
     if allow_neg_eigval and not use_beta_sigmoid:
         raise ValueError("allow_neg_eigval=True needs use_beta_sigmoid_in_kernel=True.")
-    if use_beta_sigmoid:
-        beta = torch.sigmoid(upcast(beta)) * (2 if allow_neg_eigval else 1)
-    return g, beta
+    return torch.sigmoid(upcast(beta)) * (2 if allow_neg_eigval else 1) if use_beta_sigmoid else beta
 
 
-def chunk_gated_delta_rule(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    use_beta_sigmoid_in_kernel: bool = False,
-    allow_neg_eigval: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    chunk_indices: torch.LongTensor | None = None,
-    cp_context=None,
-    **kwargs,
-):
-    no_context_parallelism(cp_context)
-    state_v_first = rename_state_layout(kwargs, state_v_first)
-    gate = {name: kwargs.pop(name, None) for name in ("use_gate_in_kernel", "A_log", "dt_bias")}
-    check_options("chunk_gated_delta_rule", kwargs, ignored=("chunk_size",))
-    g, beta = gate_and_beta(
-        g, beta, gate["A_log"], gate["dt_bias"],
-        gate["use_gate_in_kernel"], use_beta_sigmoid_in_kernel, allow_neg_eigval,
-    )  # fmt: skip
-    return linear_attention(
-        q, k, v, beta, g=g,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
+def gated_delta_rule(
+    q, k, v, g, beta, use_beta_sigmoid_in_kernel, allow_neg_eigval,
+    gk=None, gv=None, use_gate_in_kernel=False, A_log=None, dt_bias=None, **options,
+):  # fmt: skip
+    if use_gate_in_kernel:
+        if A_log is None or g is None:
+            raise ValueError("use_gate_in_kernel=True needs g (the raw gate) and A_log.")
+        g = softplus_gate(g, A_log, dt_bias)
+    beta = _beta(torch.ones_like(v[..., 0]) if beta is None else beta, use_beta_sigmoid_in_kernel, allow_neg_eigval)
+    return linear_attention(q, k, v, beta, g=g, gk=gk, gv=gv, **options)
 
 
-def fused_recurrent_gated_delta_rule(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    gk: torch.Tensor | None = None,
-    gv: torch.Tensor | None = None,
-    beta: torch.Tensor | None = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    use_gate_in_kernel: bool = False,
-    A_log: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
-    use_beta_sigmoid_in_kernel: bool = False,
-    allow_neg_eigval: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state_v_first = rename_state_layout(kwargs, state_v_first)
-    check_options("fused_recurrent_gated_delta_rule", kwargs)
-    beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    g, beta = gate_and_beta(g, beta, A_log, dt_bias, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval)
-    return linear_attention(
-        q, k, v, beta, g=g, gk=gk, gv=gv,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def chunk_gated_delta_product(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    num_householder: int,
-    scale: float | None = None,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    cp_context=None,
-):
+def gated_delta_product(q, k, v, g, beta, num_householder, initial_state, cu_seqlens, **options):
     # A step is num_householder delta steps: the first one decays, the last one is read.
-    no_context_parallelism(cp_context)
     n, T = num_householder, q.shape[1]
     if k.shape[1] != n * T:
         raise ValueError(f"k has {k.shape[1]} steps; expected num_householder * T = {n} * {T}.")
-    check_cu_seqlens(q.shape[0], cu_seqlens, initial_state)
+    check_documents(q.shape[0], cu_seqlens, initial_state)
     zeros = q.new_zeros(*q.shape[:2], n - 1, *q.shape[2:])
-    o, state = linear_attention(
-        torch.cat([zeros, q[:, :, None]], 2).flatten(1, 2), k, v, beta,
-        g=None if g is None else torch.cat([g[:, :, None], torch.zeros_like(zeros[..., 0], dtype=g.dtype)], 2).flatten(1, 2),
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        normalize=use_qk_l2norm_in_kernel, cu_seqlens=None if cu_seqlens is None else cu_seqlens * n,
-    )  # fmt: skip
+    q = torch.cat([zeros, q[:, :, None]], 2).flatten(1, 2)
+    if g is not None:
+        g = torch.cat([g[:, :, None], torch.zeros_like(zeros[..., 0], dtype=g.dtype)], 2).flatten(1, 2)
+    bounds = None if cu_seqlens is None else cu_seqlens * n
+    o, state = linear_attention(q, k, v, beta, g=g, initial_state=initial_state, cu_seqlens=bounds, **options)
     return o.unflatten(1, (T, n))[:, :, -1], state
 
 
-def fused_gdn_gate(
-    g: torch.Tensor,
-    A_log: torch.Tensor,
-    dt_bias: torch.Tensor | None = None,
-    output_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    return _softplus_gate(g, A_log, dt_bias).to(output_dtype)
+def kda(
+    q, k, v, g, beta, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
+    A_log=None, dt_bias=None, **options,
+):  # fmt: skip
+    g = kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    return linear_attention(q, k, v, _beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), gk=g, **options)
 
 
-def fused_beta_sigmoid_fwd(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+def kda_gate(g, A_log, dt_bias, lower_bound, output_dtype=torch.float32):
+    from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
+
+    if lower_bound is None:
+        return naive_kda_gate(g, A_log, dt_bias, output_dtype)
+    return naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound, output_dtype)
+
+
+def _keys(normalize, groups, *tensors):
+    """`tensors` in fp32, of unit length where the kernel would see to it, with as many heads as the values."""
+    tensors = (upcast(t) for t in tensors)
+    return ((l2norm(t) if normalize else t).repeat_interleave(groups, 2) for t in tensors)
+
+
+def gdn2(
+    q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, A_log=None, dt_bias=None, **options
+):  # fmt: skip
+    # S' = exp(g) S;  S = S' + k (w v - S'^T (b k))^T
+    g = upcast(kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
+    q, k = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k)
+    low_rank = (-upcast(b) * k * g.exp(), k)
+    o, state = linear_attention(q, k, upcast(w) * upcast(v), gk=g, low_rank=low_rank, **options)
+    return o.to(v.dtype), state
+
+
+def comba(q, k, v, p, g, beta, use_qk_l2norm_in_kernel, **options):
+    # S_t = exp(g) S_{t-1} + k beta (v - S_{t-1}^T p)^T: unlike the gated delta rule, p reads the state before its decay.
+    if beta is not None and beta.dim() == 4:
+        raise ValueError("beta has 4 axes; on a CPU Comba takes one value a head, [B, T, HV].")
+    q, k, p = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k, k if p is None else p)
+    beta = upcast(torch.ones_like(v[..., :1]) if beta is None else beta[..., None])
+    o, state = linear_attention(q, k, beta * upcast(v), g=g, low_rank=(-p, beta * k), **options)
+    return o.to(v.dtype), state
+
+
+def dplr(q, k, v, a, b, gk, lower_bound=None, **options):
+    # lower_bound says how small gk can be, which nothing here needs
+    return linear_attention(q, k, v, gk=gk, low_rank=(a, b), **options)
+
+
+def rwkv7(r, w, k, v, kk, a, **options):
+    return linear_attention(r, k, v, gk=w, low_rank=(-kk, kk * a), **options)
+
+
+def gdn_gate(g, A_log, dt_bias, output_dtype):
+    return softplus_gate(g, A_log, dt_bias).to(output_dtype)
+
+
+def beta_sigmoid_fwd(x, scale):
     return scale * torch.sigmoid(x.float())
 
 
-def fused_beta_sigmoid_bwd(x: torch.Tensor, dy: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+def beta_sigmoid_bwd(x, dy, scale):
     s = torch.sigmoid(x.float())
     return (dy.float() * scale * s * (1 - s)).to(x.dtype)
+
+
+def addcmul_rwkv7(hidden_states, delta, xr, xw, xk, xv, xa, xg):
+    x, d = upcast(hidden_states), upcast(delta)
+    mixes = (xr, xw, xk, xv, xa, xg)
+    return tuple(None if m is None else torch.addcmul(x, d, upcast(m)).to(hidden_states.dtype) for m in mixes)
+
+
+def k_rwkv7(k, a, ka, cu_seqlens):
+    # token by token, so that documents make no difference
+    s = upcast(k)
+    return (s + s * (upcast(a) - 1) * upcast(ka)).to(k.dtype)
+
+
+def gate_output_correction(o, r, k, r_k, v, g):
+    weight = (upcast(r) * upcast(k) * upcast(r_k)).sum(-1, keepdim=True)
+    return ((upcast(o) + (weight * upcast(v)).view(o.shape)) * upcast(g)).to(o.dtype)

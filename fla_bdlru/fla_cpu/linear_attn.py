@@ -1,113 +1,30 @@
-"""PyTorch versions of `fla.ops.gla`, `simple_gla`, `hgrn`, `attnres` and of the cumulative sums they share.
+"""PyTorch versions of FLA's linear-attention ops without a delta rule, and of the sums and gates beside them.
 
-`fla.ops.linear_attn`, `fla.ops.retention` and `fla.ops.lightnet` are written in terms of these and need no own version.
+Each takes FLA's arguments by name (`binding.by_name`), so the chunked and the fused form of an op share one function.
+`fla.ops.linear_attn`, `retention` and `lightnet` are written in terms of these and need no own version.
 """
-
-from collections.abc import Sequence
 
 import torch
 
-from fla_bdlru.fla_cpu.common import check_options, upcast
-from fla_bdlru.fla_cpu.packing import check_cu_seqlens, run_documents
+from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.documents import check_documents, run_documents
 from fla_bdlru.fla_cpu.scan import attention_matrix, linear_attention, linear_scan
 
 
-def chunk_gla(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    scale: int | None = None,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return linear_attention(
-        q, k, v, gk=g,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
+def gla(q, k, v, g, **options):
+    return linear_attention(q, k, v, gk=g, **options)
 
 
-def fused_recurrent(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    g_gamma: torch.Tensor | None = None,
-    gk: torch.Tensor | None = None,
-    gv: torch.Tensor | None = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    reverse: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-):
-    """`fla.ops.common.fused_recurrent`: behind `fused_recurrent_gla`, `_simple_gla`, `_linear_attn`, `_retention`."""
+def simple_gla(q, k, v, g, g_gamma, gk=None, gv=None, **options):
+    """`fla.ops.simple_gla`, and what is behind `linear_attn`, `retention` and the fused forms of `gla`."""
     if g_gamma is not None:
         # g_gamma: [H], the same decay at every step
         gamma = upcast(g_gamma).expand(*v.shape[:3])
         g = gamma if g is None else upcast(g) + gamma
-    return linear_attention(
-        q, k, v, g=g, gk=gk, gv=gv,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        reverse=reverse, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
+    return linear_attention(q, k, v, g=g, gk=gk, gv=gv, **options)
 
 
-def fused_chunk(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    g_gamma: torch.Tensor | None = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fla.ops.common.fused_chunk`: behind `fused_chunk_simple_gla`, `_linear_attn` and `_retention`."""
-    return fused_recurrent(
-        q, k, v, g=g, g_gamma=g_gamma,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def chunk_simple_gla(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    g_gamma: torch.Tensor | None = None,
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    check_options("chunk_simple_gla", kwargs, ignored=("chunk_size",))
-    return fused_recurrent(
-        q, k, v, g=g, g_gamma=g_gamma,
-        scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        state_v_first=state_v_first, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-
-
-def parallel_simple_gla(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    scale: float | None = None,
-    output_attentions: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def parallel_simple_gla(q, k, v, g, scale, output_attentions, cu_seqlens):
     if not output_attentions:
         return linear_attention(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)
     if cu_seqlens is not None:
@@ -117,15 +34,9 @@ def parallel_simple_gla(
     return o.transpose(1, 2).to(v.dtype), attention.to(q.dtype)
 
 
-def fused_recurrent_hgrn(
-    x: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-    cu_seqlens: torch.LongTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def hgrn(x, g, initial_state, output_final_state, cu_seqlens=None):
     # h_t = exp(g_t) h_{t-1} + x_t; x, g: [B, T, D], state: [N, D]
-    check_cu_seqlens(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x.shape[0], cu_seqlens, initial_state)
     s, g = upcast(x), upcast(g)
     N = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     state = s.new_zeros(N, x.shape[-1]) if initial_state is None else upcast(initial_state)
@@ -138,65 +49,85 @@ def fused_recurrent_hgrn(
     return o.to(x.dtype), state if output_final_state else None
 
 
-def chunk_hgrn(
-    x: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor = None,
-    output_final_state: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return fused_recurrent_hgrn(x, g, initial_state, output_final_state)
+def gsa(q, k, v, s, g, initial_state, cu_seqlens, scale=None, output_final_state=False, reverse=False):
+    # Two memories with M slots: hk [K, M] says how much q looks at each slot, hv [M, V] holds their values.
+    if g is None:
+        s, g, _ = additive_gate(s, None, cu_seqlens, k.dtype, torch.float32)
+    groups, dtype = q.shape[2] // k.shape[2], v.dtype
+    k, v, s, g = (upcast(t).repeat_interleave(groups, 2) for t in (k, v, s, g))
+    hk, hv = (None if h is None else h.repeat_interleave(groups, 1) for h in initial_state or (None, None))
+    options = {"output_final_state": output_final_state, "reverse": reverse, "cu_seqlens": cu_seqlens}
+    scores, hk = linear_attention(q, k, s, gv=g, scale=scale, initial_state=hk, **options)
+    o, hv = linear_attention(scores.softmax(-1), s, v, gk=g, scale=1.0, initial_state=hv, **options)
+    return o.to(dtype), [None if h is None else h[:, ::groups].contiguous() for h in (hk, hv)]
 
 
-def _cumsum(x, reverse):
-    return x.flip(1).cumsum(1).flip(1) if reverse else x.cumsum(1)
+def abc(q, k, v, s, initial_state, output_final_state):
+    o, state = gsa(q, k, v, s, None, initial_state, None, output_final_state=output_final_state)
+    return o, tuple(state) if output_final_state else None
 
 
-def chunk_global_cumsum(
-    s: torch.Tensor,
-    reverse: bool = False,
-    cu_seqlens: torch.Tensor | None = None,
-    scale: float | None = None,
-    output_dtype: torch.dtype | None = torch.float,
-    **kwargs,
-) -> torch.Tensor:
-    # s: [B, T, H] or [B, T, H, D], summed over time within each sequence
-    check_cu_seqlens(s.shape[0], cu_seqlens, None)
+def additive_gate(x, initial_state, cu_seqlens, output_dtype, gate_dtype):
+    # z_t = log(exp(z_{t-1}) + exp(x_t)); k = exp(x - z), g = z_{t-1} - z_t; x: [B, T, H, K], state: [N, 1, H, K]
+    check_documents(x.shape[0], cu_seqlens, initial_state)
+    s = upcast(x)
+    if cu_seqlens is not None:
+        documents = s.split(cu_seqlens.diff().tolist(), 1)
+        states = [None] * len(documents) if initial_state is None else initial_state.split(1)
+    else:
+        documents, states = [s], [initial_state]
+    results = [_normalizers(*pair) for pair in zip(documents, states)]
+    before, z, last = (torch.cat(parts, dim) for parts, dim in zip(zip(*results), (1, 1, 0)))
+    k, g = (s - z).exp(), before - z
+    return k.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last
+
+
+def _normalizers(x, initial_state):
+    """z_{t-1}, z_t and the last z of one batch; without a state the first z_{t-1} is z_t, so that the first gate is 0."""
+    if x.shape[1] == 0:
+        last = torch.full_like(x.new_empty(x.shape[0], 1, *x.shape[2:]), -torch.inf)
+        return x, x, last if initial_state is None else initial_state.to(x.dtype)
+    if initial_state is None:
+        z = x.logcumsumexp(1)
+        return torch.cat([z[:, :1], z[:, :-1]], 1), z, z[:, -1:]
+    z = torch.cat([initial_state.to(x.dtype), x], 1).logcumsumexp(1)
+    return z[:, :-1], z[:, 1:], z[:, -1:]
+
+
+def rwkv6(r, k, v, w, u, scale, initial_state, cu_seqlens, reverse=False, **options):
+    # o_t = r_t (S_{t-1} + u k_t v_t^T), S_t = exp(w_t) S_{t-1} + k_t v_t^T; u: [H, K]
+    # A step is two: the first one only reads, the second one only decays and writes.
+    check_documents(r.shape[0], cu_seqlens, initial_state)
+    dtype, scale = v.dtype, r.shape[-1] ** -0.5 if scale is None else scale
+    r, k, v, w = (upcast(t) for t in (r, k, v, w))
+
+    def two_steps(x, reads):
+        pair = [x, torch.zeros_like(x)] if reads != reverse else [torch.zeros_like(x), x]
+        return torch.stack(pair, 2).flatten(1, 2)
+
+    o, state = linear_attention(
+        two_steps(r, True), two_steps(k, False), two_steps(v, False), gk=two_steps(w, False), scale=scale, reverse=reverse,
+        initial_state=initial_state, cu_seqlens=None if cu_seqlens is None else 2 * cu_seqlens, **options,
+    )  # fmt: skip
+    o = o[:, int(reverse) :: 2] + (scale * r * upcast(u) * k).sum(-1, keepdim=True) * v
+    return o.to(dtype), state
+
+
+def cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=None):
+    """Sums over time within each sequence and chunk; s: [B, T, H] or [B, T, H, D]."""
+    check_documents(s.shape[0], cu_seqlens, None)
     x = upcast(s)
     parts = [x] if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
-    y = torch.cat([_cumsum(part, reverse) for part in parts], 1)
-    y = y if scale is None else y * scale
-    return y.to(output_dtype or s.dtype)
+    chunks = parts if chunk_size is None else [chunk for part in parts for chunk in part.split(chunk_size, 1)]
+    y = torch.cat([c.flip(1).cumsum(1).flip(1) if reverse else c.cumsum(1) for c in chunks], 1)
+    return (y if scale is None else y * scale).to(output_dtype or s.dtype)
 
 
-def chunk_local_cumsum(
-    g: torch.Tensor,
-    chunk_size: int,
-    reverse: bool = False,
-    scale: float | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    output_dtype: torch.dtype | None = torch.float,
-    chunk_indices: torch.LongTensor | None = None,
-    use_graph: bool = False,
-    **kwargs,
-) -> torch.Tensor:
-    check_cu_seqlens(g.shape[0], cu_seqlens, None)
-    x = upcast(g)
-    parts = [x] if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
-    y = torch.cat([_cumsum(chunk, reverse) for part in parts for chunk in part.split(chunk_size, 1)], 1)
-    y = y if scale is None else y * scale
-    return y.to(output_dtype or g.dtype)
+def chunk_local_cumsum(g, chunk_size, reverse, scale, cu_seqlens, output_dtype):
+    return cumsum(g, reverse, cu_seqlens, scale, output_dtype, chunk_size)
 
 
-def fused_attnres(
-    query: torch.Tensor,
-    residuals: Sequence[torch.Tensor],
-    rms_weight: torch.Tensor,
-    output_rms_weight: torch.Tensor | None = None,
-    rms_eps: float = 1e-6,
-    scale: float = 1.0,
-    return_weights: bool = False,
-    checkpoint_level: int = 1,
-) -> torch.Tensor | tuple[torch.Tensor, ...]:
+def attnres(query, residuals, rms_weight, output_rms_weight, rms_eps, scale, return_weights):
     from fla.ops.attnres.naive import naive_attnres
 
     residuals = [residual.contiguous() for residual in residuals]

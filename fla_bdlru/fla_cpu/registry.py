@@ -6,10 +6,12 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+from fla_bdlru.fla_cpu.binding import by_name
 
 ENV_VAR = "FLA_BDLRU_CPU_BACKEND"
 
@@ -56,23 +58,29 @@ def cpu_backend(enabled: bool = True) -> Iterator[None]:
         _forced = previous
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+def _devices(values: Iterable[Any]) -> set[str]:
+    found = set()
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield value
+            found.add(value.device.type)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found |= _devices(value)
+    return found
 
 
 def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """True if there is a tensor among the arguments and all of them are on the CPU."""
-    devices = {tensor.device.type for values in (args, kwargs.values()) for tensor in _tensors(values)}
+    """True if there is a tensor among the arguments and all of them are on the CPU.
+
+    Raises:
+        ValueError: for meta tensors beside CPU tensors: a weight that is not there would be read past its module.
+    """
+    devices = _devices((*args, *kwargs.values()))
+    if len(devices) > 1 and devices == {"cpu", "meta"}:
+        raise ValueError(
+            "Tensors on the CPU came with meta tensors, which hold no values: a weight that is offloaded or was never "
+            "loaded was read without its module being called. Load it, or call the module."
+        )
     return devices == {"cpu"}
-
-
-def _verifier(*args, **kwargs) -> tuple[bool, str | None]:
-    """FLA's `verifier`: accept a call whose tensors are all on the CPU."""
-    return on_cpu(args, kwargs), "not all tensors are on the CPU"
 
 
 def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type:
@@ -87,6 +95,10 @@ def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type
         def is_enabled(self) -> bool:
             return is_enabled()
 
+        def verify(self, function_name: str, *args, **kwargs) -> tuple[bool, str | None]:
+            # FLA's own would take an error for a refusal
+            return on_cpu(args, kwargs), "not all tensors are on the CPU"
+
     for name, implementation in (implementations or {}).items():
         setattr(CPUBackend, name, staticmethod(implementation))
     return CPUBackend
@@ -99,7 +111,8 @@ def register_entry_points(table: Mapping[str, Callable]) -> None:
     backend = _make_backend()
     for target, implementation in table.items():
         try:
-            register(_resolve(target)[2], backend=backend, verifier=_verifier)(implementation)
+            original = _resolve(target)[2]
+            register(original, backend=backend)(by_name(original, implementation))
         except (ImportError, AttributeError, KeyError):
             _warn_missing(target)
 
@@ -109,7 +122,14 @@ def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
     from fla.backends import register
 
     for operation, implementations in table.items():
-        register(operation, verifier=_verifier)(_make_backend(implementations))
+        methods = {}
+        for target, implementation in implementations.items():
+            try:
+                _, name, original = _resolve(target)
+                methods[name] = by_name(original, implementation)
+            except (ImportError, AttributeError):
+                _warn_missing(target)
+        register(operation)(_make_backend(methods))
 
 
 def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
@@ -119,7 +139,7 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "",
         original (Callable | None):
             FLA's function, which gets every call with a tensor elsewhere; `None` if its package is not installed.
         implementation (Callable):
-            The replacement, with the same parameters.
+            The replacement, with the same parameters (see `binding.by_name`).
         missing (str):
             What the `ImportError` says where `original` would have to run but is `None`.
         while_tracing (bool):
@@ -152,7 +172,7 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tr
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
-        wrapper = wrap(original, implementation, while_tracing=while_tracing)
+        wrapper = wrap(original, by_name(original, implementation), while_tracing=while_tracing)
         setattr(owner, name, wrapper)
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)

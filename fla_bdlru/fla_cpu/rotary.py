@@ -3,7 +3,7 @@
 import torch
 
 from fla_bdlru.fla_cpu.common import upcast
-from fla_bdlru.fla_cpu.packing import token_positions
+from fla_bdlru.fla_cpu.documents import token_positions
 
 
 def rotary_embedding_fwdbwd(

@@ -3,7 +3,7 @@
 import torch
 
 from fla_bdlru.fla_cpu.common import full_precision, upcast
-from fla_bdlru.fla_cpu.packing import check_cu_seqlens, run_documents
+from fla_bdlru.fla_cpu.documents import check_documents, run_documents
 
 # Steps a chunk: a scalar decay needs one [C, C] matrix, a decay per key channel a [C, C, K] tensor.
 SCALAR_CHUNK = 32
@@ -194,7 +194,7 @@ def linear_attention(
     scale: float | None = None,
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
-    normalize: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: torch.Tensor | None = None,
@@ -216,7 +216,7 @@ def linear_attention(
             Factor on `q`. Default: `K ** -0.5`.
         initial_state (torch.Tensor | None):
             [N, HV, K, V], or [N, HV, V, K] with `state_v_first`.
-        normalize (bool):
+        use_qk_l2norm_in_kernel (bool):
             Whether `q` and `k` are divided by their L2 norms first.
         reverse (bool):
             Whether time runs backwards.
@@ -229,10 +229,10 @@ def linear_attention(
     HV, V = v.shape[2:]
     if k.shape[2] != H or HV % H != 0:
         raise ValueError(f"q, k and v have {H}, {k.shape[2]} and {HV} heads; v's have to be a multiple of the others'.")
-    check_cu_seqlens(B, cu_seqlens, initial_state)
+    check_documents(B, cu_seqlens, initial_state)
     dtype = v.dtype
     q, k, v, beta, g, gk, gv, a, b = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv, *low_rank))
-    if normalize:
+    if use_qk_l2norm_in_kernel:
         q, k = l2norm(q), l2norm(k)
     q = q * (K**-0.5 if scale is None else scale)
     if HV > H:

@@ -414,13 +414,13 @@ def test_layers_and_users_hold_the_same_replacement():
 
 def test_what_a_cpu_does_not_have_is_refused():
     q, g = torch.randn(1, 4, 1, 8), torch.randn(1, 4, 1)
-    with pytest.raises(ValueError, match="context parallelism"):
+    with pytest.raises(ValueError, match="cp_context is set"):
         chunk_gated_delta_rule(q, q, q, g, g, cp_context=object())
     with pytest.raises(ValueError, match="head_first"):
         chunk_gated_delta_rule(q, q, q, g, g, head_first=True)
     with pytest.raises(ValueError, match="allow_neg_eigval=True needs"):
         chunk_gated_delta_rule(q, q, q, g, g, allow_neg_eigval=True)
-    with pytest.raises(ValueError, match="return_intermediate_states"):
+    with pytest.raises(ValueError, match="return_intermediate_states is set"):
         chunk_kda(q, q, q, q, g, return_intermediate_states=True)
     with pytest.raises(ValueError, match="multiple of the others"):
         chunk_simple_gla(torch.randn(1, 4, 2, 8), torch.randn(1, 4, 2, 8), torch.randn(1, 4, 3, 8))

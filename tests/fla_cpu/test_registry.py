@@ -9,11 +9,13 @@ import torch
 from fla.backends import _function_registries, _operation_registries
 from fla.modules.activations import swish
 from fla.modules.activations.ops import swish_fwd
+from fla.modules.norm.layernorm import rms_norm
 
 from fla_bdlru import fla_cpu
 from fla_bdlru.fla_cpu import cpu_backend, is_enabled, registry, table
 
 TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
+OPERATIONS = {target: f for implementations in table.OPERATIONS.values() for target, f in implementations.items()}
 
 
 def original_of(target):
@@ -21,36 +23,49 @@ def original_of(target):
     return inspect.unwrap(getattr(function, "_fla_bdlru_original", function))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def replacement_of(target):
+    """What takes a call of FLA's function on CPU tensors."""
+    _, name, function = registry._resolve(target)
+    for operation, implementations in table.OPERATIONS.items():
+        if target in implementations:
+            return _operation_registries[operation]._backends["fla_bdlru_cpu"].get_implementation(name)
+    if target in table.ENTRY_POINTS:
+        return _function_registries[original_of(target)]._backends["fla_bdlru_cpu"].implementation
+    return inspect.getclosurevars(function).nonlocals["implementation"]
+
+
+def parameters_of(function):
+    return {name: (p.default, p.kind) for name, p in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *OPERATIONS])
 def test_replacements_have_the_parameters_of_what_they_replace(target):
-    parameters = {name: p.default for name, p in inspect.signature(original_of(target)).parameters.items()}
-    if list(parameters) == ["args", "kwargs"]:
+    theirs, ours = parameters_of(original_of(target)), parameters_of(replacement_of(target))
+    if list(theirs) == ["args", "kwargs"]:
         pytest.skip("the apply of an autograd function shows no parameters")
-    ours = {name: p.default for name, p in inspect.signature(TARGETS[target]).parameters.items()}
-    assert list(ours) == list(parameters)
-    assert ours == parameters
+    assert list(ours.items()) == list(theirs.items())
 
 
-@pytest.mark.parametrize("operation", table.OPERATIONS)
-def test_operations_are_registered_with_their_parameters(operation):
-    backend = _operation_registries[operation]._backends["fla_bdlru_cpu"]
-    modules = [module for name, module in sys.modules.items() if name.startswith(f"fla.ops.{operation}")]
-    for name, implementation in table.OPERATIONS[operation].items():
-        assert backend.get_implementation(name) is implementation
-        function = next(getattr(module, name) for module in modules if hasattr(module, name))
-        assert list(inspect.signature(implementation).parameters) == list(inspect.signature(function).parameters)
+@pytest.mark.parametrize("target", [*TARGETS, *OPERATIONS])
+def test_replacements_name_what_fla_has(target):
+    """A name that FLA's function neither has nor could take through `**kwargs` would be a slip."""
+    theirs = inspect.signature(original_of(target)).parameters
+    for name, parameter in inspect.signature({**TARGETS, **OPERATIONS}[target]).parameters.items():
+        assert name in theirs or "kwargs" in theirs or name == "options" or parameter.default is not parameter.empty, name
 
 
 @pytest.mark.parametrize("target", table.ENTRY_POINTS)
 def test_entry_points_take_cpu_tensors_only(target):
     entry = _function_registries[original_of(target)]
     backend = entry._backends["fla_bdlru_cpu"]
-    assert backend.implementation is table.ENTRY_POINTS[target]
     cpu, elsewhere = torch.ones(2), torch.ones(2, device="meta")
     assert backend.verify("f", cpu)[0]
     assert backend.verify("f", None, x=[cpu, cpu])[0]
-    for args in ((elsewhere,), (cpu, elsewhere), (elsewhere, None, cpu), ([cpu, elsewhere],), ()):
+    for args in ((elsewhere,), (elsewhere, None), ([elsewhere],), ()):
         assert not backend.verify("f", *args)[0]
+    for args in ((cpu, elsewhere), (elsewhere, None, cpu), ([cpu, elsewhere],)):
+        with pytest.raises(ValueError, match="came with meta tensors"):
+            backend.verify("f", *args)
     # asked before every other backend, so that no other one can take a CPU tensor
     assert entry._get_sorted_backends()[0] is backend
 
@@ -72,11 +87,20 @@ def test_wrapped_functions_take_cpu_tensors_only():
     wrapper(cpu, 3, None)
     wrapper(x=[cpu, cpu])
     assert calls == ["ours", "ours"]
-    wrapper(cpu, elsewhere)
-    wrapper(elsewhere, y=cpu)
-    wrapper([cpu], y=(elsewhere,))
+    wrapper(elsewhere, y=elsewhere)
     wrapper(3)
-    assert calls[2:] == ["fla"] * 4
+    assert calls[2:] == ["fla"] * 2
+
+
+def test_meta_tensors_among_cpu_tensors_are_refused():
+    """As a weight that is offloaded or was never loaded: it holds no values."""
+    cpu, meta = torch.ones(2, 8), torch.ones(8, device="meta")
+    wrapper = registry.wrap(lambda *args, **kwargs: None, lambda *args, **kwargs: None)
+    for args, kwargs in (((cpu, meta), {}), ((meta,), {"y": cpu}), (([cpu],), {"y": (meta,)})):
+        with pytest.raises(ValueError, match="came with meta tensors, which hold no values"):
+            wrapper(*args, **kwargs)
+    with pytest.raises(ValueError, match="came with meta tensors"):
+        rms_norm(cpu, meta, None)
 
 
 def test_wrapped_functions_compile_without_a_graph_break():
@@ -151,6 +175,8 @@ def test_a_target_that_fla_does_not_have_is_a_warning():
             registry.wrap_functions({name: lambda x: x})
         with pytest.warns(UserWarning, match="is not in this version of FLA"):
             registry.register_entry_points({name: lambda x: x})
+        with pytest.warns(UserWarning, match="is not in this version of FLA"):
+            registry.register_operations({"no_such_operation": {name: lambda x: x}})
 
 
 def test_optional_functions():

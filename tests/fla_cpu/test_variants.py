@@ -355,7 +355,7 @@ def test_errors():
         attn_decoding_one_step(q[:, :1], q, q)
     with pytest.raises(ValueError, match="beta has 4 axes"):
         fused_recurrent_comba(q, q, q, q, q[..., 0], q)
-    with pytest.raises(ValueError, match="return_intermediate_states"):
+    with pytest.raises(ValueError, match="return_intermediate_states is set"):
         chunk_gdn2(q, q, q, q, q, q, return_intermediate_states=True)
-    with pytest.raises(ValueError, match="context parallelism"):
+    with pytest.raises(ValueError, match="cp_context is set"):
         chunk_dplr_delta_rule(q, q, q, q, q, q, cp_context=object())

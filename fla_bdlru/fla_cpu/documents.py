@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 
-def check_cu_seqlens(batch_size: int, cu_seqlens: torch.Tensor | None, initial_state: torch.Tensor | None) -> None:
+def check_documents(batch_size: int, cu_seqlens: torch.Tensor | None, initial_state: torch.Tensor | None) -> None:
     """Raises `ValueError` unless packed inputs have batch size 1 and one initial state a document."""
     if cu_seqlens is not None and batch_size != 1:
         raise ValueError(f"The batch size is {batch_size}; with cu_seqlens it has to be 1 (flatten the documents).")
