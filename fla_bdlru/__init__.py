@@ -56,7 +56,7 @@ def _set_up() -> str | None:
         globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
     importlib.import_module("fla_bdlru.mixers.hook").install_hook()
     globals()["fla_cpu"].register()
-    for name in ("mixers.saved_configs", "integrations.mamba_ssm"):
+    for name in ("unfused", "mixers.saved_configs", "integrations.mamba_ssm"):
         importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 

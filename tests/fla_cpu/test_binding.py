@@ -56,9 +56,7 @@ def test_options_that_a_cpu_does_not_have_are_refused_by_name():
         bound = by_name(original, lambda q, k, scale: (q, k))
         assert bound(1, 2, cp_context=None) == (1, 2)
         for value in (object(), torch.ones(2)):
-            with pytest.raises(
-                ValueError, match=f"cp_context is set: {original.__name__} has it on a GPU only"
-            ):
+            with pytest.raises(ValueError, match=f"cp_context is set: {original.__name__} has it on a GPU only"):
                 bound(1, 2, cp_context=value)
     bound = by_name(theirs, lambda q, k, scale, A_log=None: (q, k))
     with pytest.raises(ValueError, match="theirs got options that it does not have on a CPU: head_first, layout"):

@@ -31,6 +31,8 @@ def replacement_of(target):
             return _operation_registries[operation]._backends["fla_bdlru_cpu"].get_implementation(name)
     if target in table.ENTRY_POINTS:
         return _function_registries[original_of(target)]._backends["fla_bdlru_cpu"].implementation
+    while "implementation" not in inspect.getclosurevars(function).nonlocals:
+        function = function.__wrapped__
     return inspect.getclosurevars(function).nonlocals["implementation"]
 
 

@@ -1,0 +1,183 @@
+"""FLA's modules read a weight past the module that owns it only where calling the module would be the same.
+
+FLA hands `down_proj.weight` to a fused function and never calls `down_proj`, and does the like before cross entropy, after
+norms and in convolutions. A LoRA, quantised weights, a forward hook or weights that are offloaded would be passed by, in
+silence. So the modules listed here fuse only what `is_plain`; else they call it, or refuse by name. On every device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from torch import nn
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# Layers that end in a norm and a linear layer, fused, and the function that fuses them.
+_NORM_LINEAR = {
+    "fla.layers.gsa:GatedSlotAttention": "rms_norm_linear",
+    "fla.layers.hgrn2:HGRN2Attention": "rms_norm_linear",
+    "fla.layers.raven:Raven": "rms_norm_linear",
+    "fla.layers.lightnet:LightNetAttention": "rms_norm_swish_gate_linear",
+}
+
+# Layers that compute something else from a part's weight than the part does.
+_READ_ONLY = {
+    "fla.layers.mamba:Mamba": ("conv1d",),
+    "fla.layers.mamba2:Mamba2": ("conv1d",),
+    "fla.layers.log_linear_mamba2:LogLinearMamba2": ("conv1d",),
+    "fla.layers.rodimus:RodimusAttention": ("g_gate_proj", "tau_gate_proj"),
+    "fla.layers.rwkv6:RWKV6Attention": ("x_proj.2",),
+}
+
+# The layer whose norm and linear layer have to be called at this moment.
+_layer: ContextVar[nn.Module | None] = ContextVar("layer", default=None)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling `module` does what its class in torch or FLA does with its weights, and nothing else.
+
+    Example:
+        >>> from torch import nn
+        >>> from fla_bdlru.unfused import is_plain
+        >>> linear = nn.Linear(2, 2)
+        >>> assert is_plain(linear)
+        >>> handle = linear.register_forward_hook(print)
+        >>> assert not is_plain(linear)
+    """
+    if not type(module).__module__.startswith(("torch.nn.modules.", "fla.modules.")):
+        return False  # an adapter, quantised, parametrised
+    return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def _gated_mlp(original: Callable) -> Callable:
+    from fla.modules.activations import powglu, swiglu
+
+    @functools.wraps(original)
+    def forward(self, x, **kwargs):
+        if not self.fuse_swiglu or is_plain(self.down_proj):
+            return original(self, x, **kwargs)
+        gate, y = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(powglu(gate, y, self.powglu_power) if self.hidden_act == "powlu" else swiglu(gate, y))
+
+    return forward
+
+
+def _loss(original: Callable) -> Callable:
+    from fla.modules import FusedLinearCrossEntropyLoss
+
+    @functools.wraps(original)
+    def compute(self, *args, fuse_linear_cross_entropy=None, **kwargs):
+        if fuse_linear_cross_entropy is None:
+            fuse_linear_cross_entropy = getattr(self.config, "fuse_linear_cross_entropy", False)
+        if fuse_linear_cross_entropy and not is_plain(self.lm_head):
+            if isinstance(getattr(self, "criterion", None), FusedLinearCrossEntropyLoss):
+                raise ValueError(
+                    "criterion is FusedLinearCrossEntropyLoss, which reads lm_head's weight past its hooks, adapter or "
+                    "offloading; leave criterion at None and the loss calls lm_head."
+                )
+            fuse_linear_cross_entropy = False
+        return original(self, *args, fuse_linear_cross_entropy=fuse_linear_cross_entropy, **kwargs)
+
+    return compute
+
+
+def _call_at_the_end(original: Callable) -> Callable:
+    """The forward of a layer that fuses `g_norm` and `o_proj`."""
+
+    @functools.wraps(original)
+    def forward(self, *args, **kwargs):
+        if not hasattr(self, "g_norm") or (is_plain(self.g_norm) and is_plain(self.o_proj)):
+            return original(self, *args, **kwargs)
+        token = _layer.set(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _layer.reset(token)
+
+    return forward
+
+
+def _norm_linear(original: Callable) -> Callable:
+    """FLA's fused function, or the calls of the norm and the linear layer that it stands for."""
+    default = inspect.signature(original).parameters["eps"].default
+
+    @functools.wraps(original)
+    def fused(x, *args, eps=default):
+        layer = _layer.get()
+        if layer is None:
+            return original(x, *args, eps=eps)
+        *gate, _, _, _, _ = args  # the weights and biases of both
+        kept, layer.g_norm.eps = layer.g_norm.eps, eps  # FLA's layers leave the function's own eps
+        try:
+            y = layer.g_norm(x, *gate)
+        finally:
+            layer.g_norm.eps = kept
+        return layer.o_proj(y)
+
+    return fused
+
+
+def _refuse(parts: tuple[str, ...]) -> Callable[[Callable], Callable]:
+    def patch(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def forward(self, *args, **kwargs):
+            for part in parts:
+                module = self.get_submodule(part)
+                # ZeRO-3 gathers a weight wherever it is read
+                if not is_plain(module) and not hasattr(getattr(module, "weight", None), "ds_id"):
+                    raise ValueError(
+                        f"{type(self).__name__} reads {part}.weight and never calls {part}, so that hooks, an adapter, "
+                        f"quantised or offloaded weights there would have no effect. Leave {part} out of them (accelerate: "
+                        f"preload_module_classes=[{type(self).__name__!r}])."
+                    )
+            return original(self, *args, **kwargs)
+
+        return forward
+
+    return patch
+
+
+def _fused_convolutions(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def use(self, *args, **kwargs):
+        parts = (getattr(self, f"{name}_conv1d", None) for name in "qkv")
+        return all(part is None or is_plain(part) for part in parts) and original(self, *args, **kwargs)
+
+    return use
+
+
+def _project_each(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def project(self, x):
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        return original(self, x) if all(map(is_plain, parts)) else tuple(part(x) for part in parts)
+
+    return project
+
+
+def install_hook() -> None:
+    """Puts the checks in front of FLA's modules; `import fla_bdlru` calls it."""
+    patches = {
+        "fla.modules.mlp:GatedMLP.forward": _gated_mlp,
+        "fla.models.modeling_utils:FLAPreTrainedModel._compute_logits_and_loss": _loss,
+        "fla.layers.gated_deltanet:GatedDeltaNet._use_fused_qkv_conv": _fused_convolutions,
+        "fla.layers.cyfa:CyclicFlowAttention._project_qkv": _project_each,
+    }
+    for layer, function in _NORM_LINEAR.items():
+        patches |= {f"{layer}.forward": _call_at_the_end, f"{layer.partition(':')[0]}:{function}": _norm_linear}
+    for layer, parts in _READ_ONLY.items():
+        patches[f"{layer}.forward"] = _refuse(parts)
+    for target, patch in patches.items():
+        module, _, path = target.partition(":")
+        *parents, name = path.split(".")
+        owner = functools.reduce(getattr, parents, importlib.import_module(module))
+        original = getattr(owner, name)
+        if not hasattr(original, "_checks_parts"):
+            patched = patch(original)
+            patched._checks_parts = True
+            setattr(owner, name, patched)
