@@ -45,7 +45,10 @@ def test_the_map_is_the_tree():
 
 def test_tests_mirror_the_rooms():
     """A folder of tests is named after a room, of the package or of the repository; `gpu` is for what needs a GPU."""
-    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")} - {Path("."), Path("gpu")}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")} - {
+        Path("."),
+        Path("gpu"),
+    }
     for folder in folders:
         assert (ROOT / "fla_bdlru" / folder).is_dir() or (ROOT / folder).is_dir(), folder
 
