@@ -5,7 +5,6 @@ Run it with `python -m benchmarks.lm --help`, or under `torchrun` on several dev
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import sys
@@ -181,27 +180,18 @@ def _train_all(
 
 
 def _show(console: Console, say, store: ResultStore, preset: str, runs: list[Run]) -> None:
-    from benchmarks.lm.report import draw, make_table, summarise
+    from benchmarks.lm.report import describe, draw, make_table, read_curves, summarise
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
     if not rows:
         return
     lines = summarise(rows)
-    curves = {}
-    for row in rows:
-        with open(store.folder / "curves" / f"{row['key']}.csv", newline="") as file:
-            curves[row["key"]] = list(csv.DictReader(file))
-    first = rows[0]
-    title = (
-        f"{first['dataset']} by {first['tokenizer']}: {int(first['steps']):,} steps of {first['batch_size']} sequences of "
-        f"{first['length']}, {lines[0].params / 1e6:.2f}M parameters"
-    )
-    console.print(make_table(lines, title))
+    console.print(make_table(lines, f"{describe(rows[0])}, {lines[0].params / 1e6:.2f}M parameters"))
     for line in lines:
         if line.diverged:
             say(f"{line.name}: {line.diverged} of {len(line.keys)} runs had a loss that was not finite.")
     picture = store.folder / f"lm-{preset}.png"
-    draw(lines, curves, title, picture)
+    draw(lines, read_curves(store.folder / "curves", rows), describe(rows[0]), picture)
     say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from benchmarks.lm.models import Sizes
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
 from benchmarks.records.machine import commit, device_name, versions
-from benchmarks.records.style import variant_styles
+from benchmarks.records.style import DOTTED, OTHER, picture, plot_ranges, scale_lengths
 
 # lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
 COLUMNS = (
@@ -218,46 +219,54 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}{ranges}"
 
 
-def draw(lines: list[Line], curves: dict[str, list[dict[str, str]]], title: str, path: Path) -> None:
-    r"""Draws validation loss by tokens seen, bits per byte by window length, and loss by position.
+def describe(row: dict[str, str]) -> str:
+    """What a row's model was trained on and how, in words."""
+    return (
+        f"{row['dataset']} by {row['tokenizer']}: {int(row['steps']):,} steps of {row['batch_size']} sequences of "
+        f"{row['length']}, learning rate {row['lr']}"
+    )
+
+
+def read_curves(folder: Path, rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Learning curves of rows by key, as their files hold them; none where the files are not there."""
+    paths = {row["key"]: folder / f"{row['key']}.csv" for row in rows}
+    return {key: list(csv.DictReader(path.read_text().splitlines())) for key, path in paths.items() if path.exists()}
+
+
+def draw(lines: list[Line], curves: dict[str, list[dict[str, str]]], settings: str, path: Path) -> None:
+    r"""Draws bits per byte by window length, loss by position, and validation loss by tokens seen where there are curves.
 
     Args:
         lines (list[Line]):
             What `summarise` returned.
         curves (dict[str, list[dict[str, str]]]):
-            Learning curves by key, as their files hold them.
-        title (str):
-            Stands above the picture.
+            What `read_curves` returned.
+        settings (str):
+            What was trained, in words; stands below the picture.
         path (Path):
             A PNG file; replaced if it is there.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
-
-    styles = variant_styles([line.name for line in lines])
-    figure = Figure(figsize=(15, 5), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
-    learning, lengths, positions = figure.subplots(1, 3)
+    learning: dict[str, tuple[list[int], list[list[float]]]] = {}
     for line in lines:
-        style = {"linewidth": 2.4 if line.name.startswith(("bdlru", "hlru")) else 1.4, "markersize": 5, **styles[line.name]}
-        for i, key in enumerate(line.keys):
-            points = [(int(p["tokens"]), float(p["validation_loss"])) for p in curves.get(key, ()) if p["validation_loss"]]
-            if points:
-                learning.plot(*zip(*points), label=line.name if i == 0 else None, **style)
-        lengths.plot(line.lengths, [mean(values) for values in line.bits], label=line.name, **style)
-        positions.plot(*zip(*line.positions), label=line.name, **style)
-    learning.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
-    lengths.set(xlabel=f"window (trained at {lines[0].lengths[0]})", ylabel="bits per byte")
-    lengths.set_xscale("log", base=2)
-    lengths.set_xticks(lines[0].lengths)
-    lengths.xaxis.set_major_formatter(ScalarFormatter())
-    lengths.minorticks_off()
-    positions.set(xlabel=f"position in a window of {lines[0].lengths[-1]}, by octave", ylabel="loss (nats per token)")
-    positions.set_xscale("log", base=2)
-    positions.axvline(lines[0].lengths[0], color="#777777", linewidth=1, linestyle=(0, (1, 3)))
-    for axes in (learning, lengths, positions):
-        axes.grid(alpha=0.3)
-    learning.legend(fontsize=8)
-    figure.savefig(path)
+        points: dict[int, list[float]] = {}  # by tokens, a value a seed
+        for point in (point for key in line.keys for point in curves.get(key, ()) if point["validation_loss"]):
+            points.setdefault(int(point["tokens"]), []).append(float(point["validation_loss"]))
+        if points:
+            learning[line.name] = list(points), list(points.values())
+    counts = sorted({len(line.keys) for line in lines})
+    seeds = "1 seed" if counts == [1] else f"{counts[0]} to {counts[-1]} seeds; a bar is their range"
+    note = f"{settings}, {lines[0].params / 1e6:.2f}M parameters, {seeds}. Lower is better; dotted: the trained length."
+    with picture(path, 6 + 2.6 * bool(learning), "Language models, equal parameters", note) as figure:
+        by_length, by_position, *rest = figure.subplots(2 + bool(learning), 1)
+        scale_lengths(by_length, lines[0].lengths)
+        by_length.set(xlabel=f"window in tokens (trained at {lines[0].lengths[0]})", ylabel="bits per byte")
+        plot_ranges(by_length, {line.name: (line.lengths, line.bits) for line in lines})
+        scale_lengths(by_position, [last for last, _ in lines[0].positions])
+        by_position.axvline(lines[0].lengths[0], color=OTHER, linewidth=1.2, linestyle=DOTTED)
+        by_position.set(xlabel=f"position in a window of {lines[0].lengths[-1]}, by octave", ylabel="loss, nats a token")
+        octaves = {line.name: list(zip(*line.positions)) for line in lines}
+        plot_ranges(by_position, {name: (last, [[loss] for loss in losses]) for name, (last, losses) in octaves.items()})
+        for axes in rest:
+            axes.set(xlabel="training tokens", ylabel="validation loss")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            plot_ranges(axes, learning)

@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 
 from benchmarks.ops.cases import MODES, TOKENS
+from benchmarks.records.style import OTHER, picture, plot_ranges, plot_seeds, scale_lengths, variant_styles
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B35A8D", "#B57B00", "#000000")  # of lengths
 TARGETS = {"fwd": {1: 0.75, 2: 0.75, 4: 0.75, 8: 0.5}, "fwd+bwd": {1: 0.6, 2: 0.6, 4: 0.6, 8: 0.5}}
 
 
@@ -39,65 +37,64 @@ def ours(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     return chosen.sort_values(["B", "m", "T"]).drop_duplicates(["m", "T"])
 
 
-def draw_bandwidth(rows: pd.DataFrame, axes) -> None:
+def draw_bandwidth(rows: pd.DataFrame, figure) -> None:
     """Fraction of copy bandwidth over block size, a line a length; dashes are the targets."""
-    for axis, mode in zip(axes, MODES):
-        for T, line in ours(rows, mode).groupby("T"):
-            axis.plot(line["m"], line["copy_fraction"], marker="o", label=f"T = {T:,}")
+    for axes, mode in zip(figure.subplots(1, 2, sharey=True), MODES):
+        axes.set(xlabel="block size m", title=f"BD-LRU, {mode}, bf16", ylim=(0, None))
+        scale_lengths(axes, [1, 2, 4, 8, 16])
+        lines = [(T, line.sort_values("m")) for T, line in ours(rows, mode).groupby("T")]
+        series = {f"T = {T:,}": (list(line["m"]), [[x] for x in line["copy_fraction"]]) for T, line in lines}
+        styles = {name: {"color": colour, "marker": "o"} for name, colour in zip(series, COLOURS)}
         targets = TARGETS[mode]
-        axis.plot(list(targets), list(targets.values()), linestyle="--", color="grey", label="target")
-        axis.set(xscale="log", xlabel="block size m", title=f"BD-LRU, {mode}, bf16", ylim=(0, None))
-        axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("bytes once, over copy bandwidth")
-    axes[0].legend(fontsize=8)
+        series["target"] = list(targets), [[x] for x in targets.values()]
+        plot_ranges(axes, series, {**styles, "target": {"color": OTHER, "linestyle": "--"}})
+    figure.axes[0].set_ylabel("bytes once, over copy bandwidth")
 
 
-def draw_peers(rows: pd.DataFrame, axis) -> None:
+def draw_peers(rows: pd.DataFrame, figure) -> None:
     """Time of forward and backward over length, ours and the peers at the same tokens and channels."""
     ops = rows.query("table == 'op' and mode == 'fwd+bwd' and channels == 1024 and dtype == 'bfloat16'")
-    for name, line in ops[ops["op"].isna()].groupby("contender"):
+    lines = [*ops[ops["op"].isna()].groupby("contender")]
+    lines += [(f"bdlru-m{m:g}", line) for m, line in ours(rows, "fwd+bwd").groupby("m")]
+    series = {}
+    for name, line in lines:
         line = line.sort_values("T")
-        axis.plot(line["T"], 1e6 * line["ms"] / (line["B"] * line["T"]), marker=".", linewidth=1, label=name)
-    for m, line in ours(rows, "fwd+bwd").groupby("m"):
-        line = line.sort_values("T")
-        axis.plot(line["T"], 1e6 * line["ms"] / (line["B"] * line["T"]), marker="o", linewidth=2, label=f"BD-LRU m = {m:g}")
-    axis.set(xscale="log", yscale="log", xlabel="T", ylabel="ns a token", title="forward and backward, 1,024 channels")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        series[name] = list(line["T"]), [[x] for x in 1e6 * line["ms"] / (line["B"] * line["T"])]
+    axes = figure.subplots()
+    scale_lengths(axes, sorted({T for Ts, _ in series.values() for T in Ts}))
+    axes.set(yscale="log", xlabel="length T", ylabel="ns a token, forward and backward")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("{x:,g}")
+    plot_ranges(axes, series)
 
 
-def draw_layers(rows: pd.DataFrame, axis) -> None:
-    """Tokens per second of each layer."""
-    layers = rows[rows["table"] == "layer"]
-    table = layers.pivot_table(index="contender", columns="T", values="tokens_per_s", sort=False)
-    (table / 1e6).plot.barh(ax=axis, width=0.8)
-    axis.invert_yaxis()
-    axis.legend(title="T", loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.set(xlabel="million tokens a second, forward and backward", ylabel="", title="layers of 33M parameters, width 1,024")
-    axis.grid(alpha=0.3, axis="x")
+def draw_layers(rows: pd.DataFrame, figure) -> None:
+    """Tokens per second of each layer, a dot a length."""
+    table = rows[rows["table"] == "layer"].pivot_table(index="contender", columns="T", values="tokens_per_s", sort=False) / 1e6
+    axes = figure.subplots()
+    styles = variant_styles(list(table.index))
+    words = {f"T = {T:,}": (12 + 60 * i, [f"{x:.2f}" for x in table[T]]) for i, T in enumerate(table)}
+    plot_seeds(axes, [(name, styles[name]["color"], list(line.dropna())) for name, line in table.iterrows()], words)
+    axes.set(xlim=(0, None), xlabel="million tokens a second, forward and backward; a dot a length")
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Writes a picture for each part of the table that is there; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     newest = rows[rows["commit"] == rows.iloc[-1]["commit"]] if rows["commit"].notna().any() else rows
-    footer = f"{newest.iloc[-1]['device']}, commit {newest.iloc[-1]['commit']}, {newest.iloc[-1]['versions']}"
+    note = f"{newest.iloc[-1]['device']}, commit {newest.iloc[-1]['commit']}, {newest.iloc[-1]['versions']}"
+    layers = newest.query("table == 'layer'").drop_duplicates("contender")
     written = []
-    for name, columns, needs, paint in (
-        ("gpu-bandwidth", 2, newest.query("table == 'op' and contender == 'chunk'"), draw_bandwidth),
-        ("gpu-peers", 1, newest.query("table == 'op'"), draw_peers),
-        ("gpu-layers", 1, newest.query("table == 'layer'"), draw_layers),
+    for name, title, height, needs, paint in (
+        ("gpu-bandwidth", "How near to copying memory BD-LRU runs", 4, newest.query("contender == 'chunk'"), draw_bandwidth),
+        ("gpu-peers", "Time of ops at 1,024 channels", 4.6, newest.query("table == 'op'"), draw_peers),
+        ("gpu-layers", "Layers of 33M parameters, width 1,024", 1.8 + 0.3 * len(layers), layers, draw_layers),
     ):
         if needs.empty:
             continue
-        figure, axes = plt.subplots(1, columns, figsize=(5.5 * columns + 1.5, 4.6), sharey=columns > 1)
-        paint(newest, axes)
-        figure.text(0.01, 0.005, footer, fontsize=5, color="grey")
-        figure.tight_layout(rect=(0, 0.02, 1, 1))
         written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=150)
-        plt.close(figure)
+        with picture(written[-1], height, title, note) as figure:
+            paint(newest, figure)
     return written
 
 

@@ -14,6 +14,7 @@ from benchmarks.records.style import (
     percent,
     picture,
     plot_ranges,
+    plot_seeds,
     scale_lengths,
     variant_styles,
 )
@@ -55,28 +56,18 @@ def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO
 
 
 def _draw_seeds(axes, lines: list[Line]) -> None:
-    # a row a mixer: its seeds beside each other, their median, and in words how many solved the task, and its size
+    # with how many seeds solved the task, and the mixer's size
     styles = variant_styles([line.variant for line in lines])
-    columns = {"solved": 12, "sequences": 50, "params": 104, "state": 142}  # points beside the axes
+    columns = {
+        "solved": (12, [f"{line.solved} of {line.seeds}" for line in lines]),
+        "sequences": (50, [f"{median(line.sequences[0]):.2f}" for line in lines]),
+        "params": (104, [f"{line.mixer_params / 1000:.1f}k" for line in lines]),
+        "state": (142, [line.state or "grows" for line in lines]),
+    }
     if len({line.lr for line in lines}) > 1:
-        columns["lr"] = 176
-    for place, line in enumerate(lines):
-        values, colour = line.tokens[0], styles[line.variant]["color"]
-        heights = [place + 0.6 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
-        axes.plot(values, heights, "o", color=colour, markersize=4.5, alpha=0.8, clip_on=False, zorder=3)
-        if len(values) > 1:
-            axes.plot([median(values)] * 2, [place - 0.36, place + 0.36], color=colour, linewidth=2.5, clip_on=False, zorder=2)
-        solved, sequences = f"{line.solved} of {line.seeds}", f"{median(line.sequences[0]):.2f}"
-        cells = (solved, sequences, f"{line.mixer_params / 1000:.1f}k", line.state or "grows", f"{line.lr:g}")
-        for x, text in zip(columns.values(), cells):
-            axes.annotate(text, (1, place), (x, 0), ("axes fraction", "data"), "offset points", va="center", size=9)
-    for name, x in columns.items():
-        axes.annotate(name, (1, 1), (x, 3), "axes fraction", "offset points", size=8.5, color=OTHER)
-    axes.set_yticks(range(len(lines)), [line.variant for line in lines])
-    for label, line in zip(axes.get_yticklabels(), lines):
-        label.set(color=styles[line.variant]["color"], weight="bold" if line.ours else "normal", size=9)
-    axes.set(xlim=(0, 1.01), ylim=(len(lines) - 0.5, -0.5))
-    axes.grid(axis="y", visible=False)
+        columns["lr"] = (176, [f"{line.lr:g}" for line in lines])
+    plot_seeds(axes, [(line.variant, styles[line.variant]["color"], line.tokens[0]) for line in lines], columns)
+    axes.set_xlim(0, 1.01)
 
 
 def draw_curves(

@@ -141,7 +141,7 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
 
     Args:
         folder (str | Path):
-            Where results are kept.
+            Where results are kept, or one file of them.
 
     Returns:
         dict[str, dict[str, str]]:
@@ -151,7 +151,7 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: if there is no such file, or one with other columns.
     """
-    paths = sorted(Path(folder).glob("compare*.csv"))
+    paths = [Path(folder)] if Path(folder).is_file() else sorted(Path(folder).glob("compare*.csv"))
     if not paths:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
     rows = [row for path in paths for row in read_rows(path)[0].values()]

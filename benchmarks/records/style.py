@@ -111,47 +111,64 @@ def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -
     return [places[ranks.index(i)] for i in range(len(values))]
 
 
-def label_ends(axes, ends: dict[str, tuple[float, float, str]]) -> None:
-    """Writes names to the right of the axes, by name (x, y, colour) of the line's end; none stands on another."""
-    from matplotlib.transforms import ScaledTranslation
+def label_ends(axes, ends: dict[str, tuple[float, float, str]], outside: bool = True) -> None:
+    r"""Writes names beside points; none stands on another.
 
-    beside = axes.transAxes + ScaledTranslation(14 / 72, 0, axes.figure.dpi_scale_trans)
+    Args:
+        axes (Axes):
+            Whose scales and limits are set.
+        ends (dict[str, tuple[float, float, str]]):
+            By name, x, y and colour: the end of a line, or a point.
+        outside (bool):
+            Whether the names stand to the right of the axes, or right beside their points. Default: True.
+    """
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+
+    right = ScaledTranslation((14 if outside else 9) / 72, 0, axes.figure.dpi_scale_trans)
+    beside = blended_transform_factory((axes.transAxes if outside else axes.transData) + right, axes.transAxes)
     texts = [
         axes.annotate(
             name,
             (x, y),
-            (1, 0.5),
+            (1 if outside else x, 0.5),
             textcoords=beside,
             color=colour,
             size=9,
             va="center",
-            weight="bold" if name.startswith((*OURS, "BD", "H-")) else "normal",
+            weight="bold" if name.startswith(OURS) else "normal",
             arrowprops={**LEADER, "color": colour},
         )
         for name, (x, y, colour) in ends.items()
     ]
     axes.figure.draw_without_rendering()  # the layout makes room for the names
-    heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _ in ends.values()]
+    places = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _ in ends.values()]))
     gap = 12.5 / 72 * axes.figure.dpi / axes.bbox.height
-    for text, place in zip(texts, spread_apart(heights, gap, 0.0, 1.0)):
-        text.set_position((1, place))
+    columns: list[list[int]] = []  # names that are beside each other anyway need not be kept apart
+    for i in sorted(range(len(places)), key=lambda i: places[i][0]):
+        if not columns or (not outside and places[i][0] - places[columns[-1][-1]][0] > 0.12):
+            columns.append([])
+        columns[-1].append(i)
+    for column in columns:
+        for i, place in zip(column, spread_apart([places[i][1] for i in column], gap, 0.0, 1.0)):
+            texts[i].set_y(place)
 
 
-def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], labels: bool = True) -> None:
+def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], styles=None, labels=True) -> None:
     r"""Draws a line per name through the medians over seeds, with a bar from the lowest to the highest seed.
 
     Args:
         axes (Axes):
             Whose x axis has its scale already.
         series (dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]]):
-            By variant, x and for each x the values of the seeds.
+            By name, x and for each x the values of the seeds.
+        styles (dict[str, dict], Optional):
+            By name, what matplotlib's lines take. Default: `variant_styles`.
         labels (bool):
             Whether names stand at the lines' ends. Default: True.
     """
-    styles = variant_styles(list(series))
-    logarithmic = axes.get_xscale() == "log"
+    styles = styles or variant_styles(list(series))
     every = [x for xs, _ in series.values() for x in xs]
-    reach = 0.012 * (max(every) - min(every))
+    logarithmic, reach = axes.get_xscale() == "log", 0.012 * (max(every) - min(every))
     ends = {}
     for place, (name, (xs, values)) in enumerate(series.items()):
         shift = (place - (len(series) - 1) / 2) * min(1.0, 8 / len(series))  # equal lines stand beside each other
@@ -159,10 +176,37 @@ def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence
         middle = [median(v) for v in values]
         below, above = [m - min(v) for m, v in zip(middle, values)], [max(v) - m for m, v in zip(middle, values)]
         ranges = (below, above) if any(len(v) > 1 for v in values) else None
-        axes.errorbar(moved, middle, ranges, elinewidth=1, capsize=2, markeredgecolor="white", **styles[name])
+        axes.errorbar(moved, middle, ranges, elinewidth=1, capsize=2, **{"markeredgecolor": "white", **styles[name]})
         ends[name] = (moved[-1], middle[-1], styles[name]["color"])
     if labels:
         label_ends(axes, ends)
+
+
+def plot_seeds(axes, rows: Sequence[tuple[str, str, Sequence[float]]], columns: dict[str, tuple[float, list[str]]]) -> None:
+    r"""A row a name: its seeds as dots beside each other, their median as a bar, and words beside it.
+
+    Args:
+        axes (Axes):
+            Empty.
+        rows (Sequence[tuple[str, str, Sequence[float]]]):
+            Names, colours and the seeds' values, the first on top.
+        columns (dict[str, tuple[float, list[str]]]):
+            By heading, how many points beside the axes they stand, and a word a row.
+    """
+    for place, (_, colour, values) in enumerate(rows):
+        heights = [place + 0.6 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
+        axes.plot(values, heights, "o", color=colour, markersize=4.5, alpha=0.8, clip_on=False, zorder=3)
+        if len(values) > 1:
+            axes.plot([median(values)] * 2, [place - 0.36, place + 0.36], color=colour, linewidth=2.5, clip_on=False, zorder=2)
+    for heading, (x, words) in columns.items():
+        axes.annotate(heading, (1, 1), (x, 3), "axes fraction", "offset points", size=8.5, color=OTHER)
+        for place, word in enumerate(words):
+            axes.annotate(word, (1, place), (x, 0), ("axes fraction", "data"), "offset points", va="center", size=9)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    for label, (name, colour, _) in zip(axes.get_yticklabels(), rows):
+        label.set(color=colour, weight="bold" if name.startswith(OURS) else "normal", size=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 def mark_guessing(axes, chance: float, along: str = "y") -> None:
@@ -189,7 +233,7 @@ def percent(*axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
     for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def scale_lengths(axes, lengths: Sequence[float]) -> None:
@@ -197,13 +241,3 @@ def scale_lengths(axes, lengths: Sequence[float]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-
-
-def new_figure(width: float, height: float):
-    """A figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    return figure

@@ -29,7 +29,7 @@ SETTINGS = (
     "train_examples",
     "eval_examples",
 )
-# of those and of the budget: how a file's name and a heading say what tells comparisons of one task apart
+# of those, the budget and the learning rates: how a file's name and a heading say what tells comparisons of one task apart
 DISTINCTIONS = {
     "budget": ("b", "a budget of {}"),
     "layers": ("l", "{} block(s)"),
@@ -48,6 +48,7 @@ DISTINCTIONS = {
     "eval_lengths": ("v", "tested at {}"),
     "train_examples": ("x", "{} training examples"),
     "eval_examples": ("y", "{} test examples"),
+    "lr": ("r", "learning rate {}"),
 }
 LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
 SOLVED = 0.99  # the token accuracy at the longest training length from which a run has solved its task
@@ -71,8 +72,8 @@ class Line:
             State elements per sequence; empty where it grows.
         flops (str):
             FLOPs of the model's forward pass, per token; empty where not recorded.
-        recurrent_flops (str):
-            FLOPs per token of the mixers without their linear maps; empty where not recorded.
+        mixer_flops (str):
+            FLOPs per token of the mixers, linear maps included; empty where not recorded.
         lengths (list[int]):
             Evaluated lengths.
         tokens, sequences (list[list[float]]):
@@ -96,7 +97,7 @@ class Line:
     mixer_params: int
     state: str
     flops: str
-    recurrent_flops: str
+    mixer_flops: str
     lengths: list[int]
     tokens: list[list[float]]
     sequences: list[list[float]]
@@ -155,7 +156,7 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
                 mixer_params=int(first["mixer_params"]),
                 state=first["state_size"],
                 flops=first["flops_per_token"],
-                recurrent_flops=first["recurrent_flops"],
+                mixer_flops=first["mixer_flops"],
                 lengths=[int(length) for length in first["eval_lengths"].split()],
                 tokens=[[float(r[f"token_accuracy_{k}x"]) for r in runs] for k in multiples],
                 sequences=[[float(r[f"sequence_accuracy_{k}x"]) for r in runs] for k in multiples],
@@ -171,11 +172,11 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
 
 @dataclass(frozen=True)
 class Comparison:
-    r"""Runs that may be compared: one task, one setting, one rule of matching.
+    r"""Runs that may be compared: one task, one setting, one rule of matching, learning rates that every mixer ran.
 
     Attributes:
         settings (dict[str, str]):
-            The columns named in `SETTINGS`.
+            The columns named in `SETTINGS`, and `lr`: the rates, separated by spaces.
         matched (str):
             What was made equal, as `"params 28992"`; empty where the rows do not say.
         lines (list[Line]):
@@ -202,7 +203,19 @@ class Comparison:
     @property
     def title(self) -> str:
         """Task, and what tells it from others of the same task and rule, in words."""
-        return ", ".join([self.task, *(DISTINCTIONS[name][1].format(v or "default") for name, v in self.apart.items())])
+        return ", ".join([self.task, *self.differences])
+
+    @property
+    def heading(self) -> str:
+        """The title for people: what the task asks, and what tells it from others of the same task and rule."""
+        from benchmarks.tasks import get_task  # torch is slow to import
+
+        return ", ".join([get_task(self.task).title, *self.differences])
+
+    @property
+    def differences(self) -> list[str]:
+        """What tells it from others of the same task and rule, in words."""
+        return [DISTINCTIONS[name][1].format(value or "default") for name, value in self.apart.items()]
 
     @property
     def task(self) -> str:
@@ -215,13 +228,18 @@ class Comparison:
         return self.lines[0].lengths
 
     @property
-    def description(self) -> str:
+    def training(self) -> str:
         """The settings in a line."""
-        s, kind = self.settings, self.kind
+        s = self.settings
         return (
             f"Trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, width "
-            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}" + (f", matched by {kind}" if kind else "")
+            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}"
         )
+
+    @property
+    def description(self) -> str:
+        """The settings and what was made equal, in a line."""
+        return self.training + (f", matched by {self.kind}" if self.kind else "")
 
 
 def compare(rows: list[dict[str, str]]) -> list[Comparison]:
@@ -239,7 +257,10 @@ def compare(rows: list[dict[str, str]]) -> list[Comparison]:
     for row in rows:
         for matched, label in {label.partition(" (by ")[0]: label for label in row["matched"].split("; ")}.items():
             groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append({**row, "matched": label})
-    found = [Comparison(dict(zip(SETTINGS, key)), key[-1], summarise(rows)) for key, rows in groups.items()]
+    found = []
+    for key, group in groups.items():
+        for rates, shared in share_rates(group).items():
+            found.append(Comparison({**dict(zip(SETTINGS, key)), "lr": " ".join(rates)}, key[-1], summarise(shared)))
     alike: dict[tuple[str, str], list[Comparison]] = {}
     for c in found:
         alike.setdefault((c.task, c.kind), []).append(c)
@@ -250,8 +271,38 @@ def compare(rows: list[dict[str, str]]) -> list[Comparison]:
     return [replace(c, apart=apart[id(c)]) for c in found]
 
 
+def share_rates(rows: list[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    r"""Splits runs so that every mixer of a part ran every learning rate in it: the best of more rates is no fair best.
+
+    Args:
+        rows (list[dict[str, str]]):
+            Rows that agree in everything but mixer, learning rate and seed.
+
+    Returns:
+        dict[tuple[str, ...], list[dict[str, str]]]:
+            By rates, their rows. Rates that the same mixers ran are together; one that only a part of those ran is left out.
+
+    Example:
+        >>> from benchmarks.records.summary import share_rates
+        >>> ran = {"lstm": ("0.01", "0.003"), "gla": ("0.01",), "my_own": ("0.1",)}
+        >>> parts = share_rates([{"variant": name, "lr": lr} for name, rates in ran.items() for lr in rates])
+        >>> {rates: [row["variant"] for row in rows] for rates, rows in parts.items()}
+        {('0.01',): ['lstm', 'gla'], ('0.1',): ['my_own']}
+    """
+    ran: dict[str, set[str]] = {}
+    for row in rows:
+        ran.setdefault(row["lr"], set()).add(row["variant"])
+    parts: dict[frozenset[str], list[str]] = {}
+    for lr, mixers in ran.items():
+        if not any(mixers < others for others in ran.values()):
+            parts.setdefault(frozenset(mixers), []).append(lr)
+    return {tuple(rates): [row for row in rows if row["lr"] in rates] for rates in parts.values()}
+
+
 def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
-    r"""Of several settings, for each the entries in which they are not all the same; a budget only where nothing else tells.
+    r"""Of several settings, for each the entries in which they are not all the same.
+
+    A budget follows the width, and a learning rate is chosen for a task: these two stand only where nothing else tells.
 
     Example:
         >>> from benchmarks.records.summary import distinguish
@@ -259,9 +310,10 @@ def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
         [{'width': '64'}, {'width': '128'}]
     """
     varying = [name for name in DISTINCTIONS if len({s.get(name) for s in settings}) > 1]
-    others = [name for name in varying if name != "budget"]
-    if len({tuple(s[name] for name in others) for s in settings}) == len(settings):
-        varying = others  # the default budget follows the width
+    for spare in ("budget", "lr"):
+        others = [name for name in varying if name != spare]
+        if len({tuple(s.get(name) for name in others) for s in settings}) == len(settings):
+            varying = others
     return [{name: s[name] for name in varying} for s in settings]
 
 
@@ -284,10 +336,12 @@ class Win:
     Attributes:
         length (int):
             Length of the test sequences.
+        best (Line):
+            Of the highest mean.
         winners (list[Line]):
-            The best; several where their means are equal to three decimals.
+            The best; several where their means are equal to three decimals, none where the best is near guessing.
         runner_up (Line, Optional):
-            The best of the rest.
+            The best of the rest, where somebody wins.
         margin (float, Optional):
             Mean token accuracy of the winner less that of the runner-up.
         ours (Line, Optional):
@@ -299,6 +353,7 @@ class Win:
     """
 
     length: int
+    best: Line
     winners: list[Line]
     runner_up: Line | None
     margin: float | None
@@ -324,27 +379,29 @@ def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
     wins = []
     for i, length in enumerate(comparison.lengths):
         ranked = sorted(comparison.lines, key=lambda line: -mean(line.tokens[i]))
-        best = mean(ranked[0].tokens[i])
-        winners = [line for line in ranked if best - mean(line.tokens[i]) < TIE]
-        rest = ranked[len(winners) :]
-        ours = next((line for line in ranked if line.ours), None)
+        top = mean(ranked[0].tokens[i])
+        learned = top - chance >= LEARNED * (1 - chance)
+        winners = [line for line in ranked if learned and top - mean(line.tokens[i]) < TIE]
+        rest = ranked[len(winners) :] if learned else []
+        ours = next((line for line in ranked if line.ours), None) if learned else None
         wins.append(
             Win(
                 length=length,
+                best=ranked[0],
                 winners=winners,
                 runner_up=rest[0] if rest else None,
-                margin=best - mean(rest[0].tokens[i]) if rest else None,
+                margin=top - mean(rest[0].tokens[i]) if rest else None,
                 ours=ours,
-                behind=best - mean(ours.tokens[i]) if ours else None,
-                verdict="near guessing"
-                if best - chance < LEARNED * (1 - chance)
-                else _verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
+                behind=top - mean(ours.tokens[i]) if ours else None,
+                verdict=_verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
             )
         )
     return wins
 
 
 def _verdict(winners: list[list[float]], rest: list[list[float]]) -> str:
+    if not winners:
+        return "near guessing"
     if not rest:
         return "tie" if len(winners) > 1 else "alone"
     if min(len(values) for values in winners + rest) < 2:

@@ -1,17 +1,22 @@
-"""Accuracy over block size, over the cost of a recurrent step, and over gate norms: pictures of stored rows."""
+"""Accuracy over block size, over the cost of a mixer, and over gate norms: pictures of stored rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import median
 
 from benchmarks.compare.presets import MATCHES
 from benchmarks.records.naming import FAMILIES, parse_name
 from benchmarks.records.style import FAMILIES as COLOURS
-from benchmarks.records.style import OTHER, new_figure, variant_styles
-from benchmarks.records.summary import Comparison, Line
+from benchmarks.records.style import label_ends, mark_guessing, percent, picture, plot_ranges, plot_seeds, variant_styles
+from benchmarks.records.summary import Comparison, Line, counts_text
 from benchmarks.tasks import get_task
-from fla_bdlru.ops import GATE_NORMS
+
+
+def _seeds(lines: Iterable[Line]) -> str:
+    text = counts_text(lines)
+    return text + "; points are medians, bars reach from the lowest to the highest seed" * (text != "1 seed")
 
 
 def block_size_lines(comparison: Comparison) -> dict[str, list[Line]]:
@@ -44,64 +49,62 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
     found = [(c, families) for c, families in found if any(len(lines) > 1 for lines in families.values())]
     if not found:
         raise ValueError("there are no runs of several block sizes in one comparison; run bdlru-m1, bdlru-m2, ...")
-    figure = new_figure(5.2 * len(found), 4.2)
-    for axes, (comparison, families) in zip(figure.subplots(1, len(found), squeeze=False, sharey=True).flat, found):
-        for name, lines in families.items():
-            sizes = [_size(line) for line in lines]
-            for i, dash in ((0, "-"), (len(comparison.lengths) - 1, ":")):
-                means = [mean(line.tokens[i]) for line in lines]
-                below = [m - min(line.tokens[i]) for m, line in zip(means, lines)]
-                above = [max(line.tokens[i]) - m for m, line in zip(means, lines)]
-                label = f"{FAMILIES[name]} @{comparison.lengths[i]}"
-                axes.errorbar(sizes, means, (below, above), fmt=f"o{dash}", color=COLOURS[name], capsize=3, label=label)
-        axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-        kind = MATCHES.get(comparison.kind, "sizes as run")
-        seeds = max(line.seeds for line in comparison.lines)
-        axes.set_xticks(sorted({_size(line) for lines in families.values() for line in lines}))
-        axes.set(title=f"{comparison.title}: {kind}, {seeds} seed(s)", xlabel="block size or order m", ylim=(0, 1.03))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.axes[0].set_ylabel("token accuracy (mean, range)")
-    figure.savefig(path, format="png")
+    first = found[0][0]
+    seeds = _seeds(line for _, families in found for lines in families.values() for line in lines)
+    with picture(path, 3.9, f"{first.heading}: block size", f"{first.training}. {seeds}.") as figure:
+        panels = figure.subplots(1, len(found), squeeze=False, sharey=True).flat
+        for axes, (comparison, families) in zip(panels, found):
+            series, styles = {}, {}
+            for name, lines in families.items():
+                for i, dash in ((0, "-"), (len(comparison.lengths) - 1, ":")):
+                    label = f"{FAMILIES[name]}\nat {comparison.lengths[i]}"
+                    series[label] = [_size(line) for line in lines], [line.tokens[i] for line in lines]
+                    styles[label] = {"color": COLOURS[name], "marker": "o", "linestyle": dash}
+            axes.set_xticks(sorted({size for sizes, _ in series.values() for size in sizes}))
+            axes.set(title=MATCHES.get(comparison.kind, "sizes as run"), xlabel="block size or order m", ylim=(0, 1.04))
+            mark_guessing(axes, get_task(comparison.task).chance)
+            percent(axes.yaxis)
+            plot_ranges(axes, series, styles)
+        figure.axes[0].set_ylabel("token accuracy")
 
 
 def draw_costs(comparison: Comparison, path: Path) -> None:
-    r"""Draws token accuracy at the training length over the FLOPs of a recurrent step.
+    r"""Draws token accuracy at the training length over the FLOPs of the mixers, their linear maps included.
 
     Args:
         comparison (Comparison):
-            Whose rows record `recurrent_flops`.
+            Whose rows record `mixer_flops`.
         path (Path):
             A PNG file; replaced if it is there.
 
     Raises:
         ValueError: if none of them does.
     """
-    lines = [line for line in comparison.lines if line.recurrent_flops]
+    lines = [line for line in comparison.lines if line.mixer_flops]
     if not lines:
-        raise ValueError(f"{comparison.task}: no row records recurrent_flops; --rerun records them.")
-    styles = variant_styles([line.variant for line in lines])
-    figure = new_figure(9, 4.6)
-    axes = figure.subplots()
-    for line in lines:
-        means = mean(line.tokens[0])
-        spread = [[means - min(line.tokens[0])], [max(line.tokens[0]) - means]]
-        style = {**styles[line.variant], "linestyle": "none"}
-        axes.errorbar(int(line.recurrent_flops), means, spread, capsize=3, label=line.variant, markersize=8, **style)
-    axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    costs = [int(line.recurrent_flops) for line in lines]
-    axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
-    xlabel = "FLOPs of a recurrent step (mixers without their linear maps, per token)"
-    axes.set(title=f"{comparison.task}: {comparison.description}", xlabel=xlabel, ylim=(0, 1.03))
-    axes.set_ylabel(f"token accuracy @{comparison.lengths[0]} (mean, range)")
-    axes.title.set_fontsize(9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    figure.savefig(path, format="png")
+        raise ValueError(f"{comparison.task}: no row records mixer_flops; --rerun records them.")
+    task, styles = get_task(comparison.task), variant_styles([line.variant for line in lines])
+    note = f"{comparison.description}. FLOPs of the forward pass, linear maps included. {_seeds(lines)}."
+    with picture(path, 4.6, f"{comparison.heading}: accuracy and cost", note) as figure:
+        axes = figure.subplots()
+        costs = [int(line.mixer_flops) for line in lines]
+        axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
+        axes.set(xlabel="thousand FLOPs of the mixers, per token", ylim=(0, 1.04))
+        axes.set_ylabel(f"token accuracy at length {comparison.lengths[0]}")
+        axes.xaxis.set_major_formatter(lambda cost, _: f"{cost / 1000:,.0f}")
+        percent(axes.yaxis)
+        mark_guessing(axes, task.chance)
+        ends = {}
+        for line, cost in zip(lines, costs):
+            middle, colour = median(line.tokens[0]), styles[line.variant]["color"]
+            axes.plot([cost] * 2, [min(line.tokens[0]), max(line.tokens[0])], color=colour, linewidth=1)
+            axes.plot(cost, middle, color=colour, marker=styles[line.variant]["marker"], markersize=7, markeredgecolor="white")
+            ends[line.variant] = (cost, middle, colour)
+        label_ends(axes, ends, outside=False)
 
 
 def draw_gate_norms(comparison: Comparison, path: Path) -> None:
-    r"""Draws token accuracy at the training length for each gate norm, a group of bars per norm.
+    r"""Draws token accuracy at the training length for each gate norm: every seed, best norm first, model by model.
 
     Args:
         comparison (Comparison):
@@ -112,34 +115,24 @@ def draw_gate_norms(comparison: Comparison, path: Path) -> None:
     Raises:
         ValueError: if there are no two norms to compare.
     """
-    models: dict[str, dict[str, Line]] = {}
-    for line in comparison.lines:
+    models: dict[str, list[tuple[str, Line]]] = {}
+    for line in comparison.lines:  # best first
         if ours := parse_name(line.variant):
-            models.setdefault(ours.label, {})[ours.norm] = line
+            models.setdefault(ours.label, []).append((ours.norm, line))
     models = {model: norms for model, norms in sorted(models.items()) if len(norms) > 1}
     if not models:
         raise ValueError(f"{comparison.task}: no mixer was run with two gate norms; run bdlru-m4 and bdlru-m4-tanh.")
-    norms = [norm for norm in GATE_NORMS if any(norm in found for found in models.values())]
-    figure = new_figure(max(6, 1.2 * len(norms) + 2), 4.2)
-    axes = figure.subplots()
-    width = 0.8 / len(models)
-    for i, (model, found) in enumerate(models.items()):
-        places = [norms.index(norm) + (i - (len(models) - 1) / 2) * width for norm in found]
-        means = [mean(line.tokens[0]) for line in found.values()]
-        below = [m - min(line.tokens[0]) for m, line in zip(means, found.values())]
-        above = [max(line.tokens[0]) - m for m, line in zip(means, found.values())]
-        colour = COLOURS["bdlru" if model.startswith("BD") else "hlru"]
-        alpha = 1 - 0.5 * i / len(models)
-        axes.bar(places, means, width * 0.92, yerr=(below, above), capsize=3, color=colour, alpha=alpha, label=model)
-        for place, line, value in zip(places, found.values(), means):
-            text = f"{value:.2f}" + ("\ndiverged" if line.diverged else "")
-            top = (place, max(line.tokens[0]))
-            axes.annotate(text, top, (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7)
-    axes.axhline(get_task(comparison.task).chance, color=OTHER, linewidth=1, linestyle=(0, (1, 3)))
-    axes.set_xticks(range(len(norms)), norms)
-    seeds = max(line.seeds for found in models.values() for line in found.values())
-    axes.set(title=f"{comparison.title}: gate norms, {seeds} seed(s)", ylim=(0, 1.08))
-    axes.set_ylabel(f"token accuracy @{comparison.lengths[0]} (mean, range)")
-    axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=8)
-    figure.savefig(path, format="png")
+    rows = sum(map(len, models.values()))
+    task, seeds = get_task(comparison.task), counts_text(line for norms in models.values() for _, line in norms)
+    note = f"{comparison.description}. {seeds}; dots: every seed, bars: medians."
+    with picture(path, 1.6 + 0.4 * len(models) + 0.3 * rows, f"{comparison.heading}: gate norms", note) as figure:
+        panels = figure.subplots(len(models), 1, squeeze=False, sharex=True, height_ratios=list(map(len, models.values())))
+        for axes, (model, norms) in zip(panels.flat, models.items()):
+            colour = COLOURS["bdlru" if model.startswith("BD") else "hlru"]
+            lines = [line for _, line in norms]
+            words = [f"{median(n.tokens[0]):.3f}" + f", {n.diverged} diverged" * bool(n.diverged) for n in lines]
+            plot_seeds(axes, [(norm, colour, line.tokens[0]) for norm, line in norms], {"median": (12, words)})
+            axes.set_title(model, loc="left")
+            mark_guessing(axes, task.chance, along="x")
+            percent(axes.xaxis)
+        axes.set(xlim=(0, None), xlabel=f"token accuracy at length {comparison.lengths[0]}")

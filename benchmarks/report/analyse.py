@@ -15,37 +15,50 @@ import typer
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
-KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms")
+KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms", "lm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _table(path: Path, folder: Path, make: Callable):
+    # the numbers that were stored before, where the weights that they came from were not kept
+    import pandas as pd
+
+    if path.exists() and not (folder / "weights").exists():
+        return pd.read_csv(path)
+    table = make()
+    if len(table):
+        table.to_csv(path, index=False, float_format="%.4g")
+    return table
+
+
+def _note(comparison) -> str:
+    from benchmarks.records.summary import counts_text
+
+    return f"{comparison.description}, {counts_text(comparison.lines)}."
 
 
 def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.spectra import draw_spectra, eigenvalues, summarise_eigenvalues
 
-    table = eigenvalues(folder, rows)
+    picture, summary, values = (out / f"spectra-{comparison.name}{end}" for end in (".png", ".csv", "-values.csv"))
+    table = _table(values, folder, lambda: eigenvalues(folder, rows))
     if table.empty:
         return []
-    name = f"spectra-{comparison.name}"
-    picture, summary, values = (out / f"{name}{end}" for end in (".png", ".csv", "-values.csv"))
-    accuracies = {line.variant: sum(line.tokens[0]) / line.seeds for line in comparison.lines}
-    title = f"{comparison.title}: eigenvalues of the learned transitions, {_seeds(comparison)}"
-    draw_spectra(table, accuracies, title, picture)
+    accuracies = {line.variant: line.tokens[0] for line in comparison.lines}
+    draw_spectra(table, accuracies, f"{comparison.heading}: learned eigenvalues", _note(comparison), picture)
     summarise_eigenvalues(table).round(4).to_csv(summary, index=False)
-    table.to_csv(values, index=False, float_format="%.4g")
     return [picture, summary, values]
 
 
 def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.spectra import draw_memory, memory
 
-    table = memory(folder, rows)
+    picture, numbers = (out / f"memory-{comparison.name}{end}" for end in (".png", ".csv"))
+    table = _table(numbers, folder, lambda: memory(folder, rows))
     if table.empty:
         return []
-    picture, numbers = (out / f"memory-{comparison.name}{end}" for end in (".png", ".csv"))
-    title = f"{comparison.title}: time constants of blocks, {_seeds(comparison)}"
-    draw_memory(table, comparison.lengths[0], title, picture)
-    table.round(3).to_csv(numbers, index=False)
+    draw_memory(table, comparison.lengths[0], f"{comparison.heading}: how long blocks remember", _note(comparison), picture)
     return [picture, numbers]
 
 
@@ -82,12 +95,6 @@ EACH: dict[str, Callable] = {
 }
 
 
-def _seeds(*comparisons) -> str:
-    from benchmarks.records.summary import counts_text
-
-    return counts_text(line for comparison in comparisons for line in comparison.lines)
-
-
 def _block_sizes(comparisons, apart: dict[str, str], out: Path) -> list[Path]:
     from benchmarks.records.summary import join_name
     from benchmarks.report.accuracy import draw_block_sizes
@@ -98,24 +105,41 @@ def _block_sizes(comparisons, apart: dict[str, str], out: Path) -> list[Path]:
 
 
 def _overviews(comparisons, out: Path) -> list[Path]:
+    from benchmarks.records.summary import counts_text
     from benchmarks.report.overview import draw_overview, overview
 
     written = []
     for matched in dict.fromkeys(c.kind for c in comparisons):
         alike = [c for c in comparisons if c.kind == matched]
-        table = overview(alike)
+        table, counts = overview(alike), counts_text(line for c in alike for line in c.lines)
         picture, numbers = (out / f"overview{f'-{matched}' if matched else ''}{end}" for end in (".png", ".csv"))
-        title = f"all mixers, all tasks{f', matched by {matched}' if matched else ''}, {_seeds(*alike)}"
+        title = f"All mixers on all tasks{f', matched by {matched}' if matched else ''}, {counts}"
         draw_overview(table, title, picture)
         table.round(4).rename_axis("mixer").to_csv(numbers)
         written += [picture, numbers]
     return written
 
 
+def _language_models(rows_path: Path, out: Path) -> list[Path]:
+    from benchmarks.lm.report import COLUMNS, describe, draw, read_curves, summarise
+    from benchmarks.records.store import read_rows
+
+    rows = list(read_rows(rows_path, COLUMNS)[0].values())
+    kept = rows_path.with_name(f"{rows_path.stem}-curves")
+    curves = kept if kept.exists() else rows_path.with_name("curves")
+    picture = out / f"{rows_path.stem}.png"
+    draw(summarise(rows), read_curves(curves, rows), describe(rows[0]), picture)
+    return [picture]
+
+
 def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
     """(what it is about, what writes it) of one kind of analysis: of all runs, of each setting, or of each comparison."""
     from benchmarks.records.summary import distinguish
 
+    if kind == "lm":
+        for path in sorted(folder.glob("lm*.csv")):
+            yield path.name, partial(_language_models, path, out)
+        return
     if kind == "overview":
         yield "all tasks", partial(_overviews, comparisons, out)
         return
@@ -132,9 +156,9 @@ def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[
 
 @app.command(help=__doc__.splitlines()[0])
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder with compare.csv, and weights/ for spectra and memory.")] = Path(
-        "results"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with compare.csv (or one such file), and weights/ for spectra and memory.")
+    ] = Path("results"),
     what: Annotated[str, typer.Option(help=f"Comma list of {', '.join(KINDS)}.")] = ",".join(KINDS),
     task: Annotated[str | None, typer.Option(help="Comma list. Default: all that are there.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where pictures and numbers go. Default: the folder itself.")] = None,
@@ -147,15 +171,16 @@ def main(
     if not kinds or set(kinds) - set(KINDS):
         raise typer.BadParameter(f"{what!r} is not accepted; expected some of {', '.join(KINDS)}.", param_hint="--what")
     try:
-        stored = read_folder(folder)
+        stored = {} if kinds == ["lm"] else read_folder(folder)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="FOLDER") from None
+    here = folder.parent if folder.is_file() else folder
     there = list(dict.fromkeys(row["task"] for row in stored.values()))
     tasks = [name.strip() for name in task.split(",")] if task else there
     if set(tasks) - set(there):
         raise typer.BadParameter(f"{task!r} is not accepted; the folder has runs of {', '.join(there)}.", param_hint="--task")
     quiet()
-    out = out or folder
+    out = out or here
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -163,7 +188,7 @@ def main(
     comparisons = [c for c in compare(list(stored.values())) if c.task in tasks]
     written = 0
     for kind in kinds:
-        for name, call in _calls(kind, comparisons, stored, folder, out):
+        for name, call in _calls(kind, comparisons, stored, here, out):
             try:
                 paths = call()
             except ValueError as error:

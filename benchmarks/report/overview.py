@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from benchmarks.records.style import new_figure
-from benchmarks.records.summary import OURS, Comparison
+from benchmarks.records.style import picture
+from benchmarks.records.summary import LEARNED, OURS, TIE, Comparison
 from benchmarks.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def above_chance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
-    r"""Draws the table: the darker, the further above guessing; the best of each task is bold, what did not run a dash.
+    r"""Draws the table: the darker, the further above guessing; what did not run is a dash.
+
+    The best of a task is bold where it has learned something and shares its place with none.
 
     Args:
         table (pd.DataFrame):
@@ -76,23 +78,22 @@ def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
     if min(table.shape, default=0) < 2:
         raise ValueError("there are not two tasks and two mixers; run more, such as --task s3,parity.")
     shades = above_chance(table)
-    figure = new_figure(2.6 + 0.76 * len(table.columns), 1.8 + 0.3 * len(table))
-    axes = figure.subplots()
-    axes.imshow(shades.fillna(0).to_numpy(), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
-    best = table.max()
-    for i, variant in enumerate(table.index):
+    note = "Token accuracy at the longest training length. White: guessing. Bold: best of a task, learned and not shared."
+    with picture(path, 2.5 + 0.27 * len(table), title, note) as figure:
+        axes = figure.subplots()
+        axes.imshow(shades.fillna(0).to_numpy(), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
         for j, task in enumerate(table.columns):
-            value, shade = table.loc[variant, task], shades.loc[variant, task]
-            weight = "bold" if best[task] - value < 0.0005 else "normal"
-            colour = "white" if shade > 0.6 else "black"
-            text = "-" if value != value else f"{value:.2f}"
-            axes.annotate(text, (j, i), ha="center", va="center", fontsize=8, color=colour, weight=weight)
-    axes.set_xticks(range(len(table.columns)), [task.replace("_", "\n") for task in table.columns], fontsize=8)
-    axes.set_yticks(range(len(table)), table.index, fontsize=9)
-    for label in axes.get_yticklabels():
-        label.set_weight("bold" if label.get_text().startswith(OURS) else "normal")
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_xlabel("token accuracy at the longest training length\nwhite: guessing; bold: best of a task", fontsize=9)
-    axes.set_title(title, fontsize=11, pad=8)
-    axes.spines[:].set_visible(False)
-    figure.savefig(path, format="png")
+            near = table.index[table[task] > table[task].max() - TIE]
+            alone = near[0] if len(near) == 1 and shades.loc[near[0], task] >= LEARNED else None
+            for i, variant in enumerate(table.index):
+                value, shade = table.loc[variant, task], shades.loc[variant, task]
+                text = "-" if value != value else f"{value:.2f}"
+                colour, weight = "white" if shade > 0.6 else "black", "bold" if variant == alone else "normal"
+                axes.annotate(text, (j, i), ha="center", va="center", size=8.5, color=colour, weight=weight)
+        axes.set_xticks(range(len(table.columns)), table.columns, size=9, rotation=40, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(len(table)), table.index, size=9)
+        for label in axes.get_yticklabels():
+            label.set_weight("bold" if label.get_text().startswith(OURS) else "normal")
+        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
 
 from benchmarks.records.naming import parse_name
-from benchmarks.records.style import new_figure
+from benchmarks.records.style import DOTTED, OTHER, picture
 from benchmarks.report.transitions import classify, stored_transitions, time_constants
 
 COLOURS = {"positive": "#777777", "negative": "#D55E00", "complex": "#0072B2"}
+KINDS = {"positive": "positive real ones are grey", "negative": "negative real ones orange", "complex": "complex ones blue"}
 DRAWN = 2000  # eigenvalues in a panel; more are a blot
 LONGEST = 1e4  # time constants beyond stand here in the picture
 
@@ -92,45 +94,47 @@ def summarise_eigenvalues(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def draw_spectra(table: pd.DataFrame, accuracies: dict[str, float], title: str, path: Path) -> None:
+def draw_spectra(table: pd.DataFrame, accuracies: dict[str, list[float]], title: str, note: str, path: Path) -> None:
     r"""Draws each variant's eigenvalues in the complex plane, and how many are of which kind.
 
     Args:
         table (pd.DataFrame):
             What `eigenvalues` returned.
-        accuracies (dict[str, float]):
-            Mean token accuracy by variant, shown beside its name.
-        title (str):
-            Stands above the picture.
+        accuracies (dict[str, list[float]]):
+            Token accuracy by variant, a value a seed.
+        title, note (str):
+            Stand above and below the picture.
         path (Path):
             A PNG file; replaced if it is there.
     """
     summary = summarise_eigenvalues(table).set_index("variant")
     across = min(4, len(summary))
     down = -(-len(summary) // across)
-    figure = new_figure(3.1 * across, 3.7 * down + 0.7)
-    figure.suptitle(title, fontsize=12)
-    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
-    for axes, variant in zip(panels, summary.index):
-        part = table[table["variant"] == variant]
-        part = part.sample(min(len(part), DRAWN), random_state=0)
-        angle = torch.linspace(0, 2 * math.pi, 200)
-        axes.plot(angle.cos(), angle.sin(), color="#bbbbbb", linewidth=1)
-        for kind, colour in COLOURS.items():
-            points = part[part["kind"] == kind]
-            axes.scatter(points["real"], points["imag"], s=9, color=colour, alpha=0.55, linewidths=0, label=kind)
-        axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
-        axes.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
-        line = summary.loc[variant]
-        head = f"{variant}, accuracy {accuracies[variant]:.3f}"
-        axes.set_title(f"{head}\nnegative {line['negative']:.0%}, complex {line['complex']:.0%}", fontsize=9)
-        axes.set(aspect="equal", xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), xlabel="real part")
-    for axes in list(panels):
-        axes.set_axis_off()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, markerscale=2)
-    figure.axes[0].set_ylabel("imaginary part")
-    figure.savefig(path, format="png")
+    angle = torch.linspace(0, 2 * math.pi, 200)
+    with picture(path, 2.8 * down + 1.2, title, f"{note} Eigenvalues: {', '.join(KINDS.values())}.") as figure:
+        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+        for axes, variant in zip(panels, summary.index):
+            part = table[table["variant"] == variant]
+            part = part.sample(min(len(part), DRAWN), random_state=0)
+            axes.plot(angle.cos(), angle.sin(), color="#bbbbbb", linewidth=1)
+            for kind, colour in COLOURS.items():
+                points = part[part["kind"] == kind]
+                axes.scatter(points["real"], points["imag"], s=7, color=colour, alpha=0.55, linewidths=0)
+            axes.set_title(variant, weight="bold", pad=44)
+            accuracy = f"accuracy {median(accuracies[variant]):.2f}" + _range(accuracies[variant])
+            shares = [(kind, f"{kind} {summary.loc[variant, kind]:.0%}") for kind in ("negative", "complex")]
+            for line, (kind, text) in enumerate([("", accuracy), *shares]):
+                options = {"ha": "center", "size": 9, "color": COLOURS.get(kind, "black")}
+                axes.annotate(text, (0.5, 1), (0, 30 - 13 * line), "axes fraction", "offset points", **options)
+            limits = {"xlim": (-1.08, 1.08), "ylim": (-1.08, 1.08), "xticks": (-1, 0, 1), "yticks": (-1, 0, 1)}
+            axes.set(aspect="equal", xlabel="real part", **limits)
+        for axes in list(panels):
+            axes.set_axis_off()
+        figure.axes[0].set_ylabel("imaginary part")
+
+
+def _range(values: list[float]) -> str:
+    return f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
 
 
 def memory(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
@@ -159,33 +163,35 @@ def memory(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["variant", "seed", "layer", "block", "steps"])
 
 
-def draw_memory(table: pd.DataFrame, length: int, title: str, path: Path) -> None:
-    r"""Draws the time constants of each variant's blocks, the median and the training length.
+def draw_memory(table: pd.DataFrame, length: int, title: str, note: str, path: Path) -> None:
+    r"""Draws the time constants of each variant's blocks, their median and the training length.
 
     Args:
         table (pd.DataFrame):
             What `memory` returned.
         length (int):
             The longest training length.
-        title (str):
-            Stands above the picture.
+        title, note (str):
+            Stand above and below the picture.
         path (Path):
             A PNG file; replaced if it is there.
     """
-    variants = list(dict.fromkeys(table["variant"]))
-    figure = new_figure(max(5.0, 1.3 * len(variants) + 2), 4.5)
-    axes = figure.subplots()
-    for place, variant in enumerate(variants):
-        steps = sorted(min(x, LONGEST) for x in table.loc[table["variant"] == variant, "steps"])
-        spread = [place + 0.5 * (i / max(1, len(steps) - 1) - 0.5) for i in range(len(steps))]
-        axes.scatter(spread, steps, s=10, alpha=0.6, color=COLOURS["complex"], linewidths=0)
-        axes.plot([place - 0.3, place + 0.3], [steps[len(steps) // 2]] * 2, color="black", linewidth=2)
-    axes.axhline(length, color="#777777", linewidth=1, linestyle=(0, (1, 3)))
-    axes.annotate(
-        "training length", (0.01, length), xycoords=("axes fraction", "data"), va="bottom", color="#777777", fontsize=8
-    )
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(variants)), variants, rotation=30 if len(variants) > 6 else 0, ha="center")
-    axes.set(title=title, ylabel=f"time constant in steps (above {LONGEST:,.0f}: no decay)")
-    axes.grid(alpha=0.3, axis="y")
-    figure.savefig(path, format="png")
+    note = f"{note} A dot is a block, a bar the median; above {LONGEST:,.0f} steps nothing decays."
+    with picture(path, 4.2, title, note) as figure:
+        axes = figure.subplots()
+        groups = list(table.groupby("variant", sort=False)["steps"])
+        for place, (_, steps) in enumerate(groups):
+            steps = sorted(steps.clip(upper=LONGEST))
+            spread = [place + 0.5 * (i / max(1, len(steps) - 1) - 0.5) for i in range(len(steps))]
+            axes.scatter(spread, steps, s=10, alpha=0.6, color=COLOURS["complex"], linewidths=0)
+            middle = median(steps)
+            axes.plot([place - 0.3, place + 0.3], [middle] * 2, color="black", linewidth=2)
+            axes.annotate(f"{middle:,.0f}", (place + 0.32, middle), va="center", size=9)
+        axes.axhline(length, color=OTHER, linewidth=1.2, linestyle=DOTTED)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"training length {length}", (0.01, length), (0, 3), color=OTHER, size=8.5, **place)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
+        names = [name for name, _ in groups]
+        axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
+        axes.set(ylabel="time constant in steps", xlim=(-0.6, len(names) - 0.3))

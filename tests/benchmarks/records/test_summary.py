@@ -115,3 +115,34 @@ def test_a_lone_mixer_wins_alone(make_row):
 def test_deviation_is_the_sample_standard_deviation():
     assert deviation([0.5]) == 0
     assert deviation([1.0, 2.0, 3.0]) == 1
+
+
+def test_mixers_are_compared_at_learning_rates_that_all_of_them_ran(make_row):
+    """bdlru-m4 is 0.19 behind at the shared rate; at a rate of its own it would seem ahead."""
+    rows = [make_row("lstm", 0.9, lr="0.003"), make_row("bdlru-m4", 0.71, lr="0.003"), make_row("bdlru-m4", 0.91, lr="0.01")]
+    (win,) = wins_of(rows)[:1]
+    assert [line.variant for line in win.winners] == ["lstm"]
+    assert win.margin == pytest.approx(0.19)
+    assert win.runner_up.lr == 0.003
+
+
+def test_where_no_rate_is_shared_there_are_several_comparisons(make_row):
+    ran = {"bdlru-m4": ("0.01", "0.003"), "bdlru-m1": ("0.01",), "lstm": ("0.003",)}
+    rows = [make_row(name, 0.5, lr=lr) for name, rates in ran.items() for lr in rates]
+    found = {c.title: {(line.variant, line.lr) for line in c.lines} for c in compare(rows)}
+    assert found == {
+        "s3, learning rate 0.01": {("bdlru-m4", 0.01), ("bdlru-m1", 0.01)},
+        "s3, learning rate 0.003": {("bdlru-m4", 0.003), ("lstm", 0.003)},
+    }
+
+
+def test_guessing_has_no_winner(make_row):
+    (comparison,) = compare([make_row(name, value, task="s5") for name, value in (("lstm", 0.04), ("gla", 0.03))])
+    first = find_wins(comparison, chance=1 / 120)[0]
+    assert (first.verdict, first.winners, first.runner_up, first.margin, first.ours) == ("near guessing", [], None, None, None)
+    assert first.best.variant == "lstm"
+
+
+def test_solved_seeds_are_counted(make_row):
+    (comparison,) = compare([make_row("lstm", value, seed) for seed, value in enumerate((1.0, 0.99, 0.98))])
+    assert comparison.lines[0].solved == 2

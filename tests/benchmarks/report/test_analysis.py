@@ -159,7 +159,7 @@ def test_block_sizes_are_compared_among_plain_variants(make_row, tmp_path):
     draw_gate_norms(comparison, tmp_path / "norms.png")
     for name in ("sizes.png", "norms.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no row records recurrent_flops"):
+    with pytest.raises(ValueError, match="no row records mixer_flops"):
         draw_costs(comparison, tmp_path / "costs.png")
     (lone,) = compare([make_row("lstm", 1.0)])
     with pytest.raises(ValueError, match="several block sizes"):
@@ -214,7 +214,7 @@ def test_comparisons_of_one_task_do_not_write_over_each_other(make_row, tmp_path
     with ResultStore(tmp_path) as store:
         for width in ("64", "128"):
             for variant in ("bdlru-m1", "bdlru-m2", "bdlru-m2-tanh"):
-                more = {"width": width, "matched": f"params {width}00", "key": f"{variant}{width}", "recurrent_flops": "99"}
+                more = {"width": width, "matched": f"params {width}00", "key": f"{variant}{width}", "mixer_flops": "99"}
                 store.add(make_row(variant, 0.5, **more))
     result = run(tmp_path, "--what", "flops,block-size,gate-norms", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -274,3 +274,44 @@ def test_overview_command_keeps_rules_of_matching_apart(make_row, tmp_path):
     written = sorted(path.name for path in tmp_path.glob("overview*"))
     assert written == ["overview-params.csv", "overview-params.png", "overview-state.csv", "overview-state.png"]
     assert (tmp_path / "overview-params.csv").read_text() == "mixer,s3,parity\nlstm,0.5,0.5\nbdlru-m4,0.5,0.5\n"
+
+
+def test_only_a_win_that_is_learned_and_alone_is_bold(make_row, tmp_path, texts):
+    accuracies = {"s3": (1.0, 1.0), "parity": (0.9, 0.6), "s5": (0.03, 0.01)}  # shared; a win; guessing
+    rows = [make_row(name, a, task=task) for task, both in accuracies.items() for name, a in zip(("lstm", "gla"), both)]
+    draw_overview(overview(compare(rows)), "all", tmp_path / "overview.png")
+    cells = [text for text in texts() if "." in text.get_text() and text.get_text() != "overview"]
+    assert [text.get_text() for text in cells if text.get_weight() == "bold"] == ["0.90"]
+
+
+def test_costs_are_those_of_whole_mixers(make_row, tmp_path, texts):
+    costs = {"lstm": 50_000, "gla": 40_000}
+    rows = [make_row(name, 0.5, mixer_flops=str(cost), recurrent_flops="7") for name, cost in costs.items()]
+    (comparison,) = compare(rows)
+    draw_costs(comparison, tmp_path / "costs.png")
+    assert {text.get_text(): text.xy[0] for text in texts() if text.get_text() in costs} == costs
+
+
+def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
+    """What a checkout holds: rows and numbers, no weights."""
+    first = run(trained[0], "--what", "spectra,memory", "--out", tmp_path)
+    assert first.exit_code == 0, first.output
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "compare.csv").write_bytes((trained[0] / "compare.csv").read_bytes())
+    numbers = {path.name: path.read_text() for path in tmp_path.glob("*.csv")}
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    again = run(tmp_path / "rows" / "compare.csv", "--what", "spectra,memory", "--out", tmp_path)  # a file will do
+    assert again.exit_code == 0, again.output
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
+        f"{kind}-s3-{match}.png" for kind in ("spectra", "memory") for match in ("params", "state")
+    )
+    assert {path.name: path.read_text() for path in tmp_path.glob("*values.csv")} == {
+        name: text for name, text in numbers.items() if name.endswith("values.csv")
+    }
+
+
+def test_stored_language_models_are_drawn(tmp_path):
+    result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
