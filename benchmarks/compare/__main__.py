@@ -5,6 +5,7 @@ Run it with `make compare` or `python -m benchmarks.compare --help`.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ warnings.filterwarnings("ignore", message="Triton is not supported on current pl
 
 # written out, as benchmarks.tasks imports torch
 TASK_NAMES = (
-    "s2 to s5, a3 to a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
+    "s2, s3, s4, s5, a3, a4, a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
     "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
     "selective_copying, compression"
 )
@@ -140,7 +141,11 @@ def main(
     device = _device(device, ray_address)
     if ray_address is None:
         workers = _fit_workers(console, workers, threads, device, oversubscribe)
-    raise typer.Exit(_compare(console, parts, Workers(device, workers, threads, ray_address), out, weights, rerun))
+    try:
+        code = _compare(console, parts, Workers(device, workers, threads, ray_address), out, weights, rerun)
+    except OSError as error:
+        code = _error(console, _unwritten(error))
+    raise typer.Exit(code)
 
 
 def _fit_workers(console: Console, workers: int | None, threads: int, device: str, oversubscribe: bool) -> int:
@@ -213,6 +218,8 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
             return _error(console, error)
         except Interrupted:
             return _stopped(console, store, planned, "Stopped.", 130)
+        except OSError as error:
+            return _stopped(console, store, planned, _unwritten(error), 1)
         except WorkerDied:
             return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
         for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
@@ -232,7 +239,11 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, highlight=False, markup=False, style=style)
 
 
-def _error(console: Console, error: ValueError) -> int:
+def _unwritten(error: OSError) -> str:
+    return f"{error.filename or '--out'} cannot be written: {error.strerror or error}."
+
+
+def _error(console: Console, error: ValueError | str) -> int:
     _say(console, f"Error: {error}", style="red")
     return 2
 
@@ -286,6 +297,7 @@ def _pictures(parts: list[Part]) -> list[str]:
 
 
 def _show(console, store, part: Part, picture: str, rows, matches) -> None:
+    from benchmarks.records.store import write_file
     from benchmarks.records.summary import summarise
     from benchmarks.records.tables import make_table, say_what_was_seen
     from benchmarks.tasks import get_task
@@ -306,7 +318,9 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     try:
         from benchmarks.records.plots import draw
 
-        draw(lines, part.task, settings, store.folder / picture)
+        image = io.BytesIO()
+        draw(lines, part.task, settings, image)
+        write_file(store.folder / picture, image.getvalue())
         _say(console, f"picture: {store.folder / picture}")
     except ModuleNotFoundError as error:
         _say(console, f"no picture, as {error.name} is not installed: pip install {error.name}")

@@ -70,11 +70,12 @@ def _known(find: Callable[[str], Any], name: str, names: Iterable[str]) -> str:
     try:
         find(name)
     except ValueError as error:
-        raise _Refused((str(error) if repr(name) in str(error) else f"{name!r}: {error}") + _nearest(name, names)) from None
+        raise _Refused((str(error) if repr(name) in str(error) else f"{name!r}: {error}") + nearest(name, names)) from None
     return name
 
 
-def _nearest(name: Any, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """What an error adds to a wrong name: the right one that is most like it, if one is near."""
     near = get_close_matches(str(name), list(names), n=1)
     return f" Did you mean {near[0]}?" if near else ""
 
@@ -82,7 +83,7 @@ def _nearest(name: Any, names: Iterable[str]) -> str:
 def _one_of(*known: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if value not in known:
-            raise _Refused(f"{value!r} is not known; expected one of {', '.join(known)}.{_nearest(value, known)}")
+            raise _Refused(f"{value!r} is not known; expected one of {', '.join(known)}.{nearest(value, known)}")
         return value
 
     return convert

@@ -42,7 +42,14 @@ def main(
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as training.lr=1e-3; may be repeated.")
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_FOLDER", help="Your own text, UTF-8, as one stream. Default: the preset's text."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a process. Default: one core is left free, or OMP_NUM_THREADS.")
+    ] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Under torchrun, on GPUs: shard the model (FSDP2), not copy it (DDP).")
     ] = False,
@@ -61,7 +68,10 @@ def main(
             settings = settings.select(tuple(name.strip() for name in mixers.split(",") if name.strip()))
         if seeds is not None:
             settings = replace(settings, training=replace(settings.training, seeds=tuple(range(seeds))))
+        if text is not None:
+            settings = replace(settings, data=replace(settings.data, text=text))
         device, processes = _where(device, fsdp)
+        _set_threads(threads)
         settings = _announce(console, say, settings, device, processes)
         if dry_run:
             return
@@ -100,16 +110,30 @@ def _where(device: str, fsdp: bool) -> tuple[str, int]:
     return device, processes
 
 
+def _set_threads(threads: int | None) -> None:
+    # a thread that waits for a core which another process holds makes all of them wait
+    import torch
+
+    from benchmarks.records import machine
+
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (machine.usable_cores() - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def _announce(console: Console, say, settings: Settings, device: str, processes: int) -> Settings:
     from benchmarks.compare.models import quiet
     from benchmarks.lm.models import settle
-    from benchmarks.lm.plan import describe, size_table
+    from benchmarks.lm.plan import check_text, describe, size_table
 
     quiet()
     settings = settle(settings)
     for line in describe(settings, processes):
         say(line)
     console.print(size_table(settings, device))
+    if settings.data.text is not None:
+        check_text(settings, say)
     return settings
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import fla_bdlru.models
 from benchmarks.compare.models import get_variant, match_variant
+from benchmarks.compare.settings import parse_field
 from benchmarks.lm.settings import Entry, Settings
 from fla_bdlru.layers.measure import count_parameters, measure_state_size
 from fla_bdlru.mixers.registry import NATIVE
@@ -54,14 +55,16 @@ def _settle(entry: Entry, settings: Settings) -> Entry:
         return replace(entry, mixer_config=entry.mixer_config or {})
     if entry.mixer_config:
         raise ValueError(f"mixers: {entry.name!r} has a mixer_config but no mixer.")
-    if entry.name == NATIVE or entry.model:
+    if entry.name == NATIVE:
         return entry
-    width = make_config(settings, Entry(NATIVE), vocab_size=1).hidden_size
+    parse_field("mixers", [entry.name], "mixers")
+    fields = {**settings.model, **entry.model}
+    width = make_config(settings, Entry(NATIVE, model=entry.model), vocab_size=1).hidden_size
     matched = match_variant(entry.name, settings.match, width, settings.budget)
-    if matched.extra_mlp and not settings.model.get("intermediate_size"):
+    if matched.extra_mlp and not fields.get("intermediate_size"):
         raise ValueError(f"mixers: {entry.name!r} is matched through the MLP; give model.intermediate_size.")
-    extra = {"intermediate_size": settings.model["intermediate_size"] + matched.extra_mlp} if matched.extra_mlp else {}
-    return replace(entry, mixer=get_variant(entry.name).mixer, mixer_config=matched.args, model=extra)
+    extra = {"intermediate_size": fields["intermediate_size"] + matched.extra_mlp} if matched.extra_mlp else {}
+    return replace(entry, mixer=get_variant(entry.name).mixer, mixer_config=matched.args, model={**entry.model, **extra})
 
 
 def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> PreTrainedConfig:
@@ -100,7 +103,7 @@ def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> Pre
         raise ValueError(
             f"model.vocab_size={size} is too small; the tokenizer has {vocab_size or 'an unknown number of'} tokens."
         )
-    mixer = {} if entry.mixer is None else {"mixer": _plain(entry.mixer), "mixer_config": _plain(entry.mixer_config)}
+    mixer = {} if entry.mixer in (None, NATIVE) else {"mixer": _plain(entry.mixer), "mixer_config": _plain(entry.mixer_config)}
     return types[name](**{k: v for k, v in DEFAULTS.items() if k in accepted}, **wanted, **mixer)
 
 

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
 from benchmarks.lm.evaluate import scored_tokens
 from benchmarks.lm.models import make_config, measure
 from benchmarks.lm.settings import Settings
-from benchmarks.lm.text import BUILT_IN, Blocks, Corpus, get_tokenizer, prepare
+from benchmarks.lm.text import BUILT_IN, BYTES, Blocks, Corpus, get_tokenizer, prepare, read_text
 from benchmarks.lm.train import Run, micro_batch
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ NOT_IN_KEY = ("micro_batch_size", "log_every", "eval_every", "save_every", "keep
 def prepare_corpus(settings: Settings, out: Path, say: Callable[[str], None]) -> Corpus:
     """The settings' text, prepared under `out/text`, and its sizes said; raises `ValueError` if it cannot serve."""
     data, t = settings.data, settings.training
-    if data.dataset not in BUILT_IN:
+    if data.text is None and data.dataset not in BUILT_IN:
         say(f"text: {data.dataset} is read and tokenised the first time; once begun it has to finish in one go")
     corpus = prepare(data, data.train_tokens or t.steps * t.batch_size * data.length, out / "text")
     Blocks(corpus.train, data.length, t.batch_size)
@@ -38,6 +39,16 @@ def prepare_corpus(settings: Settings, out: Path, say: Callable[[str], None]) ->
         f"{total:,} of them scored at every length; {corpus.bytes_per_token:.3f} bytes per token; digest {corpus.digest}"
     )
     return corpus
+
+
+def check_text(settings: Settings, say: Callable[[str], None]) -> None:
+    """Says how much text of one's own there is; raises `ValueError` if it cannot be read or, byte by byte, is too short."""
+    data = settings.data
+    train, validation = read_text(data)
+    say(f"text: {len(train):,} characters of {data.text} to train on, {len(validation):,} for validation")
+    if data.tokenizer == BYTES:
+        scored_tokens(len(validation.encode()) + 1, max(settings.eval_lengths), settings.evaluation.tokens)
+        Blocks(np.empty(len(train.encode()) + 1, np.uint8), data.length, settings.training.batch_size)
 
 
 def make_runs(settings: Settings, corpus: Corpus, processes: int) -> list[Run]:
@@ -63,6 +74,8 @@ def make_runs(settings: Settings, corpus: Corpus, processes: int) -> list[Run]:
     common = {name: asdict(getattr(settings, name)) for name in ("data", "training", "evaluation")}
     for name in NOT_IN_KEY:
         del common["training"][name]
+    if common["data"].pop("text") is not None:  # its digest counts, wherever it lies
+        del common["data"]["dataset"]
     runs = []
     for entry in settings.mixers:
         config = make_config(settings, entry, corpus.vocab_size)
@@ -79,7 +92,7 @@ def describe(settings: Settings, processes: int) -> list[str]:
     size, accumulation = micro_batch(t.batch_size, t.micro_batch_size, processes)
     tokens = t.steps * t.batch_size * data.length
     return [
-        f"text {data.dataset}{f' ({data.name})' if data.name else ''}, tokenizer {data.tokenizer}, "
+        f"text {data.title}{f' ({data.name})' if data.name else ''}, tokenizer {data.tokenizer}, "
         f"{tokens:,} training tokens in sequences of {data.length:,}",
         f"{t.steps:,} steps of {t.batch_size} sequences ({processes} process(es) x {size} x {accumulation} accumulated), "
         f"AdamW lr {t.lr:g} after {t.warmup_steps:,} steps of warm-up, cosine to {t.min_lr_ratio * t.lr:g}, "

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.compare.presets import MATCHES
-from benchmarks.compare.settings import tomllib
+from benchmarks.compare.settings import nearest, tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -48,6 +48,9 @@ class Data:
             Whole documents are kept for validation until they hold this many tokens. Default: 200,000.
         train_tokens (int, Optional):
             Tokens to prepare at most. Default: as many as the training reads.
+        text (str, Optional):
+            A file of text, or a folder of them, in place of a dataset: one stream, its last tenth for validation (at most
+            about `validation_tokens`). Default: `None`.
     """
 
     dataset: str = "stdlib"
@@ -59,6 +62,12 @@ class Data:
     length: int = 256
     validation_tokens: int = 200_000
     train_tokens: int | None = None
+    text: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the text is called."""
+        return self.dataset if self.text is None else Path(self.text).name
 
     def __post_init__(self) -> None:
         _check("data.length", self.length, self.length > 1, "a whole number greater than 1")
@@ -301,7 +310,8 @@ def load_settings(preset: str, changes: tuple[str, ...] = ()) -> Settings:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"preset={preset!r} is not there; expected one of {', '.join(presets())}, or a .toml file.") from None
+        expected = f"one of {', '.join(presets())}, or a .toml file.{nearest(preset, presets())}"
+        raise ValueError(f"preset={preset!r} is not there; expected {expected}") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"preset={preset!r} is not TOML: {error}.") from None
     for change in changes:

@@ -1,4 +1,4 @@
-"""Text that every Python has, or a Hugging Face dataset, as files of tokens that every process maps into memory."""
+"""Text that every Python has, one's own, or a Hugging Face dataset, as files of tokens that every process maps into memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -66,7 +66,55 @@ def _hub_documents(data: Data) -> Iterator[str]:
     if first is None or not isinstance(first.get(data.column), str):
         found = "no rows" if first is None else f"the columns {', '.join(first)}"
         raise ValueError(f"data.column={data.column!r} is no column of text in {data.dataset!r}, which has {found}.")
-    return (row[data.column] for row in rows)
+    return _checked(rows, data)
+
+
+def _checked(rows: Iterable[dict], data: Data) -> Iterator[str]:
+    for number, row in enumerate(rows, 1):
+        text = row.get(data.column)
+        if not isinstance(text, str):
+            raise ValueError(f"data.column={data.column!r}: row {number:,} of {data.dataset!r} holds {text!r}; expected text.")
+        yield text
+
+
+def read_text(data: Data) -> tuple[str, str]:
+    r"""One's own text as one stream: a file, or the files of a folder in the order of their paths, hidden ones aside.
+
+    Args:
+        data (Data):
+            `text` names the file or folder.
+
+    Returns:
+        (str, str):
+            What comes first, to train on, and from a line's start on the last tenth, for validation; no more of this than
+            `validation_tokens` characters.
+
+    Raises:
+        ValueError: if it is not there, is not UTF-8, or is empty.
+    """
+    path, texts = Path(data.text), []
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(n[0] == "." for n in p.relative_to(path).parts)]
+    for file in files if path.is_dir() else [path]:
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason} at byte {error.start:,})"
+            expected = "expected a file of text or a folder of them"
+            raise ValueError(f"text={str(file)!r} cannot be read: {why}; {expected}.") from None
+    text = "\n".join(texts)
+    if not text.strip():
+        raise ValueError(f"text={str(path)!r} holds no text; expected a file of text or a folder of them.")
+    cut = len(text) - min(data.validation_tokens, len(text) // 10)
+    cut = text.find("\n", cut, len(text) - 1) + 1 or cut
+    return text[:cut], text[cut:]
+
+
+def _digest(path: str | None) -> str | None:
+    # of the bytes of a local file, or of all in a folder; nothing for what lies elsewhere
+    if path is None or not Path(path).exists():
+        return None
+    files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()] or [Path(path)]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 class ByteTokenizer:
@@ -141,7 +189,8 @@ def prepare(data: Data, train_tokens: int, folder: str | Path) -> Corpus:
     r"""Tokenises a text once and maps the result.
 
     The first documents, whole, are kept for validation until they hold `data.validation_tokens`; training has the rest, up to
-    `train_tokens`. Processes that call this at the same time wait for the one that writes.
+    `train_tokens`. One's own text is cut by `read_text` instead. A local file that was edited is prepared anew. Processes that
+    call this at the same time wait for the one that writes.
 
     Args:
         data (Data):
@@ -159,15 +208,22 @@ def prepare(data: Data, train_tokens: int, folder: str | Path) -> Corpus:
         ValueError: if the text or the tokenizer cannot be had, or the text is too short.
     """
     spec = {**asdict(data), "length": None, "train_tokens": train_tokens}
-    documents = built_in_documents(data.dataset) if data.dataset in BUILT_IN else None
-    if documents is not None:  # another Python has another text
+    documents, kept = None, data
+    if data.text is not None:
+        documents, kept = list(read_text(data)[::-1]), replace(data, validation_tokens=1)  # the first alone is for validation
+        spec["dataset"] = None
+    elif data.dataset in BUILT_IN:
+        documents = built_in_documents(data.dataset)
+    # an edited file is another text, and another Python has another text
+    spec["files_digest"] = [_digest(path) for path in (data.dataset, data.files, data.tokenizer)]
+    if documents is not None:
         spec["text"] = hashlib.sha256("\0".join(documents).encode()).hexdigest()
     folder = Path(folder) / hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "meta.json").exists():
             tokenizer = get_tokenizer(data.tokenizer)
-            _write(folder, data, iter(documents) if documents is not None else _hub_documents(data), tokenizer, train_tokens)
+            _write(folder, kept, iter(documents) if documents is not None else _hub_documents(data), tokenizer, train_tokens)
     meta = json.loads((folder / "meta.json").read_text())
     dtype = np.dtype(meta.pop("dtype"))
     train, validation = (np.memmap(folder / f"{part}.bin", dtype=dtype, mode="r") for part in ("train", "validation"))

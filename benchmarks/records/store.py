@@ -70,11 +70,21 @@ LATER_COLUMNS = {
     "readout_noise",
     *(f"{score}_{k}x" for score in SCORES for k in (32, 256)),
 }  # older files lack some
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
 _SCORED = {f"{score}_{k}x" for score in SCORES for k in MULTIPLES}
 _WHOLE = {"params", "mixer_params", "seed", "steps", "batch_size", "width", "layers"}
 # what the columns that are read as numbers hold, where they hold something
 NUMBERS: dict[str, tuple] = {
-    **dict.fromkeys((*_SCORED, "validation_token_accuracy", "seconds", "lr"), (float, "a number")),
+    **{name: (_share, "a number from 0 to 1") for name in (*_SCORED, "validation_token_accuracy") if "accuracy" in name},
+    **dict.fromkeys((*(name for name in _SCORED if "loss" in name), "seconds", "lr"), (float, "a number")),
     **dict.fromkeys((*_WHOLE, "state_size", "recurrent_flops"), (int, "a whole number")),
     **{name: (lambda text: [int(n) for n in text.split()], "whole numbers") for name in ("lengths", "eval_lengths")},
 }
@@ -224,15 +234,15 @@ class ResultStore:
         unknown = set(row) - set(self.columns)
         assert not unknown, f"unknown columns {unknown}"
         if curve:
-            _write(self.folder / "curves" / f"{row['key']}.csv", _csv(self.curve_columns, curve))
+            write_file(self.folder / "curves" / f"{row['key']}.csv", _csv(self.curve_columns, curve))
         if weights:
             (self.folder / "weights").mkdir(exist_ok=True)
-            _write(self.folder / "weights" / f"{row['key']}.safetensors", weights)
+            write_file(self.folder / "weights" / f"{row['key']}.safetensors", weights)
         row = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
         self._write_rows({**self.rows, row["key"]: row})
 
     def _write_rows(self, rows: dict[str, dict[str, str]]) -> None:
-        _write(self.path, _csv(self.columns, [row.values() for row in rows.values()]))
+        write_file(self.path, _csv(self.columns, [row.values() for row in rows.values()]))
         self.rows = rows
 
 
@@ -244,10 +254,15 @@ def _csv(header: tuple[str, ...], rows) -> bytes:
     return text.getvalue().encode()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file in one go: a reader, a kill or a full disk finds the old one or the new one."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:  # a full disk, say
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None

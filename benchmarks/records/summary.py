@@ -140,8 +140,9 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
     for row in rows:
         groups.setdefault(row["variant"], {}).setdefault(row["lr"], []).append(row)
     lines = []
-    most = max((len(runs) for by_lr in groups.values() for runs in by_lr.values()), default=0)
+    most = max((len(_last_by_seed(runs)) for by_lr in groups.values() for runs in by_lr.values()), default=0)
     for variant, by_lr in groups.items():
+        by_lr = {lr: _last_by_seed(runs) for lr, runs in by_lr.items()}
         lr, runs = max(
             by_lr.items(), key=lambda item: (len(item[1]), mean(float(r["validation_token_accuracy"]) for r in item[1]))
         )
@@ -168,6 +169,11 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
             )
         )
     return sorted(lines, key=lambda line: line.order)
+
+
+def _last_by_seed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    # a seed counts once: of its rows (other mixer_args, an older recipe) the one that finished last
+    return list({row["seed"]: row for row in sorted(rows, key=lambda row: row["finished"])}.values())
 
 
 @dataclass(frozen=True)

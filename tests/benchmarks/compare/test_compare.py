@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -340,7 +342,7 @@ def test_stored_results_are_what_the_command_would_do(task):
     """Nothing that has changed since gives their runs another meaning."""
     stored, broken = read_rows(QUICK)
     assert not broken
-    grid, _ = plan(task, ALL_VARIANTS, "params", None, get_preset("quick", task), "cpu")
+    grid, _ = plan(task, ALL_VARIANTS, "params", None, replace(get_preset("quick", task), seeds=(0,)), "cpu")
     assert {planned.cell.key for planned in grid} == {key for key, row in stored.items() if row["task"] == task}
 
 
@@ -402,3 +404,38 @@ def test_a_folder_in_use_is_refused(tmp_path):
         result = CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "in use by another run" in " ".join(result.output.split())
+
+
+ONE = ["--mixers", "lstm", "--width", "16", "--steps", "4", "--workers", "1"]
+
+
+def test_a_full_disk_is_one_line_and_finished_rows_stay(tmp_path, monkeypatch):
+    written = []
+
+    def full(number):
+        written.append(number)
+        if len(written) > 5:  # a run's curve, weights and row, then the next one's
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = CliRunner().invoke(app, [*ONE, "--seeds", "3", "--out", str(tmp_path)], env={"COLUMNS": "300"})
+    assert result.exit_code == 1, result.output
+    text = " ".join(result.output.split())
+    assert "cannot be written: No space left on device. 1 of 3 runs are kept" in text
+    assert "Traceback" not in text
+    assert len(rows(tmp_path)) == 1
+    assert not list(tmp_path.rglob("*.new"))
+    result = CliRunner().invoke(app, [*ONE, "--seeds", "3", "--out", str(tmp_path)], env={"COLUMNS": "300"})
+    assert "3 runs, 1 of them in" in result.output
+    assert len(rows(tmp_path)) == 3
+
+
+def test_without_matplotlib_a_comparison_ends_well(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(app, [*ONE, "--seeds", "1", "--out", str(tmp_path)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "matplotlib is not installed" in text
+    assert "solved by none" in text
+    assert not list(tmp_path.glob("*.png"))

@@ -6,7 +6,7 @@ import signal
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.lm.__main__ import app
+from benchmarks.lm.__main__ import _set_threads, app
 from tests.benchmarks.lm.launch import curve, finish, rows, start, wait_for_checkpoint, weights
 
 TWO = ("--mixers", "bdlru-m4,lstm")
@@ -102,6 +102,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     "arguments, words",
     [
         (["--preset", "slow"], ["preset='slow'", "paper-140m, quick"]),
+        (["--preset", "quik"], ["preset='quik'", "Did you mean quick?"]),
+        (["--mixers", "bdlur-m4"], ["'bdlur-m4' is not known", "Did you mean bdlru-m4?"]),
         (["--mixers", "bdlru-m4,nope"], ["'nope' is not known", "gated_deltanet"]),
         (["--mixers", ","], ["mixers=[]", "at least one"]),
         (["--mixers", "lstm,lstm"], ["mixers=['lstm', 'lstm']", "different names"]),
@@ -131,3 +133,36 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     code, text = invoke("--set", "data.dataset=pydoc", "--out", str(tmp_path / "file"))
     assert code == 2
     assert "cannot be written" in text
+
+
+def test_own_text_is_checked_before_anything_is_written(tmp_path):
+    path = tmp_path / "mine.txt"
+    options = ("--mixers", "lstm", "--dry-run", "--text", str(path), "--out", str(tmp_path / "out"))
+    path.write_text("".join(f"line {i}\n" for i in range(4000)))
+    code, text = invoke(*options)
+    assert code == 0, text
+    assert "text mine.txt, tokenizer bytes" in text
+    assert " characters of " in text
+    assert "3,880 for validation" in text
+    path.write_text("a few words\n")
+    code, text = invoke(*options)
+    assert code == 2
+    assert "a window of 2,048 tokens is longer than the 1 validation tokens" in text
+    code, text = invoke(*options[:-3], str(tmp_path / "none"), *options[-2:])
+    assert (code, "cannot be read: No such file" in text) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_core_is_left_free_unless_threads_are_given(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.setattr("benchmarks.records.machine.usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for threads in (None, 3):
+        _set_threads(threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    _set_threads(None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    _set_threads(None)
+    assert asked == [7, 3, 3]

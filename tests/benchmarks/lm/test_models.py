@@ -150,3 +150,15 @@ def test_wrong_models_are_named(changes, message):
 def test_wrong_mixers_are_named(entry, message):
     with pytest.raises(ValueError, match=message):
         measure(first_config(replace(settings(), mixers=(entry,))))
+
+
+def test_a_name_with_fields_of_its_own_is_settled():
+    entries = (Entry("bdlru-m2", model={"intermediate_size": 96}), Entry("mine", mixer="native", model={"hidden_size": 48}))
+    settled = settle(replace(settings(), mixers=entries))
+    ours, native = settled.mixers
+    assert (ours.mixer, ours.mixer_config["block_size"], ours.model) == ("bdlru", 2, {"intermediate_size": 96})
+    model = build_model(make_config(settled, ours, 256))
+    assert type(model.model.layers[0].attn).__name__ == "BDLRU"
+    assert type(build_model(make_config(settled, native, 256)).model.layers[0].attn).__name__ == "Attention"
+    with pytest.raises(ValueError, match=r"'bdlru-m8x' is not known.* Did you mean bdlru-m8"):
+        settle(replace(settings(), mixers=(Entry("bdlru-m8x", model={"intermediate_size": 96}),)))

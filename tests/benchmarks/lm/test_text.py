@@ -149,3 +149,57 @@ def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypa
 def test_a_tokenizer_that_cannot_be_had_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)data\.tokenizer='nobody/nothing' cannot be loaded.*'bytes' or a local folder"):
         prepare(Data("pydoc", tokenizer="nobody/nothing"), 100, tmp_path)
+
+
+def test_an_edited_file_is_prepared_anew(tmp_path, json_lines):
+    pytest.importorskip("datasets")
+    data = Data("json", files=json_lines, validation_tokens=4)
+    first = prepare(data, 100, tmp_path / "text")
+    Path(json_lines).write_text(Path(json_lines).read_text().replace("one one one one", "two two two two"))
+    second = prepare(data, 100, tmp_path / "text")
+    assert first.digest != second.digest
+    assert decode(second.train)[-1] == "two two two two"
+
+
+def test_a_row_without_text_is_named(tmp_path):
+    pytest.importorskip("datasets")
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    with pytest.raises(ValueError, match=r"data\.column='text': row 2 of 'json' holds None; expected text"):
+        prepare(Data("json", files=str(path), validation_tokens=1), 100, tmp_path / "text")
+
+
+@pytest.fixture
+def own_text(tmp_path):
+    """A folder of two files, and hidden ones."""
+    folder = tmp_path / "own"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.txt").write_text("".join(f"line {i}\n" for i in range(50)))
+    (folder / "b" / "c.md").write_text("".join(f"zeile {i} äöü\n" for i in range(50)))
+    (folder / ".git").write_bytes(b"\xff\xfe")
+    return folder
+
+
+def test_own_text_is_one_stream_whose_last_tenth_is_for_validation(tmp_path, own_text):
+    whole = (own_text / "a.txt").read_text() + "\n" + (own_text / "b" / "c.md").read_text()
+    corpus = prepare(Data(text=str(own_text)), 10**6, tmp_path / "text")
+    (train,), (validation,) = decode(corpus.train), decode(corpus.validation)
+    assert train + validation == whole
+    assert validation.startswith("zeile")
+    assert 0.8 < 10 * len(validation) / len(whole) <= 1
+    assert corpus.bytes_per_token == 1
+    short = prepare(Data(text=str(own_text), validation_tokens=20), 10**6, tmp_path / "text")
+    assert 0 < len(short.validation) <= 21
+    (own_text / "a.txt").write_text("another beginning\n" + (own_text / "a.txt").read_text())
+    assert prepare(Data(text=str(own_text)), 10**6, tmp_path / "text").digest != corpus.digest
+
+
+def test_own_text_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"text='.*none\.txt' cannot be read: No such file.*a folder of them"):
+        text.read_text(Data(text=str(tmp_path / "none.txt")))
+    (tmp_path / "image.png").write_bytes(b"abc\xff")
+    with pytest.raises(ValueError, match=r"image\.png' cannot be read: it is not UTF-8 \(invalid start byte at byte 3\)"):
+        text.read_text(Data(text=str(tmp_path)))
+    (tmp_path / "image.png").write_text(" \n")
+    with pytest.raises(ValueError, match=r"text='.*' holds no text"):
+        text.read_text(Data(text=str(tmp_path)))

@@ -1,6 +1,7 @@
 """The results file: whole after any interruption, one writer at a time."""
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -102,7 +103,12 @@ def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     "column, value, expected",
-    [("token_accuracy_1x", "abc", "a number"), ("state_size", "6.5", "a whole number"), ("lengths", "4;8", "whole numbers")],
+    [
+        ("token_accuracy_1x", "abc", "a number"),
+        ("sequence_accuracy_2x", "7.5", "a number from 0 to 1"),
+        ("state_size", "6.5", "a whole number"),
+        ("lengths", "4;8", "whole numbers"),
+    ],
 )
 def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
     with ResultStore(tmp_path) as store:
@@ -144,3 +150,19 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         with ResultStore(tmp_path) as store:
             assert store.rows
             assert not store.dropped
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
+    fill(tmp_path, ["one"])
+    before = (tmp_path / "compare.csv").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with ResultStore(tmp_path) as store:
+        with pytest.raises(OSError, match=r"No space left on device.*compare\.csv"):
+            store.add({"key": "two"})
+        assert list(store.rows) == ["one"]
+    assert (tmp_path / "compare.csv").read_bytes() == before
+    assert not list(tmp_path.rglob("*.new"))

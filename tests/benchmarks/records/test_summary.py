@@ -146,3 +146,15 @@ def test_guessing_has_no_winner(make_row):
 def test_solved_seeds_are_counted(make_row):
     (comparison,) = compare([make_row("lstm", value, seed) for seed, value in enumerate((1.0, 0.99, 0.98))])
     assert comparison.lines[0].solved == 2
+
+
+def test_two_rows_of_one_seed_are_one_seed(make_row):
+    """Of other arguments or an older recipe: the one that finished last counts."""
+    rows = [
+        make_row("lstm", 0.9, 0, key="new", finished="2"),
+        make_row("lstm", 0.1, 0, key="old", finished="1"),
+        make_row("lstm", 0.8, 1),
+    ]
+    ((line,),) = [c.lines for c in compare(rows)]
+    assert (line.seeds, sorted(line.tokens[0])) == (2, [0.8, 0.9])
+    assert "old" not in line.keys
