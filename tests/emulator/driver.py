@@ -22,16 +22,8 @@ from triton.runtime import driver as triton_driver
 
 from emulator.ptx import CLASSES, Kernel
 
-FLAGS = [
-    "-O1",
-    "-ftree-vectorize",
-    "-fvect-cost-model=unlimited",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fwrapv",
-]
-FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-w", "-shared", "-fPIC"]
+FLAGS = ["-O1", "-ftree-vectorize", "-fvect-cost-model=unlimited", "-march=native", "-ffp-contract=off", "-fwrapv"]
+FLAGS += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-w", "-shared", "-fPIC"]
 KINDS = (
     "",
     "outside of the launch's tensors",

@@ -280,7 +280,8 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
             return f"{by} >= {bits} ? {beyond} : {x} {'<<' if name == 'shl' else '>>'} ({by} & {bits - 1})"
         if name == "bfe" and kind == "u32":
             x, at, bits = (self.value(operand, "u32") for operand in a[1:])
-            return f"({at} & 255) > 31 ? 0 : ({x} >> ({at} & 31)) & (u32)((1ull << ({bits} & 31)) - 1 | -(u64)(({bits} & 255) > 31))"
+            mask = f"(u32)((1ull << ({bits} & 31)) - 1 | -(u64)(({bits} & 255) > 31))"
+            return f"({at} & 255) > 31 ? 0 : ({x} >> ({at} & 31)) & {mask}"
         if name == "prmt":
             x, y = (f"(u64){self.value(operand, 'u32')}" for operand in a[1:3])
             at = [f"({self.value(a[3], 'u32')} >> {4 * i})" for i in range(4)]
