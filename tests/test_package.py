@@ -134,18 +134,3 @@ def test_public_functions_and_classes_have_examples():
         if callable(thing):
             assert ">>>" in thing.__doc__, thing
             assert "assert" in thing.__doc__, thing
-
-
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=[f"snippet{i}" for i in range(len(SNIPPETS))])
-def test_readme_snippets(snippet, tmp_path, monkeypatch):
-    if "mamba_ssm" in snippet:
-        pytest.importorskip("mamba_ssm", reason="the snippet needs mamba_ssm", exc_type=ImportError)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
-
-
-def test_readme_has_snippets():
-    assert len(SNIPPETS) >= 3
