@@ -18,7 +18,7 @@ def rooms() -> set[str]:
             continue
         for path in top.rglob("*") if top.is_dir() and not (top / "pyvenv.cfg").exists() else ():
             folder = path.parent.relative_to(ROOT)
-            ours = path.is_file() and path.suffix != ".pyc" and not any(part.endswith(".egg-info") for part in folder.parts)
+            ours = path.is_file() and not any(part.endswith((".egg-info", "__pycache__")) for part in folder.parts)
             whole = folder.parts[:1] if folder.parts[0] == "tests" else folder.parts[:2]
             if ours and whole in (("tests",), ("benchmarks", "results")):
                 found.add("/".join(whole))
