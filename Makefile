@@ -36,7 +36,7 @@ test-gpu:
 
 docs:
 	$(SETUP) cpu,docs
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint:
 	$(SETUP) $(DEVELOP)
