@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +40,7 @@ def make_report(folder: str | Path) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from benchmarks.records.summary import deviation
+    from benchmarks.records.summary import SOLVED, deviation
 
     if not Path(folder).is_dir():
         raise ValueError(f"folder={str(folder)!r} is not a folder.")
@@ -53,9 +53,7 @@ def make_report(folder: str | Path) -> str:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, compare-*.csv or lm.csv.")
     if not rows and not models:
         raise ValueError(f"folder={str(folder)!r}: its results files hold no finished run yet.")
-    views = [view for place, (runs, _) in places.items() for view in _views(runs, place, place.name * (place != Path(folder)))]
-    for number, view in enumerate(views, 1):
-        view["anchor"] = f"c{number}"
+    views = _views([c for place, (runs, _) in places.items() for c in _comparisons(runs, place)])
     comparisons = [view["comparison"] for view in views]
     variants = {line.variant: None for c in comparisons for line in c.lines}
     environment = Environment(
@@ -65,9 +63,9 @@ def make_report(folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(mean=mean, deviation=deviation, short=_short, shade=_shade)
+    environment.filters.update(mean=mean, median=median, deviation=deviation, short=_short, shade=_shade)
     return environment.get_template(TEMPLATE.name).render(
-        folder=Path(folder).resolve().name,
+        solved=SOLVED,
         rows=rows,
         views=views,
         models=_language_models(models),
@@ -90,21 +88,29 @@ def _read(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return rows, list({key: row for path in paths for key, row in read_rows(path, COLUMNS)[0].items()}.values())
 
 
-def _views(rows: list[dict[str, str]], folder: Path, place: str) -> list[dict]:
+def _comparisons(rows: list[dict[str, str]], folder: Path) -> list[tuple[Comparison, Path]]:
+    from benchmarks.records.summary import compare
+
+    return [(comparison, folder) for comparison in compare(rows)]
+
+
+def _views(found: list[tuple[Comparison, Path]]) -> list[dict]:
     # what the page shows of each comparison, tasks in their usual order
-    from benchmarks.records.summary import compare, find_wins
+    from benchmarks.records.summary import find_wins
     from benchmarks.tasks import TASKS, get_task
 
     order = {name: number for number, name in enumerate(TASKS)}
-    comparisons = sorted(compare(rows), key=lambda c: order.get(c.task, len(order)))
-    variants = [{line.variant for line in c.lines} for c in comparisons]
+    found = sorted(found, key=lambda entry: order.get(entry[0].task, len(order)))
+    variants = [{line.variant for line in c.lines} for c, _ in found]
     views = []
-    for c, own in zip(comparisons, variants):
+    for number, ((c, folder), own, words) in enumerate(zip(found, variants, _differences(found)), 1):
         chance = get_task(c.task).chance
         views.append(
             {
+                "anchor": f"c{number}",
                 "comparison": c,
-                "title": f"{c.title} ({place})" if place else c.title,
+                "title": ", ".join([get_task(c.task).title, *words]),
+                "brief": ", ".join(words),
                 "chance": chance,
                 "wins": find_wins(c, chance),
                 "pictures": _pictures(c, folder),
@@ -114,23 +120,41 @@ def _views(rows: list[dict[str, str]], folder: Path, place: str) -> list[dict]:
     return views
 
 
+def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
+    # in words, what tells each comparison from the others of its task: settings; mixers and seeds; at last the folder
+    from benchmarks.records.summary import DISTINCTIONS, counts_text, distinguish
+
+    words: list[list[str]] = [[] for _ in found]
+    for task in {c.task for c, _ in found}:
+        places = [i for i, (c, _) in enumerate(found) if c.task == task]
+        settings = [{"budget": c.matched.partition(" ")[2], **c.settings} for c in (found[i][0] for i in places)]
+        for i, apart in zip(places, distinguish(settings)):
+            named = {name: (value or "default").replace(" ", ", ") for name, value in apart.items() if name != "budget"}
+            words[i] = [DISTINCTIONS[name][1].format(value) for name, value in named.items()]
+        for say in (
+            lambda c, _: {"params": "equal parameters", "state": "equal state"}.get(c.kind, "sizes not recorded"),
+            lambda c, _: f"{len(c.lines)} mixers, {counts_text(c.lines)}",
+            lambda c, _: f"a budget of {c.matched.partition(' ')[2] or 'default'}",
+            lambda _, folder: f"folder {folder.name}",
+        ):
+            alike = [i for i in places if sum(words[i] == words[j] for j in places) > 1]
+            told = {say(*found[i]) for i in alike}
+            for i in alike if len(told) > 1 else ():
+                words[i] = [*words[i], say(*found[i])]
+    return words
+
+
 def _language_models(rows: list[dict[str, str]]) -> list[dict]:
     # models of one text and training, best first
     if not rows:
         return []
-    from benchmarks.lm.report import summarise
+    from benchmarks.lm.report import describe, summarise
 
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         settings = ("dataset", "tokenizer", "text_digest", "steps", "batch_size", "length", "lr", "eval_lengths")
         groups.setdefault(tuple(row[name] for name in settings), []).append(row)
-    return [
-        {
-            "title": f"{dataset} by {tokenizer}, {int(steps):,} steps of {batch} sequences of {length}, lr {lr}",
-            "lines": summarise(found),
-        }
-        for (dataset, tokenizer, _, steps, batch, length, lr, _), found in groups.items()
-    ]
+    return [{"title": describe(found[0]), "lines": summarise(found)} for found in groups.values()]
 
 
 def _short(number: float | str) -> str:
@@ -167,7 +191,7 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
             curves[line.variant] = [_read_curve(path) for path in paths]
     if curves:
         lengths = [int(length) for length in comparison.settings["lengths"].split()]
-        title = f"{comparison.title}: token accuracy while training"
+        title = f"{comparison.heading}: while training"
         found.append(("Learning curves", _picture(draw_curves, curves, lengths, title)))
     return found
 

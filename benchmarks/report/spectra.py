@@ -111,7 +111,9 @@ def draw_spectra(table: pd.DataFrame, accuracies: dict[str, list[float]], title:
     across = min(4, len(summary))
     down = -(-len(summary) // across)
     angle = torch.linspace(0, 2 * math.pi, 200)
-    with picture(path, 2.8 * down + 1.2, title, f"{note} Eigenvalues: {', '.join(KINDS.values())}.") as figure:
+    with picture(
+        path, (7.6 / max(3, across) + 1.25) * down + 0.9, title, f"{note} Eigenvalues: {', '.join(KINDS.values())}."
+    ) as figure:
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
         for axes, variant in zip(panels, summary.index):
             part = table[table["variant"] == variant]

@@ -68,12 +68,23 @@ def test_rows_of_an_older_file_are_shown(make_row, tmp_path):
 def test_the_stored_results_make_a_page():
     page = make_report("benchmarks/results")  # of the folder, its subfolder, and language models
     assert "gated_deltaproduct-neg</span>" in page
-    assert "s3 (quick), equal params" in page
-    assert ">compression, equal params" in page
+    heads = re.findall(r"<h2>(.*?)</h2>", page)
+    assert "Composing permutations of three things (S3), learning rate 0.01, equal parameters, 14 mixers, 1 seed" in heads
+    assert len(set(heads)) == len(heads)  # told apart without a folder's name
+    assert not any("quick" in head for head in heads)
     assert re.search(r'id="table-lm1">.*bits per byte @2048', page, re.DOTALL)
-    assert (
-        page.index("s2 (quick)") < page.index("s3 (quick)") < page.index("parity (quick)") < page.index("compression (quick)")
-    )
+    tasks = ["two things", "three things", "(parity)", "(compression)"]
+    places = [next(i for i, head in enumerate(heads) if task in head) for task in tasks]
+    assert places == sorted(places)
+
+
+def test_contents_lead_to_every_part(folder):
+    page = make_report(folder)
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    targets = re.findall(r'href="#(.*?)"', nav)
+    assert targets == ["wins", "overview", "c1", "c2", "c3", "origin"]
+    assert all(f'id="{target}"' in page for target in targets)
+    assert page.index("<nav") < page.index("<table")
 
 
 def test_nothing_learned_is_no_win(make_row, tmp_path):
@@ -85,6 +96,7 @@ def test_nothing_learned_is_no_win(make_row, tmp_path):
     wins = page[page.index("<tbody>") : page.index("</tbody>")]
     rows = re.findall(r"<tr>.*?</tr>", wins, re.DOTALL)
     assert ["s5" in row for row in rows] == ["near guessing" in row for row in rows] == [False, False, True, True]
+    assert ["lstm</span>" in row for row in rows] == [True, True, False, False]  # nobody is named where nobody learned
     assert ["1 of 2 mixers" in row for row in rows] == [True, True, False, False]
 
 
@@ -92,9 +104,8 @@ def test_two_settings_have_two_headings(make_row, tmp_path):
     with ResultStore(tmp_path) as store:
         for width in ("64", "128"):
             store.add(make_row("lstm", 0.5, width=width, key=width))
-    assert {"s3, width 64, equal params", "s3, width 128, equal params"} <= set(
-        re.findall(r"<h2>(.*?)</h2>", make_report(tmp_path))
-    )
+    title = "Composing permutations of three things (S3), width"
+    assert re.findall(r"<h2>(.*?)</h2>", make_report(tmp_path)) == [f"{title} 64", f"{title} 128"]
 
 
 def test_newer_rows_of_the_same_runs_do_not_tear_an_older_comparison_apart(older_results, tmp_path):
@@ -152,11 +163,16 @@ def click(page, table, name):
     return column(page, table, index), index
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_opens_in_a_browser(folder, width, tmp_path):
+def background(page):
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_the_page_opens_in_a_browser(folder, width, scheme, tmp_path):
     (tmp_path / "page.html").write_text(make_report(folder), encoding="utf-8")
     with open_browser() as browser:
-        page = browser.new_page(viewport={"width": width, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         problems, requests = [], []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -177,6 +193,13 @@ def test_the_page_opens_in_a_browser(folder, width, tmp_path):
             box = page.locator(f"#{table}").locator("xpath=..").bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
+        if width == 1280:  # nothing to scroll for
+            boxes = page.eval_on_selector_all(".scroll", "boxes => boxes.map(b => b.scrollWidth - b.clientWidth)")
+            assert max(boxes) <= 0
+        for table in tables:  # accuracy is in sight without scrolling
+            cell = page.locator(f"#{table} td.shaded").first.bounding_box()
+            assert cell["x"] + cell["width"] <= width
+        assert background(page) > 200 if scheme == "light" else background(page) < 60
 
         best = [f"{sum(v) / 2:.3f}" for v in ACCURACIES.values()]
         found, index = click(page, "table-c1", "token accuracy @32")
