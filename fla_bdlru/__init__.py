@@ -1,15 +1,16 @@
 """BD-LRU and H-LRU (arXiv 2602.12021) as mixers for flash-linear-attention and mamba_ssm.
 
 Importing this package is all the set-up: from then on every FLA config takes `mixer=` and `mixer_config=`, mamba_ssm's
-`MambaConfig` takes `ssm_cfg={"layer": "BDLRU"}`, and FLA's modules run on a CPU. Where FLA's layers cannot be imported (no
-Triton), the ops and the plain layers still work.
+`MambaConfig` takes `ssm_cfg={"layer": "BDLRU"}`, and FLA's modules run on a CPU. `fla_bdlru.patches` holds what that changes
+in other libraries, and how to do without. Where FLA's layers cannot be imported (no Triton), the ops and the plain layers
+still work.
 """
 
 import importlib
 import sys
 from importlib.abc import MetaPathFinder
 
-from fla_bdlru import layers, ops
+from fla_bdlru import layers, ops, patches
 from fla_bdlru.layers import BDLRU, HLRU
 
 __version__ = "0.2.0"
@@ -19,6 +20,7 @@ _NAMES = {
     "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
     "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
     "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
+    "swap_mixers": "mixers",
     "rewind_cache": "decoding",
 }  # fmt: skip
 
@@ -39,8 +41,10 @@ __all__ = [
     "mixers",
     "models",
     "ops",
+    "patches",
     "register_mixer",
     "rewind_cache",
+    "swap_mixers",
 ]
 
 
@@ -54,7 +58,13 @@ def _set_up() -> str | None:
         return error.name
     for name in _NEED_FLA:
         globals()[name] = importlib.import_module(f"fla_bdlru.{name}")
-    importlib.import_module("fla_bdlru.mixers.hook").install_hook()
+    for name in ("lrnnx", "mamba_ssm"):
+        importlib.import_module(f"fla_bdlru.integrations.{name}")
+    hook = importlib.import_module("fla_bdlru.mixers.hook")
+    if not patches.is_enabled():
+        hook.install_refusal()
+        return None
+    hook.install_hook()
     globals()["fla_cpu"].register()
     for name in ("unfused", "mixers.saved_configs", "integrations.mamba_ssm"):
         importlib.import_module(f"fla_bdlru.{name}").install_hook()

@@ -8,12 +8,13 @@ silence. So the modules listed here fuse only what `is_plain`; else they call it
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 
 from torch import nn
+
+from fla_bdlru.patches import patch, resolve
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -162,22 +163,19 @@ def _project_each(original: Callable) -> Callable:
 
 def install_hook() -> None:
     """Puts the checks in front of FLA's modules; `import fla_bdlru` calls it."""
-    patches = {
+    makers = {
         "fla.modules.mlp:GatedMLP.forward": _gated_mlp,
         "fla.models.modeling_utils:FLAPreTrainedModel._compute_logits_and_loss": _loss,
         "fla.layers.gated_deltanet:GatedDeltaNet._use_fused_qkv_conv": _fused_convolutions,
         "fla.layers.cyfa:CyclicFlowAttention._project_qkv": _project_each,
     }
     for layer, function in _NORM_LINEAR.items():
-        patches |= {f"{layer}.forward": _call_at_the_end, f"{layer.partition(':')[0]}:{function}": _norm_linear}
+        makers |= {f"{layer}.forward": _call_at_the_end, f"{layer.partition(':')[0]}:{function}": _norm_linear}
     for layer, parts in _READ_ONLY.items():
-        patches[f"{layer}.forward"] = _refuse(parts)
-    for target, patch in patches.items():
-        module, _, path = target.partition(":")
-        *parents, name = path.split(".")
-        owner = functools.reduce(getattr, parents, importlib.import_module(module))
-        original = getattr(owner, name)
+        makers[f"{layer}.forward"] = _refuse(parts)
+    for target, make in makers.items():
+        original = resolve(target)[2]
         if not hasattr(original, "_checks_parts"):
-            patched = patch(original)
+            patched = make(original)
             patched._checks_parts = True
-            setattr(owner, name, patched)
+            patch(target, patched, "a part with hooks, an adapter, quantised or offloaded weights is called, not read past")

@@ -29,8 +29,8 @@ def run(code: str, hidden: tuple[str, ...] = ()) -> str:
 def test_public_names():
     assert fla_bdlru.__all__ == [
         "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
-        "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models", "ops", "register_mixer",
-        "rewind_cache",
+        "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models", "ops", "patches",
+        "register_mixer", "rewind_cache", "swap_mixers",
     ]  # fmt: skip
     assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
     assert set(fla_bdlru.__all__) <= set(dir(fla_bdlru))

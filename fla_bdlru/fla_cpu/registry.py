@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 from fla_bdlru.fla_cpu.binding import by_name
+from fla_bdlru.patches import patch, record, resolve
 
 ENV_VAR = "FLA_BDLRU_CPU_BACKEND"
+WHY = "on CPU tensors PyTorch, as FLA's Triton kernels do not run there"
+WHY_TRACED = "on CPU tensors PyTorch while `torch.compile` traces, as FLA's dispatch would break the graph"
 
 # None: the environment variable decides; True or False: set by `cpu_backend`.
 _forced: bool | None = None
@@ -111,8 +114,9 @@ def register_entry_points(table: Mapping[str, Callable]) -> None:
     backend = _make_backend()
     for target, implementation in table.items():
         try:
-            original = _resolve(target)[2]
+            original = resolve(target)[2]
             register(original, backend=backend)(by_name(original, implementation))
+            record(target, WHY)
         except (ImportError, AttributeError, KeyError):
             _warn_missing(target)
 
@@ -125,8 +129,9 @@ def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
         methods = {}
         for target, implementation in implementations.items():
             try:
-                _, name, original = _resolve(target)
+                _, name, original = resolve(target)
                 methods[name] = by_name(original, implementation)
+                record(target, WHY)
             except (ImportError, AttributeError):
                 _warn_missing(target)
         register(operation)(_make_backend(methods))
@@ -166,14 +171,14 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tr
     wrappers = {}
     for target, implementation in table.items():
         try:
-            owner, name, original = _resolve(target)
+            original = resolve(target)[2]
         except (ImportError, AttributeError):
             _warn_missing(target)
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
         wrapper = wrap(original, by_name(original, implementation), while_tracing=while_tracing)
-        setattr(owner, name, wrapper)
+        patch(target, wrapper, WHY_TRACED if while_tracing else WHY)
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)
     for module_name, module in list(sys.modules.items()):
@@ -205,16 +210,7 @@ def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable]
             original = getattr(module, name, None)
             if not hasattr(original, "_fla_bdlru_original"):
                 setattr(module, name, wrap(original, implementation, missing))
-
-
-def _resolve(target: str) -> tuple[Any, str, Any]:
-    """`"module:function"` or `"module:Class.method"` to (the object that holds it, its name, the function)."""
-    module_name, _, path = target.partition(":")
-    owner = importlib.import_module(module_name)
-    *parents, name = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
-    return owner, name, getattr(owner, name)
+                record(f"{module_name}:{name}", WHY)
 
 
 def _warn_missing(target: str) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer
+from fla_bdlru.mixers.registry import SOURCES, Source
 
 # mixer name: module, class, and what it is built with unless told otherwise
 LAYERS = {
@@ -102,3 +104,6 @@ def lrnnx_mixer(name: str) -> type[LrnnxMixer]:
     ours = inspect.signature(__init__).parameters
     __init__.__signature__ = inspect.Signature([ours["self"], ours["hidden_size"], ours["layer_idx"], *theirs])
     return type(class_name, (LrnnxMixer,), {"wrapped": wrapped, "defaults": defaults, "__init__": __init__})
+
+
+SOURCES.append(Source(tuple(LAYERS), lambda: find_spec("lrnnx") is not None, lrnnx_mixer))

@@ -29,6 +29,7 @@ from fla_bdlru.layers.base import check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import boundaries
 from fla_bdlru.mixers.registry import check_arguments
+from fla_bdlru.patches import patch, record
 
 MODULE = "mamba_ssm.models.mixer_seq_simple"
 # what create_block builds in our layer's stead, as small as it can be
@@ -239,7 +240,8 @@ def extend(module: ModuleType) -> None:
             original_init(nn.ModuleDict({"out_proj": module.o_proj}), *args, **kwargs)
 
     create_block._fla_bdlru_original = original_create
-    module.create_block, module._init_weights = create_block, _init_weights
+    patch(f"{MODULE}:create_block", create_block, '`ssm_cfg={"layer": "BDLRU"}` builds our layer')
+    patch(f"{MODULE}:_init_weights", _init_weights, "`o_proj` is scaled as Mamba's `out_proj` is")
     norms = "mamba_ssm.ops.triton.layer_norm"
     wrap_functions(
         {f"{norms}:layer_norm_fn": layer_norm_fn, f"{norms}:rms_norm_fn": partial(layer_norm_fn, is_rms_norm=True)},
@@ -289,3 +291,4 @@ def install_hook() -> None:
         extend(sys.modules[MODULE])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+        record("sys.meta_path", f"`{MODULE}` is extended when it is imported")

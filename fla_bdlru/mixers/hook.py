@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from functools import wraps
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+import torch
 from fla.models.configuration_utils import get_attention_spec
 from fla.models.modeling_utils import FLAPreTrainedModel
 from torch import nn
+from transformers.initialization import guard_torch_init_functions
 
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
-from fla_bdlru.mixers.registry import NATIVE, build_mixer, resolve_mixers
+from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
+from fla_bdlru.patches import patch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
 
 # Parts that FLA's own model of a mixer leaves as the layer's constructor made them; another model would draw them anew.
 _KEEPS_INIT = {"mamba": ("conv1d", "dt_proj")}
@@ -25,8 +35,8 @@ _REFUSED = {
 _KEEPS_CONTEXT = {"LinearAttentionModel"}
 
 
-def swap_mixers(model: FLAPreTrainedModel) -> None:
-    """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; the hook calls it.
+def swap_blocks(model: FLAPreTrainedModel) -> list[nn.Module]:
+    """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; returns the new layers.
 
     Layers that `config.attn` gives to attention stay attention, and so do the cross-decoder layers of YOCO.
 
@@ -37,16 +47,17 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
     if getattr(config, "mixer", None) is None:
         if getattr(config, "mixer_config", None):
             raise ValueError(f"mixer_config={config.mixer_config!r} is not accepted without mixer, which says whose it is.")
-        return
+        return []
     if blocks is None:
         if any(isinstance(child, FLAPreTrainedModel) for child in model.children()):
-            return  # a head on top of a model that has been through here
+            return []  # a head on top of a model that has been through here
         raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} has no blocks that this package knows how to swap.")
     reason = _REFUSED.get(type(model).__name__)
     if reason is None and getattr(config, "block_type", None) == "rodimus_plus":
         reason = "its shared-key attention reads the keys of its own mixer (block_type='rodimus' works)"
     if reason is not None:
         raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} keeps its own mixer, as {reason}.")
+    layers = []
     for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
         if name == NATIVE or get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
@@ -60,6 +71,81 @@ def swap_mixers(model: FLAPreTrainedModel) -> None:
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         setattr(block, slot, layer)
+        layers.append(layer)
+    return layers
+
+
+def swap_mixers(
+    model: FLAPreTrainedModel, mixer: str | list[str] | None = None, mixer_config: dict | list | None = None
+) -> FLAPreTrainedModel:
+    r"""Swaps the mixers of a model that is built already, by hand.
+
+    What the hook does while an FLA model is built from a config with `mixer`, for models that were built without, and for
+    `FLA_BDLRU_PATCHES=0`. The new layers are initialised as the model initialises its own, on its device and in its dtype;
+    everything else keeps its weights.
+
+    Args:
+        model (FLAPreTrainedModel):
+            A model of FLA, with or without a head.
+        mixer (str or list[str], Optional):
+            A registered name, or a list with one a layer; it becomes the config's. Default: what the config says.
+        mixer_config (dict or list, Optional):
+            Arguments of the layers, as in a config. Default: what the config says, if it says `mixer` too.
+
+    Returns:
+        FLAPreTrainedModel:
+            The same model.
+
+    Raises:
+        ValueError: if `model` is not one of FLA's, neither the argument nor the config names a mixer, a field is wrong, or the
+            model's blocks cannot take another mixer.
+
+    Example:
+        >>> import fla_bdlru
+        >>> from fla.models import GLAConfig, GLAForCausalLM
+        >>> model = GLAForCausalLM(GLAConfig(hidden_size=32, num_hidden_layers=2, num_heads=2, vocab_size=50))
+        >>> model = fla_bdlru.swap_mixers(model, "bdlru", {"block_size": 2})
+        >>> assert [type(block.attn).__name__ for block in model.model.layers] == ["BDLRU", "BDLRU"]
+    """
+    if not isinstance(model, FLAPreTrainedModel):
+        raise ValueError(f"model must be a model of flash-linear-attention; got {type(model).__name__}.")
+    config = model.config
+    if mixer is not None:
+        resolve_mixers(with_fields(config, mixer, mixer_config), config.num_hidden_layers)
+        config.mixer, config.mixer_config = mixer, mixer_config
+    elif getattr(config, "mixer", None) is None:
+        raise ValueError("mixer=None: the config of the model names none either; pass a name or a list of names.")
+    for part in [module for module in model.modules() if isinstance(module, FLAPreTrainedModel)]:
+        like = next(part.parameters())
+        for layer in swap_blocks(part) if _blocks(part) is not None else ():
+            layer.to(device=like.device, dtype=like.dtype)
+            _initialize(part, layer)
+        prepare(part)
+    return model
+
+
+def with_fields(config: PreTrainedConfig, mixer: str | list[str], mixer_config: dict | list | None) -> SimpleNamespace:
+    """What `resolve_mixers` reads of a config, with other fields."""
+    return SimpleNamespace(mixer=mixer, mixer_config=mixer_config, hidden_size=config.hidden_size)
+
+
+def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
+    # as transformers does for a whole model, whose other weights stay
+    for part in layer.modules():
+        if isinstance(part, GatedRecurrence):
+            part.reset_parameters()
+    with guard_torch_init_functions(), torch.no_grad():
+        layer.apply(model._initialize_weights)
+
+
+def prepare(model: FLAPreTrainedModel) -> None:
+    """Has a model with our layers look at what it is called with: slices of a sequence, packed documents."""
+    if hasattr(model, "_is_prepared"):
+        return
+    if any(isinstance(module, GatedRecurrence) for module in model.modules()):
+        model.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
+        model._is_prepared = True
+    heed_documents(model)
 
 
 def _blocks(model: FLAPreTrainedModel) -> nn.ModuleList | None:
@@ -102,16 +188,14 @@ def _pass_v_first(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -
 
 def install_hook() -> None:
     """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
-    if getattr(FLAPreTrainedModel.post_init, "_swaps_mixers", False):
+    if getattr(FLAPreTrainedModel.post_init, "_heeds_mixers", False):
         return
     original_post_init, original_initialize = FLAPreTrainedModel.post_init, FLAPreTrainedModel.initialize_weights
 
     @wraps(original_post_init)
     def post_init(self):
-        swap_mixers(self)
-        if any(isinstance(module, GatedRecurrence) for module in self.modules()):
-            self.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
-        heed_documents(self)
+        swap_blocks(self)
+        prepare(self)
         original_post_init(self)
 
     @wraps(original_initialize)
@@ -123,6 +207,27 @@ def install_hook() -> None:
                 layer.reset_parameters()
         original_initialize(self)
 
-    post_init._swaps_mixers = True
-    FLAPreTrainedModel.post_init = post_init
-    FLAPreTrainedModel.initialize_weights = initialize_weights
+    post_init._heeds_mixers = True
+    patch(
+        f"{MODEL}.post_init", post_init, "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`"
+    )
+    patch(f"{MODEL}.initialize_weights", initialize_weights, "the bias of gates keeps its start (`gate_bias`)")
+
+
+def install_refusal() -> None:
+    """Makes FLA refuse a config with `mixer`, for `FLA_BDLRU_PATCHES=0`: alone it would build its own layers in silence."""
+    if getattr(FLAPreTrainedModel.post_init, "_heeds_mixers", False):
+        return
+    original_post_init = FLAPreTrainedModel.post_init
+
+    @wraps(original_post_init)
+    def post_init(self):
+        if names_mixers(self.config):
+            raise ValueError(
+                f"mixer={self.config.mixer!r} is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is: build the model without "
+                "mixer and call fla_bdlru.swap_mixers(model, mixer=...), or unset the variable."
+            )
+        original_post_init(self)
+
+    post_init._heeds_mixers = True
+    patch(f"{MODEL}.post_init", post_init, "a config with `mixer` is refused, not silently built with FLA's own layers")

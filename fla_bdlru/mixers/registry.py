@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fla.layers
 from fla.layers.simple_gla import SimpleGatedLinearAttention
 from torch import nn
 
-from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
-from fla_bdlru.integrations.lrnnx import lrnnx_mixer
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 
 if TYPE_CHECKING:
@@ -53,11 +51,31 @@ _MIXERS: dict[str, type[nn.Module]] = {
 }
 
 
+class Source(NamedTuple):
+    """Mixers of another package: their names, whether it is installed, and what imports it and makes a class."""
+
+    names: tuple[str, ...]
+    is_installed: Callable[[], bool]
+    find: Callable[[str], type[nn.Module]]
+
+
+# integrations add themselves
+SOURCES: list[Source] = []
+
+
 def find_mixer(name: str) -> type[nn.Module] | None:
-    """The layer class of a mixer, or `None` if there is no such mixer; imports lrnnx for one of its layers."""
+    """The layer class of a mixer, or `None` if there is no such mixer; imports the package of one that comes from another."""
     if not isinstance(name, str):
         return None
-    return lrnnx_mixer(name) if name in LRNNX_LAYERS and name not in _MIXERS else _MIXERS.get(name)
+    source = next((source for source in SOURCES if name in source.names and name not in _MIXERS), None)
+    return source.find(name) if source else _MIXERS.get(name)
+
+
+def names_mixers(config: object) -> bool:
+    """Whether a config says that some layer is not the model's own."""
+    mixer = getattr(config, "mixer", None)
+    names = mixer if isinstance(mixer, (list, tuple)) else [mixer]
+    return any(name not in (None, NATIVE) for name in names)
 
 
 def register_mixer(name: str, cls: type[nn.Module]) -> None:
@@ -100,13 +118,13 @@ def register_mixer(name: str, cls: type[nn.Module]) -> None:
 
 
 def available_mixers() -> list[str]:
-    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside; those of lrnnx where it is installed.
+    """Names that `mixer="..."` accepts, `"native"` (the model's own) aside; those of other packages where they are installed.
 
     Example:
         >>> from fla_bdlru.mixers import available_mixers
         >>> assert {"bdlru", "hlru", "lstm", "gated_deltanet", "mamba2"} <= set(available_mixers())
     """
-    return sorted([*_MIXERS, *(LRNNX_LAYERS if find_spec("lrnnx") else ())])
+    return sorted([*_MIXERS, *(name for source in SOURCES if source.is_installed() for name in source.names)])
 
 
 def mixer_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:

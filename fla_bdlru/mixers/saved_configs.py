@@ -13,17 +13,15 @@ from typing import Any
 from fla.models.modeling_utils import FLAPreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from fla_bdlru.mixers.registry import NATIVE
+from fla_bdlru.mixers.registry import names_mixers
+from fla_bdlru.patches import patch
 
 MARK = "fla_bdlru"
 
 
 def needs_mark(config: PreTrainedConfig) -> bool:
     """Whether `config` is one of FLA's, and says that some layer is not the model's own."""
-    mixer = getattr(config, "mixer", None)
-    names = mixer if isinstance(mixer, (list, tuple)) else [mixer]
-    of_fla = any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
-    return of_fla and any(name not in (None, NATIVE) for name in names)
+    return names_mixers(config) and any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
 
 
 def install_hook() -> None:
@@ -46,5 +44,9 @@ def install_hook() -> None:
         original_init(self, config, *args, **kwargs)
 
     to_dict._marks_mixers = True
-    PreTrainedConfig.to_dict = to_dict
-    FLAPreTrainedModel.__init__ = __init__
+    patch(
+        "transformers.configuration_utils:PreTrainedConfig.to_dict",
+        to_dict,
+        "an FLA config with `mixer` is saved with a mark, so that it is refused where this package is not imported",
+    )
+    patch("fla.models.modeling_utils:FLAPreTrainedModel.__init__", __init__, "a config that bears that mark is built again")

@@ -1,0 +1,99 @@
+"""What `import fla_bdlru` changes in other libraries: every patch is recorded here, beside its reason.
+
+`python -m fla_bdlru.patches` prints the record. `FLA_BDLRU_PATCHES=0` does without all of them but one: a config with `mixer=`
+is then refused, where FLA alone would build its own layers in silence. `fla_bdlru.swap_mixers(model)` swaps by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, NamedTuple
+
+ENV_VAR = "FLA_BDLRU_PATCHES"
+
+
+class Patch(NamedTuple):
+    """One thing that was changed: `target` is `"module:path"`, or what is asked to find it."""
+
+    target: str
+    why: str
+
+
+RECORD: list[Patch] = []
+
+
+def is_enabled() -> bool:
+    r"""Whether the import patches other libraries.
+
+    Raises:
+        ValueError: if `FLA_BDLRU_PATCHES` is neither empty, `0` nor `1`.
+
+    Example:
+        >>> from fla_bdlru.patches import is_enabled
+        >>> assert is_enabled()
+    """
+    value = os.environ.get(ENV_VAR, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
+    return value != "0"
+
+
+def record(target: str, why: str) -> None:
+    """Notes a change, once, for what is changed in another way than by `patch`."""
+    entry = Patch(target, why)
+    if entry not in RECORD:
+        RECORD.append(entry)
+
+
+def resolve(target: str) -> tuple[Any, str, Any]:
+    """`"module:function"` or `"module:Class.method"` to (the object that holds it, its name, the function)."""
+    module_name, _, path = target.partition(":")
+    owner = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, name, getattr(owner, name)
+
+
+def patch(target: str, new: Any, why: str) -> None:
+    r"""Puts `new` in the place of a function or method of another library.
+
+    Args:
+        target (str):
+            `"module:function"` or `"module:Class.method"`.
+        new (Any):
+            What stands there from now on.
+        why (str):
+            The reason, for the record.
+
+    Raises:
+        ImportError, AttributeError: if the target is not there.
+
+    Example:
+        >>> import math
+        >>> from fla_bdlru.patches import RECORD, patch
+        >>> old = math.tau
+        >>> patch("math:tau", 6.0, "an example")
+        >>> assert math.tau == 6.0 and RECORD.pop().target == "math:tau"
+        >>> math.tau = old
+    """
+    owner, name, _ = resolve(target)
+    setattr(owner, name, new)
+    record(target, why)
+
+
+def make_table() -> str:
+    r"""The record as a table in Markdown.
+
+    Example:
+        >>> from fla_bdlru.patches import make_table
+        >>> assert make_table().startswith("| what | why |")
+    """
+    return "\n".join(["| what | why |", "|---|---|", *(f"| `{entry.target}` | {entry.why} |" for entry in RECORD)])
+
+
+if __name__ == "__main__":
+    import fla_bdlru.patches  # this module runs as __main__; the record is the package's
+
+    print(fla_bdlru.patches.make_table())
