@@ -36,7 +36,7 @@ test-gpu:
 
 docs:
 	$(SETUP) cpu,docs
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint:
 	$(SETUP) $(DEVELOP)
