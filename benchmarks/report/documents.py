@@ -1,7 +1,7 @@
 """Writes the tables of README and docs from stored rows, between markers: `python -m benchmarks.report.documents`.
 
-A marker names a folder of `benchmarks/results`: `<!-- rows: s3-seeds -->` ... `<!-- /rows -->`. A test compares
-pages and rows.
+A marker names a folder of `benchmarks/results`, `<!-- rows: s3-seeds -->` ... `<!-- /rows -->`, and behind it a task or one of
+`KINDS`: `<!-- rows: quick s3 -->`. A test compares pages and rows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import re
 from pathlib import Path
 from statistics import median
 
+import pandas as pd
+
 from benchmarks.records.store import read_folder
 from benchmarks.records.summary import SOLVED, Line, compare
 from benchmarks.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- /rows -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- rows: (\S+)(?: (\S+))? -->\n).*?(<!-- /rows -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -35,12 +37,82 @@ def _row(line: Line) -> str:
     return f"| {' | '.join([*cells, *map(_cell, line.tokens), f'{line.lr:g}', f'{line.seconds:.0f}'])} |"
 
 
-def make_table(name: str) -> str:
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _accuracies(*paths: str) -> pd.DataFrame:
+    """Token accuracy at the training length, a row a mixer and a column a task, of rows with one seed."""
+    rows = [row for path in paths for row in read_folder(RESULTS / path).values()]
+    table = pd.DataFrame(rows).astype({"token_accuracy_1x": float})
+    return table.pivot(index="variant", columns="task", values="token_accuracy_1x")
+
+
+def _spectra(name: str) -> str:
+    """Eigenvalues of the transitions that were learned on every task of a folder."""
+    accuracies, rows = _accuracies(f"{name}/compare.csv"), []
+    for task in pd.read_csv(RESULTS / name / "overview-params.csv").columns[1:]:
+        of = pd.read_csv(RESULTS / name / f"spectra-{task}-params.csv", index_col="variant")
+        two, four = of.loc["bdlru-m2"], of.loc["bdlru-m4"]
+        angle, reached = f"{four.angle:.0f} degrees", [f"{accuracies[task][f'bdlru-m{m}']:.2f}" for m in (1, 2, 4)]
+        cells = [f"{two.negative:.0%}", f"{two.most_negative:.2f}", f"{four.negative:.0%}", f"{four.complex:.0%}"]
+        rows.append([f"`{task}`", *cells, angle, ", ".join(reached)])
+    head = [
+        "task",
+        "m = 2: negative",
+        "most negative",
+        "m = 4: negative",
+        "complex",
+        "widest angle",
+        "token accuracy, m = 1, 2, 4",
+    ]
+    return _markdown(head, rows)
+
+
+def _convolution(name: str) -> str:
+    """What a short convolution changes: without to with."""
+    plain, with_conv = _accuracies(f"{name}/compare.csv"), _accuracies(f"{name}/compare-conv.csv")
+    tasks = [task for task in plain if task in with_conv]
+    rows = [
+        [f"`{variant}`", *(f"{plain[task][variant]:.2f} to {with_conv[task][f'{variant}-conv']:.2f}" for task in tasks)]
+        for variant in ("bdlru-m2", "bdlru-m4", "hlru-m4")
+    ]
+    return _markdown(["", *(task.replace("_", " ") for task in tasks)], rows)
+
+
+def _tasks(name: str) -> str:
+    """A mixer a row, a task a column; not every mixer ran on every task."""
+    table = _accuracies(name)
+    rows = [[f"`{variant}`", *("-" if pd.isna(x) else f"{x:.3f}" for x in table.loc[variant])] for variant in table.index]
+    return _markdown(["", *(task.replace("_", " ") for task in table)], rows)
+
+
+def _block_sizes(name: str) -> str:
+    """Accuracies, eigenvalues and time constants of BD-LRU by block size, on S3 at equal parameters."""
+    spectra = pd.read_csv(RESULTS / "spectra-s3-params.csv", index_col="variant")
+    steps = pd.read_csv(RESULTS / "memory-s3-params.csv").groupby("variant").steps.median()
+    lines = next(c for c in compare(list(read_folder(RESULTS / name).values())) if c.matched.startswith("params")).lines
+    rows = []
+    for line in sorted(lines, key=lambda line: line.variant):
+        of, reached = spectra.loc[line.variant], line.tokens[0]
+        cells = [f"{median(reached):.3f} ({min(reached):.2f}-{max(reached):.2f})", f"{line.solved} of {line.seeds}"]
+        cells += [f"{of.negative:.0%}", f"{of.complex:.0%}", f"{of.angle:.0f} degrees", f"{steps[line.variant]:.0f} steps"]
+        rows.append([f"`{line.variant}`", *cells])
+    head = ["", f"accuracy @{lines[0].lengths[0]}, median (range)", "solved", "negative", "complex", "widest angle"]
+    return _markdown([*head, "median time constant"], rows)
+
+
+KINDS = {"spectra": _spectra, "convolution": _convolution, "tasks": _tasks, "block-sizes": _block_sizes}
+
+
+def make_table(name: str, kind: str | None = None) -> str:
     r"""The table of a folder of stored rows: a part for each comparison in it, best mixer first.
 
     Args:
         name (str):
-            A folder of `benchmarks/results`.
+            A folder of `benchmarks/results`, or a file of rows in it.
+        kind (str, Optional):
+            A task, where the folder has several; or one of `KINDS`, another table than that of comparisons. Default: `None`.
 
     Returns:
         str:
@@ -53,7 +125,9 @@ def make_table(name: str) -> str:
         >>> from benchmarks.report.documents import make_table
         >>> assert "| **bdlru-m4** |" in make_table("s3-seeds")
     """
-    rows = list(read_folder(RESULTS / name).values())
+    if kind in KINDS:
+        return KINDS[kind](name)
+    rows = [row for row in read_folder(RESULTS / name).values() if kind in (None, row["task"])]
     text = []
     for comparison in compare(rows):
         lengths = comparison.lengths
@@ -61,8 +135,9 @@ def make_table(name: str) -> str:
         text += [f"{get_task(comparison.task).title}. {comparison.description}.", ""]
         text += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(_row, comparison.lines), ""]
     devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
+    seeds = "median and range of seeds" if any(line.seeds > 1 for c in compare(rows) for line in c.lines) else "one seed"
     text.append(
-        f"Token accuracy at each length, median and range of seeds, at the rate of those tried that did best on validation "
+        f"Token accuracy at each length, {seeds}, at the rate of those tried that did best on validation "
         f"data; solved: {SOLVED:g} or more at {lengths[0]}; s: seconds of training. {devices}."
     )
     return "\n".join(text) + "\n"
@@ -70,7 +145,7 @@ def make_table(name: str) -> str:
 
 def fill(text: str) -> str:
     """A document with the tables between its markers as the rows are now."""
-    return MARKED.sub(lambda match: f"{match[1]}{make_table(match[2])}{match[3]}", text)
+    return MARKED.sub(lambda match: f"{match[1]}{make_table(match[2], match[3])}{match[4]}", text)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report.documents import MARKED, fill, pages
+from benchmarks.report.documents import KINDS, MARKED, fill, pages
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -71,6 +71,7 @@ def test_tables_are_the_stored_rows(path):
 
 def test_some_pages_have_tables():
     assert {path.name for path in pages() if MARKED.search(path.read_text())} >= {"README.md", "results.md"}
+    assert all(f" {kind} -->" in (ROOT / "docs" / "results.md").read_text() for kind in KINDS)
 
 
 def test_errors_of_troubleshooting_are_in_the_code():
