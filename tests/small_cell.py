@@ -1,6 +1,6 @@
 """One run of a comparison that takes no time."""
 
-from benchmarks.compare.train import Cell
+from benchmarks.records.cell import Cell
 
 CELL = Cell(
     task="s3",

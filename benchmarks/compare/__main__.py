@@ -5,9 +5,11 @@ Run it with `make compare` or `python -m benchmarks.compare --help`.
 
 from __future__ import annotations
 
+import inspect
 import io
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +18,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.compare.settings import FIELDS, FieldError, lay_out, parse_field, read_grid
+
 if TYPE_CHECKING:
     from benchmarks.compare.settings import Part
-    from benchmarks.compare.train import Cell
+    from benchmarks.records.cell import Cell
 
 # FLA says on import that there is no GPU; worker processes import this module first, too
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
-
-# written out, as benchmarks.tasks imports torch
-TASK_NAMES = (
-    "s2, s3, s4, s5, a3, a4, a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
-    "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
-    "selective_copying, compression"
-)
 
 DEVICES = ("auto", "cpu", "cuda")
 HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"
@@ -48,59 +45,31 @@ def _device(name: str, ray_address: str | None) -> str:
     return name
 
 
-def _count(text: str) -> int:
-    # typer calls it with what the user typed
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise typer.BadParameter(f"{text!r} is not accepted; expected a whole number greater than 0.")
-    return value
-
-
 def _summary(cell: Cell, result: dict) -> str:
     scores = ", ".join(f"{s['token_accuracy']:.3f} @{n}" for n, s in zip(cell.eval_lengths, result["scores"]))
     early = f", solved at step {result['steps_done']}" if result["steps_done"] < cell.steps else ""
     return f"token accuracy {scores} ({result['seconds']:.0f} s{early})" + (", DIVERGED" if result["diverged"] else "")
 
 
+def _with_flags(command: Callable) -> Callable:
+    # a flag for each field of a sweep, in the place of the command's `**given`
+    signature = inspect.signature(command, eval_str=True)
+    grid, *others, _ = signature.parameters.values()
+    hints = {name: Annotated[str | None, typer.Option(help=field.help)] for name, field in FIELDS.items()}
+    flags = [grid.replace(name=name, annotation=hint) for name, hint in hints.items()]
+    command.__signature__ = signature.replace(parameters=[grid, *flags, *others])
+    return command
+
+
 @app.command(help=__doc__)
+@_with_flags
 def main(
     grid: Annotated[Path | None, typer.Option(help="TOML or YAML file of the fields below; see benchmarks/README.md.")] = None,
-    task: Annotated[str | None, typer.Option(help=f"{TASK_NAMES}; benchmarks/README.md says what they are.")] = None,
-    mixers: Annotated[str | None, typer.Option(help="Comma list, or all; a wrong name prints them. Default: 6.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="A count (3 means 0,1,2) or a list (0,7). Default: as preset.")] = None,
-    match: Annotated[str | None, typer.Option(help="What is made equal: params (default), state, or both.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Size of one mixer layer. Default: that of bdlru-m4.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="quick (default, minutes), cpu (a night), paper (a GPU), tracking.")
-    ] = None,
-    steps: Annotated[str | None, typer.Option(help="Optimiser steps.")] = None,
-    width: Annotated[str | None, typer.Option(help="Width of the model, a multiple of 8.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Number of blocks.")] = None,
-    lr: Annotated[
-        str | None, typer.Option(help="Peak learning rate; of a comma list, each mixer's best on validation is shown.")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="Of the learning rate: one-cycle or cosine. Default: as preset.")
-    ] = None,
-    curriculum: Annotated[str | None, typer.Option(help="stages or adaptive. Default: as preset.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens of a step, in place of sequences. Default: as preset.")] = None,
-    bos: Annotated[str | None, typer.Option(help="true: sequences begin with a token of their own.")] = None,
-    readout_noise: Annotated[
-        str | None, typer.Option(help="Noise on what mixers return while training. Default: as preset, 0.")
-    ] = None,
-    stop_at: Annotated[
-        str | None, typer.Option(help="End a run early at this validation token accuracy. Default: 0, never.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(parser=_count, metavar="INTEGER", help="Runs at once. Default: one per core; one on a GPU.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once. Default: one per core; one on a GPU.")] = None,
     oversubscribe: Annotated[
         bool, typer.Option("--oversubscribe", help="Go on where workers times threads is more than there are cores.")
     ] = False,
-    threads: Annotated[int, typer.Option(parser=_count, metavar="INTEGER", help="Threads of each process.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ray_address: Annotated[
         str | None, typer.Option(help="Run by Ray: local, auto or a cluster's address; workers: all it has room for.")
@@ -108,28 +77,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
     weights: Annotated[bool, typer.Option(help="Keep the trained weights, which benchmarks.analysis reads.")] = True,
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
+    **given: str | None,
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 80)
-    given = {
-        "task": task,
-        "mixers": mixers,
-        "seeds": seeds,
-        "match": match,
-        "budget": budget,
-        "preset": preset,
-        "steps": steps,
-        "width": width,
-        "layers": layers,
-        "lr": lr,
-        "schedule": schedule,
-        "curriculum": curriculum,
-        "tokens": tokens,
-        "bos": bos,
-        "readout_noise": readout_noise,
-        "stop_at": stop_at,
-    }
-    from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid
-
     try:
         flags = {
             name: parse_field(name, value, f"--{name.replace('_', '-')}") for name, value in given.items() if value is not None

@@ -16,7 +16,7 @@ from benchmarks.compare.models import (
     state_grows,
 )
 from benchmarks.compare.presets import Preset
-from benchmarks.compare.train import Cell
+from benchmarks.records.cell import NAMES, Cell
 from benchmarks.records.machine import commit
 from benchmarks.tasks import get_task
 
@@ -79,6 +79,7 @@ def plan(
     for length in (*preset.lengths, *eval_lengths):
         definition.check_length(length)
     label = f"{match} {default_budget(match, preset.width) if budget is None else budget}"
+    shared = {name: value for name, value in vars(preset).items() if name in NAMES}
     cells, matches = [], {}
     for name in names:
         matched = matches[name] = match_variant(name, match, preset.width, budget)
@@ -90,30 +91,8 @@ def plan(
         flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
         for lr in preset.lrs:
             for seed in preset.seeds:
-                cell = Cell(
-                    task=task,
-                    variant=name,
-                    mixer=mixer,
-                    mixer_args=matched.args,
-                    width=preset.width,
-                    layers=preset.layers,
-                    mlp_width=preset.mlp_width + matched.extra_mlp,
-                    lengths=preset.lengths,
-                    eval_lengths=eval_lengths,
-                    batch_size=preset.batch_size,
-                    steps=preset.steps,
-                    lr=lr,
-                    weight_decay=preset.weight_decay,
-                    seed=seed,
-                    train_examples=preset.train_examples,
-                    eval_examples=preset.eval_examples,
-                    stop_at=preset.stop_at,
-                    schedule=preset.schedule,
-                    curriculum=preset.curriculum,
-                    tokens=preset.tokens,
-                    bos=preset.bos,
-                    readout_noise=preset.readout_noise,
-                )
+                own = {"mlp_width": preset.mlp_width + matched.extra_mlp, "eval_lengths": eval_lengths, "lr": lr, "seed": seed}
+                cell = Cell(**{**shared, **own}, task=task, variant=name, mixer=mixer, mixer_args=matched.args)
                 cells.append(Planned(cell, mixer_params, state, *flops, label + by))
     return cells, matches
 

@@ -9,7 +9,7 @@ from statistics import mean
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.compare.train import Cell
+from benchmarks.records.cell import Cell
 
 PLAIN_SECONDS = 15.0
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from benchmarks.compare.train import Cell
 from benchmarks.compare.worker import THREAD_VARIABLES, run_cell, set_up_worker
+from benchmarks.records.cell import Cell
 from benchmarks.records.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from rich.console import Console
 
 from benchmarks.compare.progress import BarDisplay, PlainDisplay, TimeLeft
-from benchmarks.compare.train import Cell
 from benchmarks.compare.worker import THREAD_VARIABLES, run_cell, set_up_worker
+from benchmarks.records.cell import Cell
 
 _messages = None
 

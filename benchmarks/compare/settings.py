@@ -118,32 +118,76 @@ def _switch(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Field:
-    """How one value of a field is converted, what is accepted, and whether there may be several."""
+    """How one value of a field is converted, what is accepted and said of it, and whether there may be several."""
 
     convert: Callable[[Any], Any]
     accepted: str
+    help: str  # of its flag
     several: bool = True
 
 
 WIDEST, MOST = 2**14, 10**9  # layers of that width or size are built to be measured
 _POSITIVE = "a whole number greater than 0"
+# written out, as benchmarks.tasks imports torch
+TASK_NAMES = (
+    "s2, s3, s4, s5, a3, a4, a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
+    "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
+    "selective_copying, compression"
+)
 FIELDS = {
-    "task": Field(_task, "different names of tasks"),
-    "mixers": Field(_mixer, "different names of mixers"),
-    "match": Field(_one_of(*MATCHES), "params, state or both"),
-    "budget": Field(_whole(1, highest=MOST), f"a whole number from 1 to {MOST:,}"),
-    "preset": Field(_one_of(*PRESETS), f"one of {', '.join(PRESETS)}", several=False),
-    "steps": Field(_whole(1), _POSITIVE, several=False),
-    "width": Field(_whole(8, 8, WIDEST), f"a positive multiple of 8 up to {WIDEST:,}"),
-    "layers": Field(_whole(1), _POSITIVE),
-    "lr": Field(_real(lambda x: 0 < x < math.inf), "numbers greater than 0 such as 3e-3"),
-    "seeds": Field(_whole(0), "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"),
-    "schedule": Field(_one_of(*SCHEDULES), f"one of {', '.join(SCHEDULES)}", several=False),
-    "curriculum": Field(_one_of(*CURRICULA), f"one of {', '.join(CURRICULA)}", several=False),
-    "tokens": Field(_whole(0), "tokens of a step, or 0 for the preset's batch size", several=False),
-    "bos": Field(_switch, "true or false", several=False),
-    "readout_noise": Field(_real(lambda x: 0 <= x <= 10), "a level from 0 (none) to 10", several=False),
-    "stop_at": Field(_real(lambda x: 0 <= x <= 1), "a token accuracy from 0 (never stop early) to 1", several=False),
+    "task": Field(_task, "different names of tasks", f"{TASK_NAMES}; benchmarks/README.md says what they are."),
+    "mixers": Field(_mixer, "different names of mixers", "Comma list, or all; a wrong name prints them. Default: 6."),
+    "match": Field(_one_of(*MATCHES), "params, state or both", "What is made equal: params (default), state, or both."),
+    "budget": Field(
+        _whole(1, highest=MOST), f"a whole number from 1 to {MOST:,}", "Size of one mixer layer. Default: that of bdlru-m4."
+    ),
+    "preset": Field(
+        _one_of(*PRESETS),
+        f"one of {', '.join(PRESETS)}",
+        "quick (default, minutes), cpu (a night), paper (a GPU), tracking.",
+        several=False,
+    ),
+    "steps": Field(_whole(1), _POSITIVE, "Optimiser steps.", several=False),
+    "width": Field(_whole(8, 8, WIDEST), f"a positive multiple of 8 up to {WIDEST:,}", "Width of the model, a multiple of 8."),
+    "layers": Field(_whole(1), _POSITIVE, "Number of blocks."),
+    "lr": Field(
+        _real(lambda x: 0 < x < math.inf),
+        "numbers greater than 0 such as 3e-3",
+        "Peak learning rate; of a comma list, each mixer's best on validation is shown.",
+    ),
+    "seeds": Field(
+        _whole(0),
+        "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)",
+        "A count (3 means 0,1,2) or a list (0,7). Default: as preset.",
+    ),
+    "schedule": Field(
+        _one_of(*SCHEDULES),
+        f"one of {', '.join(SCHEDULES)}",
+        "Of the learning rate: one-cycle or cosine. Default: as preset.",
+        several=False,
+    ),
+    "curriculum": Field(
+        _one_of(*CURRICULA), f"one of {', '.join(CURRICULA)}", "stages or adaptive. Default: as preset.", several=False
+    ),
+    "tokens": Field(
+        _whole(0),
+        "tokens of a step, or 0 for the preset's batch size",
+        "Tokens of a step, in place of sequences. Default: as preset.",
+        several=False,
+    ),
+    "bos": Field(_switch, "true or false", "true: sequences begin with a token of their own.", several=False),
+    "readout_noise": Field(
+        _real(lambda x: 0 <= x <= 10),
+        "a level from 0 (none) to 10",
+        "Noise on what mixers return while training. Default: as preset, 0.",
+        several=False,
+    ),
+    "stop_at": Field(
+        _real(lambda x: 0 <= x <= 1),
+        "a token accuracy from 0 (never stop early) to 1",
+        "End a run early at this validation token accuracy. Default: 0, never.",
+        several=False,
+    ),
 }
 
 
@@ -295,9 +339,8 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             base = get_preset(preset, task)
         except ValueError as error:
             raise FieldError("--preset" if "preset" in flags else "preset", str(error)) from None
-        for name in ("steps", "stop_at", "schedule", "curriculum", "tokens", "bos", "readout_noise"):
-            if name in values:
-                base = replace(base, **{name: values[name][0]})
+        single = {name: value for name, (value, *_) in values.items() if hasattr(base, name) and not FIELDS[name].several}
+        base = replace(base, **single)
         base = replace(base, lrs=values.get("lr", base.lrs), seeds=values.get("seeds", base.seeds))
         if base.steps < len(base.lengths):
             where = "--steps" if "steps" in flags else "steps"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from safetensors.torch import save
 from benchmarks.compare.models import build_model
 from benchmarks.compare.presets import SCHEDULES
 from benchmarks.compare.recipe import CHECK, EXAMPLES, Curriculum, noisy
+from benchmarks.records.cell import Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from benchmarks.tasks.base import Begun
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
@@ -25,118 +24,8 @@ EVAL_BATCH = 256
 FEWEST = 8  # sequences of a step, however long they are
 CURVE_POINTS = 100
 MIN_LR = 1e-6  # where a cosine ends
-# fields of `Cell` that older results lack; they have the defaults
-LATER = ("stop_at", "schedule", "curriculum", "threshold", "tokens", "bos", "readout_noise")
 WARM_UP, LAST = 100, 0.2  # of a trapezoid: steps of warm-up, and the share of the steps in which it falls to zero
 EVAL_TOKENS = 1 << 16  # of a batch of long sequences
-# fields of `Cell` that older results lack; they have the defaults
-
-
-@dataclass(frozen=True)
-class Cell:
-    r"""Everything that a result depends on. Two cells with the same `key` are the same experiment.
-
-    Attributes:
-        task (str):
-            Name in `benchmarks.tasks.TASKS`.
-        variant (str):
-            Name in `benchmarks.compare.models.VARIANTS`; a label, the next two fields say what is built.
-        mixer (str):
-            Name in `fla_bdlru.mixers`.
-        mixer_args (dict):
-            Arguments of the layer.
-        width (int):
-            Width of the model.
-        layers (int):
-            Number of blocks.
-        mlp_width (int):
-            Inner width of the MLP.
-        lengths (tuple[int, ...]):
-            Training lengths, each used for an equal share of the steps, in this order.
-        eval_lengths (tuple[int, ...]):
-            Lengths that are scored after training.
-        batch_size (int):
-            Sequences per step.
-        steps (int):
-            Optimiser steps.
-        lr (float):
-            Peak learning rate.
-        weight_decay (float):
-            AdamW's decay, on matrices only.
-        seed (int):
-            Seeds the initial weights and the training data.
-        train_examples (int):
-            Size of the training set, visited again and again in fresh orders; 0 draws new sequences at every step.
-        eval_examples (int):
-            Sequences per evaluated length.
-        stop_at (float):
-            Training ends once the token accuracy on validation sequences of the longest training length reaches this;
-            0 never ends it early. Default: 0.
-        schedule (str):
-            How the learning rate moves: `"one-cycle"`, torch's `OneCycleLR`, which warms up to `lr` and moves AdamW's first
-            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas, or `"trapezoid"`,
-            a warm-up of `WARM_UP` steps, `lr`, and to zero over the last fifth. Default: `"one-cycle"`.
-        curriculum (str):
-            `"stages"`, an equal share of the steps for each length, or `"adaptive"`, the next length when one is learned
-            (`benchmarks.compare.recipe`). Default: `"stages"`.
-        threshold (float):
-            Accuracy at the last position, without noise, at which the adaptive curriculum moves on. Default: 0.95.
-        tokens (int):
-            Tokens of a step, in place of `batch_size` sequences; 0 keeps those. Default: 0.
-        bos (bool):
-            Whether sequences begin with a token of their own. Default: False.
-        readout_noise (float):
-            Noise on what mixers return while training, relative to its root mean square; under the adaptive curriculum the
-            final level. Default: 0.
-    """
-
-    task: str
-    variant: str
-    mixer: str
-    mixer_args: dict
-    width: int
-    layers: int
-    mlp_width: int
-    lengths: tuple[int, ...]
-    eval_lengths: tuple[int, ...]
-    batch_size: int
-    steps: int
-    lr: float
-    weight_decay: float
-    seed: int
-    train_examples: int
-    eval_examples: int
-    stop_at: float = 0.0
-    schedule: str = "one-cycle"
-    curriculum: str = "stages"
-    threshold: float = 0.95
-    tokens: int = 0
-    bos: bool = False
-    readout_noise: float = 0.0
-
-    @property
-    def key(self) -> str:
-        """A digest of all fields but the label."""
-        spec = asdict(self)
-        del spec["variant"]
-        for name in LATER:  # the keys of results from before there were these fields
-            if spec[name] == getattr(Cell, name):
-                del spec[name]
-        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def title(self) -> str:
-        """A short name for people."""
-        return f"{self.task} {self.variant} lr {self.lr:g} seed {self.seed}"
-
-    def describe(self) -> dict:
-        """The fields as they stand in a row of the results file."""
-        row = {f.name: getattr(self, f.name) for f in fields(self)}
-        row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
-        row["lengths"] = " ".join(map(str, self.lengths))
-        row |= {name: "" for name in LATER if row[name] == getattr(Cell, name)}
-        row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
-        return row
 
 
 def _batch_size(cell: Cell, length: int) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from benchmarks.lm.evaluate import scored_tokens
@@ -17,6 +16,7 @@ from benchmarks.lm.models import make_config, measure
 from benchmarks.lm.settings import Settings
 from benchmarks.lm.text import BUILT_IN, BYTES, Blocks, Corpus, get_tokenizer, prepare, read_text
 from benchmarks.lm.train import Run, micro_batch
+from benchmarks.records.tables import start_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,10 +105,7 @@ def describe(settings: Settings, processes: int) -> list[str]:
 def size_table(settings: Settings, device: str) -> Table:
     """Sizes of the models, which are not allocated; the tokenizer is loaded only if `model.vocab_size` is not set."""
     vocab_size = None if "vocab_size" in settings.model else get_tokenizer(settings.data.tokenizer).vocab_size
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for heading in ("params", "without\nembeddings", "mixer\nparams", "state per\nsequence"):
-        table.add_column(heading, justify="right")
+    table = start_table("model", ("params", "without\nembeddings", "mixer\nparams", "state per\nsequence"))
     table.add_column("built as")
     for entry in settings.mixers:
         config = make_config(settings, entry, vocab_size)

@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 
-from rich import box
 from rich.table import Table
 
 from benchmarks.lm.evaluate import bits_per_byte, perplexity
@@ -18,6 +17,8 @@ from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
 from benchmarks.records.machine import commit, device_name, versions
 from benchmarks.records.style import DOTTED, OTHER, picture, plot_ranges, scale_lengths
+from benchmarks.records.summary import OURS, last_by_seed
+from benchmarks.records.tables import spread, start_table
 
 # lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
 COLUMNS = (
@@ -166,6 +167,7 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
         groups.setdefault(row["name"], []).append(row)
     lines = []
     for name, runs in groups.items():
+        runs = last_by_seed(runs)
         first = runs[0]
         octaves = [[pair.split(":") for pair in row["loss_by_position"].split()] for row in runs]
         lines.append(
@@ -187,36 +189,25 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
 
 
 def make_table(lines: list[Line], title: str) -> Table:
-    """The table, best first; with several seeds a cell is the mean and, below it, the range."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for heading in ("params", "mixer\nparams", "state"):
-        table.add_column(heading, justify="right")
-    for length in lines[0].lengths:
-        table.add_column(f"bits/byte\n@{length}", justify="right")
-    table.add_column(f"perplexity\n@{lines[0].lengths[0]}", justify="right")
-    table.add_column("tokens/s", justify="right")
+    """The table, best first; with several seeds a cell is the median and, below it, the range."""
+    headings = ["params", "mixer\nparams", "state", *(f"bits/byte\n@{length}" for length in lines[0].lengths)]
+    table = start_table("model", [*headings, f"perplexity\n@{lines[0].lengths[0]}", "tokens/s"], title)
     for line in lines:
         table.add_row(
             line.name,
             _short(line.params),
             _short(line.mixer_params),
             line.state or "grows",
-            *(_spread(values, 4) for values in line.bits),
-            _spread(line.perplexities[0], 3),
+            *(spread(values, 4) for values in line.bits),
+            spread(line.perplexities[0]),
             f"{line.speed:,.0f}",
-            style="bold" if line.name.startswith(("bdlru", "hlru")) else "",
+            style="bold" if line.name.startswith(OURS) else "",
         )
     return table
 
 
 def _short(number: int) -> str:
     return f"{number / 1e6:.1f}M" if number >= 10**7 else f"{number / 1e3:.1f}k"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    ranges = f"\n{min(values):.{digits}f}-{max(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{ranges}"
 
 
 def describe(row: dict[str, str]) -> str:

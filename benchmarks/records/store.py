@@ -9,67 +9,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from benchmarks.records.cell import DEFAULTS, NAMES
+
 MULTIPLES = (1, 2, 4, 8, 32, 256)  # evaluated lengths as multiples of the longest training length
 SCORES = ("token_accuracy", "sequence_accuracy", "loss")
-COLUMNS = (
-    "key",
-    "task",
-    "variant",
-    "mixer",
-    "mixer_args",
-    "params",
-    "mixer_params",
-    "state_size",
-    "flops_per_token",
-    "mixer_flops",
-    "recurrent_flops",
-    "matched",
-    "seed",
-    *(f"{score}_{k}x" for score in SCORES for k in MULTIPLES),
-    "validation_token_accuracy",
-    "train_loss",
-    "diverged",
-    "seconds",
-    "steps",
-    "stop_at",
-    "curriculum",
-    "threshold",
-    "tokens",
-    "bos",
-    "readout_noise",
-    "steps_done",
-    "lr",
-    "batch_size",
-    "weight_decay",
-    "schedule",
-    "width",
-    "layers",
-    "mlp_width",
-    "lengths",
-    "eval_lengths",
-    "train_examples",
-    "eval_examples",
-    "device",
-    "threads",
-    "versions",
-    "commit",
-    "finished",
-)
-LATER_COLUMNS = {
-    "matched",
-    "mixer_flops",
-    "recurrent_flops",
-    "flops_per_token",
-    "stop_at",
-    "schedule",
-    "steps_done",
-    "curriculum",
-    "threshold",
-    "tokens",
-    "bos",
-    "readout_noise",
-    *(f"{score}_{k}x" for score in SCORES for k in (32, 256)),
-}  # older files lack some
+SIZES = ("params", "mixer_params", "state_size", "flops_per_token", "mixer_flops", "recurrent_flops")
+_SCORED = tuple(f"{score}_{k}x" for score in SCORES for k in MULTIPLES)
+OUTCOME = ("validation_token_accuracy", "train_loss", "diverged", "seconds", "steps_done")
+COLUMNS = ("key", *NAMES, *SIZES, "matched", *_SCORED, *OUTCOME, "device", "threads", "versions", "commit", "finished")
+# older files lack some
+LATER_COLUMNS = {*DEFAULTS, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done"}
+LATER_COLUMNS |= {name for name in _SCORED if name.endswith(("_32x", "_256x"))}
 
 
 def _share(text: str) -> float:
@@ -79,7 +29,6 @@ def _share(text: str) -> float:
     return value
 
 
-_SCORED = {f"{score}_{k}x" for score in SCORES for k in MULTIPLES}
 _WHOLE = {"params", "mixer_params", "seed", "steps", "batch_size", "width", "layers"}
 # what the columns that are read as numbers hold, where they hold something
 NUMBERS: dict[str, tuple] = {

@@ -6,50 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
+from benchmarks.records.cell import DISTINCTIONS, SETTINGS
 from benchmarks.records.store import MULTIPLES
 
 OURS = ("bdlru", "hlru")
-# rows that agree in these are runs of the same experiment with different mixers, learning rates and seeds
-SETTINGS = (
-    "task",
-    "layers",
-    "width",
-    "steps",
-    "stop_at",
-    "batch_size",
-    "weight_decay",
-    "schedule",
-    "curriculum",
-    "threshold",
-    "tokens",
-    "bos",
-    "readout_noise",
-    "lengths",
-    "eval_lengths",
-    "train_examples",
-    "eval_examples",
-)
-# of those, the budget and the learning rates: how a file's name and a heading say what tells comparisons of one task apart
-DISTINCTIONS = {
-    "budget": ("b", "a budget of {}"),
-    "layers": ("l", "{} block(s)"),
-    "width": ("w", "width {}"),
-    "steps": ("s", "{} steps"),
-    "stop_at": ("e", "stopped at {}"),
-    "batch_size": ("n", "batches of {}"),
-    "weight_decay": ("d", "weight decay {}"),
-    "schedule": ("c", "schedule {}"),
-    "curriculum": ("u", "{} curriculum"),
-    "threshold": ("h", "threshold {}"),
-    "tokens": ("k", "{} tokens a step"),
-    "bos": ("o", "BOS {}"),
-    "readout_noise": ("r", "readout noise {}"),
-    "lengths": ("t", "lengths {}"),
-    "eval_lengths": ("v", "tested at {}"),
-    "train_examples": ("x", "{} training examples"),
-    "eval_examples": ("y", "{} test examples"),
-    "lr": ("r", "learning rate {}"),
-}
 LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
 SOLVED = 0.99  # the token accuracy at the longest training length from which a run has solved its task
 TIE = 0.0005  # means that print as the same three decimals
@@ -140,9 +100,9 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
     for row in rows:
         groups.setdefault(row["variant"], {}).setdefault(row["lr"], []).append(row)
     lines = []
-    most = max((len(_last_by_seed(runs)) for by_lr in groups.values() for runs in by_lr.values()), default=0)
+    most = max((len(last_by_seed(runs)) for by_lr in groups.values() for runs in by_lr.values()), default=0)
     for variant, by_lr in groups.items():
-        by_lr = {lr: _last_by_seed(runs) for lr, runs in by_lr.items()}
+        by_lr = {lr: last_by_seed(runs) for lr, runs in by_lr.items()}
         lr, runs = max(
             by_lr.items(), key=lambda item: (len(item[1]), mean(float(r["validation_token_accuracy"]) for r in item[1]))
         )
@@ -171,8 +131,8 @@ def summarise(rows: list[dict[str, str]]) -> list[Line]:
     return sorted(lines, key=lambda line: line.order)
 
 
-def _last_by_seed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    # a seed counts once: of its rows (other mixer_args, an older recipe) the one that finished last
+def last_by_seed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A seed counts once: of its rows (other `mixer_args`, an older recipe) the one that finished last."""
     return list({row["seed"]: row for row in sorted(rows, key=lambda row: row["finished"])}.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 
 from rich import box
@@ -12,8 +13,19 @@ from benchmarks.records.summary import SOLVED, Line, counts_text
 WIDE = 110  # characters from which both sizes and sequence accuracies fit
 
 
-def _cell(values: list[float]) -> str:
-    return f"{median(values):.3f}" + (f"\n{min(values):.2f}-{max(values):.2f}" if len(values) > 1 else "")
+def start_table(first: str, headings: Iterable[str], title: str | None = None, **look) -> Table:
+    """A table without rows: names in its first column, numbers in the others."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, **look)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """The median and, below it, with a digit less, the range of several values."""
+    low, high = (f"{value:.{digits - 1}f}" for value in (min(values), max(values)))
+    return f"{median(values):.{digits}f}" + (f"\n{low}-{high}" if len(values) > 1 else "")
 
 
 def _sizes(lines: list[Line]) -> str:
@@ -42,24 +54,17 @@ def make_table(lines: list[Line], title: str, width: int = 160, chance: float | 
     """
     wide = width >= WIDE
     lengths = lines[0].lengths
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1 if wide else 0, 0, 1))
-    table.add_column("mixer", no_wrap=True)
-    if wide:
-        table.add_column("mixer\nparams", justify="right")
-    for name in ("state", "seeds\nsolved", *(f"token\n@{length}" for length in lengths)):
-        table.add_column(name, justify="right")
-    if wide:
-        table.add_column(f"sequence\n@{lengths[0]}", justify="right")
-    for name in ("lr", "time\ns"):
-        table.add_column(name, justify="right")
+    headings = [*(["mixer\nparams"] if wide else []), "state", "seeds\nsolved", *(f"token\n@{length}" for length in lengths)]
+    headings += [*([f"sequence\n@{lengths[0]}"] if wide else []), "lr", "time\ns"]
+    table = start_table("mixer", headings, title, padding=(0, 1 if wide else 0, 0, 1))
     for line in lines:
         table.add_row(
             line.variant,
             *([f"{line.mixer_params / 1000:.1f}k"] if wide else []),
             line.state or "grows",
             f"{line.solved} of {line.seeds}",
-            *map(_cell, line.tokens),
-            *([_cell(line.sequences[0])] if wide else []),
+            *map(spread, line.tokens),
+            *([spread(line.sequences[0])] if wide else []),
             f"{line.lr:g}",
             f"{line.seconds:.0f}",
             style="bold" if line.ours else "",

@@ -21,7 +21,7 @@ from benchmarks.compare.models import ALL_VARIANTS, match_variant
 from benchmarks.compare.plan import plan
 from benchmarks.compare.presets import PRESETS, get_preset
 from benchmarks.compare.run import Interrupted
-from benchmarks.compare.train import Cell
+from benchmarks.records.cell import Cell
 from benchmarks.records.machine import usable_cores
 from benchmarks.records.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
@@ -253,7 +253,7 @@ def test_interruption_is_quiet_and_says_how_to_go_on(number, tmp_path):
         (["--layers", "-1"], ["--layers", "-1", "greater than 0"]),
         (["--lr", "fast"], ["--lr", "'fast'", "3e-3"]),
         (["--lr", "nan"], ["--lr", "nan", "greater than 0"]),
-        (["--workers", "0"], ["--workers", "greater than 0"]),
+        (["--workers", "0"], ["--workers", "greater than or equal to 1"]),
         (["--workers", "640", "--threads", "64"], ["--workers, --threads", "need 40960 cores", "--oversubscribe"]),
         (["--threads", "6400"], ["1 worker(s) of 6400 thread(s) need 6400 cores", "expected at most"]),
         (["--budget", "99", "--match", "params,state"], ["--budget", "99 is not accepted", "expected one rule"]),
@@ -362,7 +362,6 @@ def test_stored_results_are_what_the_command_would_do(task):
 
 def test_every_stored_run_is_known_by_its_key():
     """Rebuilt from their rows, with a variant's arguments as they are settled now: nothing would be done again."""
-    lists, numbers = ("lengths", "eval_lengths"), ("lr", "weight_decay")
     stored, _ = read_rows(QUICK)
     assert len(stored) > 200
     matches = {}
@@ -370,13 +369,9 @@ def test_every_stored_run_is_known_by_its_key():
         width, variant = int(row["width"]), row["variant"]
         if (variant, width) not in matches:
             matches[variant, width] = match_variant(variant, "params", width)
-        fields = {name: row[name] for name in Cell.__dataclass_fields__ if row[name] != ""}
-        fields |= {name: float(row[name]) for name in numbers}
-        fields |= {name: int(value) for name, value in fields.items() if isinstance(value, str) and value.isdigit()}
-        fields |= {name: tuple(map(int, row[name].split())) for name in lists}
-        matched = matches[variant, width]
-        assert fields["mlp_width"] == get_preset("quick", row["task"]).mlp_width + matched.extra_mlp
-        assert Cell(**{**fields, "mixer_args": matched.args}).key == key
+        cell, matched = Cell.from_row(row), matches[variant, width]
+        assert cell.mlp_width == get_preset("quick", row["task"]).mlp_width + matched.extra_mlp
+        assert replace(cell, mixer_args=matched.args).key == cell.key == key
         assert row["matched"] == matched.rule
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.compare.progress import TimeLeft
-from benchmarks.compare.train import Cell
+from benchmarks.records.cell import Cell
 
 CHEAP = Cell("s3", "lstm", "lstm", {}, 16, 1, 32, (4,), (4,), 8, 100, 1e-2, 0.0, 0, 0, 8)
 DEAR = replace(CHEAP, variant="mamba", mixer="mamba")
