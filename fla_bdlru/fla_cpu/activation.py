@@ -10,42 +10,37 @@ def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y.to(x.dtype).contiguous()
 
 
-def sigmoid_fwd(x: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def sigmoid_fwd(x):
     return _like(torch.sigmoid(upcast(x)), x)
 
 
-def sigmoid_bwd(x: torch.Tensor, dy: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def sigmoid_bwd(x, dy):
     s = torch.sigmoid(upcast(x))
     return _like(upcast(dy) * s * (1 - s), x)
 
 
-def elu_p1_fwd(x: torch.Tensor) -> torch.Tensor:
+def elu_p1_fwd(x):
     s = upcast(x)
     return _like(torch.where(s >= 0, s + 1, s.clamp_max(0).exp()), x)
 
 
-def elu_p1_bwd(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+def elu_p1_bwd(x, dy):
     return _like(upcast(dy) * upcast(x).clamp_max(0).exp(), x)
 
 
-def logsigmoid_fwd(x: torch.Tensor, temperature: float = 1.0, output_contiguous: bool = False) -> torch.Tensor:
+def logsigmoid_fwd(x, temperature):
     return _like(F.logsigmoid(upcast(x)) / temperature, x)
 
 
-def logsigmoid_bwd(
-    x: torch.Tensor,
-    dy: torch.Tensor,
-    temperature: float = 1.0,
-    output_contiguous: bool = False,
-) -> torch.Tensor:
+def logsigmoid_bwd(x, dy, temperature):
     return _like(upcast(dy) * torch.sigmoid(-upcast(x)) / temperature, x)
 
 
-def swish_fwd(x: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def swish_fwd(x):
     return _like(F.silu(upcast(x)), x)
 
 
-def swish_bwd(x: torch.Tensor, dy: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def swish_bwd(x, dy):
     return _like(upcast(dy) * _swish(upcast(x))[1], x)
 
 
@@ -80,46 +75,27 @@ def _glu_fwdbwd(gate, x, y, g, use_weight):
     return (*grads, _like(value * upcast(y), x)) if use_weight else grads
 
 
-def swiglu_fwd(x: torch.Tensor, y: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def swiglu_fwd(x, y):
     return _like(F.silu(upcast(x)) * upcast(y), x)
 
 
-def swiglu_fwdbwd(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    g: torch.Tensor,
-    use_weight: bool = False,
-    output_contiguous: bool = False,
-):
+def swiglu_fwdbwd(x, y, g, use_weight):
     return _glu_fwdbwd(_swish, x, y, g, use_weight)
 
 
-def sigmoidglu_fwd(x: torch.Tensor, y: torch.Tensor, output_contiguous: bool = False) -> torch.Tensor:
+def sigmoidglu_fwd(x, y):
     return _like(torch.sigmoid(upcast(x)) * upcast(y), x)
 
 
-def sigmoidglu_fwdbwd(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    g: torch.Tensor,
-    use_weight: bool = False,
-    output_contiguous: bool = False,
-):
+def sigmoidglu_fwdbwd(x, y, g, use_weight):
     return _glu_fwdbwd(_sigmoid, x, y, g, use_weight)
 
 
-def powglu_fwd(x: torch.Tensor, y: torch.Tensor, power: float = 3.0, output_contiguous: bool = False) -> torch.Tensor:
+def powglu_fwd(x, y, power):
     return _like(_power(upcast(x), power)[0] * upcast(y), x)
 
 
-def powglu_fwdbwd(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    g: torch.Tensor,
-    power: float = 3.0,
-    use_weight: bool = False,
-    output_contiguous: bool = False,
-):
+def powglu_fwdbwd(x, y, g, power, use_weight):
     return _glu_fwdbwd(lambda t: _power(t, power), x, y, g, use_weight)
 
 
@@ -139,13 +115,7 @@ def sigmoidglu_linear(x, y, weight, bias):
     return F.linear(sigmoidglu(x, y), weight, bias)
 
 
-def powglu_linear(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    power: float = 3.0,
-) -> torch.Tensor:
+def powglu_linear(x, y, weight, bias, power):
     from fla.modules.activations.ops import powglu
 
     return F.linear(powglu(x, y, power), weight, bias)

@@ -37,16 +37,7 @@ def _check(dropout_p: float, options: dict) -> None:
         raise ValueError(f"Attention on a CPU does not have these flash_attn options: {', '.join(names)}.")
 
 
-def flash_attn_func(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    **options,
-) -> torch.Tensor:
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), **options):
     """Attention over [B, T, H, D], with keys and values of the same number of heads or a divisor of it."""
     options.pop("deterministic", None)
     _check(dropout_p, options)
@@ -54,19 +45,19 @@ def flash_attn_func(
 
 
 def flash_attn_varlen_func(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
     **options,
-) -> torch.Tensor:
+):
     """Attention over packed documents, [tokens, H, D]."""
     options.pop("deterministic", None)
     _check(dropout_p, options)
@@ -107,18 +98,7 @@ def _check_heads(q, k):
         raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads.")
 
 
-def parallel_attn(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    scale: float | None = None,
-    window_size: int | None = None,
-    cu_seqlens: torch.LongTensor | None = None,
-    chunk_indices: torch.LongTensor | None = None,
-    *,
-    sink_bias: torch.Tensor | None = None,
-) -> torch.Tensor:
+def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
     _check_heads(q, k)
     check_documents(q.shape[0], cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
@@ -127,18 +107,7 @@ def parallel_attn(
     return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in zip(*parts)], 1).to(v.dtype)
 
 
-def attn_decoding_one_step(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor | None = None,
-    scale: float | None = None,
-    cu_seqlens: torch.LongTensor = None,
-    do_gate_scale: bool = False,
-    *,
-    window_size: int | None = None,
-    sink_bias: torch.Tensor | None = None,
-):
+def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_size, sink_bias):
     # q: [1, N, HQ, K], one query a sequence; k, v, g: [1, tokens, ...], packed
     _check_heads(q, k)
     if cu_seqlens is None or (window_size is not None and window_size < 0):

@@ -20,13 +20,14 @@ def _shifted(x, shift, sequence, position, initial_state):
     """x[t - shift] of the same sequence; before its start, the initial state's last columns or zero."""
     # x: [tokens, D], initial_state: [N, D, W], its last column is the input before the first token
     inside = (position >= shift)[:, None]
-    y = F.pad(x, (0, 0, shift, 0))[: x.shape[0]]
+    # selected, not multiplied: what another sequence holds may be NaN
+    y = F.pad(x, (0, 0, shift, 0))[: x.shape[0]].where(inside, x.new_zeros(()))
     if initial_state is None:
-        return y * inside
+        return y
     W = initial_state.shape[-1]
     head = (position < shift).nonzero().flatten()
     before = initial_state[sequence[head], :, W - shift + position[head]]
-    return (y * inside).index_add(0, head, before)
+    return y.index_add(0, head, before)
 
 
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
@@ -56,7 +57,7 @@ def _final_state(x, state_len, initial_state, cu_seqlens):
     if tokens.shape[0] == 0:
         tokens = x.new_zeros(1, x.shape[-1])
     index = (starts[:, None] + position).clamp(0, tokens.shape[0] - 1)
-    state = (tokens[index] * (position >= 0)[..., None]).transpose(1, 2).contiguous()
+    state = tokens[index].masked_fill((position < 0)[..., None], 0.0).transpose(1, 2).contiguous()
     if initial_state is None:
         return state
     earlier = (position + state_len).clamp_max(initial_state.shape[-1] - 1).clamp_min(0)
@@ -68,20 +69,7 @@ def _token_layout(x, weight):
     return x if x.shape[-1] == weight.shape[0] else x.flatten(2)
 
 
-def causal_conv1d_fwd(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    activation: str | None = None,
-    cu_seqlens: torch.LongTensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    chunk_indices: torch.LongTensor | None = None,
-    chunk_size: int = 64,
-    layout_fallback: bool = False,
-) -> torch.Tensor:
+def causal_conv1d_fwd(x, weight, bias, residual, initial_state, output_final_state, activation, cu_seqlens):
     _check(activation, weight)
     tokens = _token_layout(x, weight)
     y = _convolve(tokens, weight, bias, residual, initial_state, activation, cu_seqlens)
@@ -90,41 +78,16 @@ def causal_conv1d_fwd(
 
 
 def causal_conv1d(
-    x: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool | None = False,
-    activation: str | None = None,
-    backend: str | None = "triton",
-    cu_seqlens: torch.Tensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    chunk_indices: torch.LongTensor | None = None,
-    cp_context: object | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    x, weight=None, bias=None, residual=None, initial_state=None, output_final_state=False, activation=None,
+    backend="triton", cu_seqlens=None, cu_seqlens_cpu=None, chunk_indices=None, cp_context=None, **kwargs,
+):  # fmt: skip
     """The convolution for a tracer, which derives its gradients itself: it refuses those that `causal_conv1d_bwd` asks for."""
     if cp_context is not None:
         raise NotImplementedError("cp_context: a convolution split over ranks is not traced on a CPU; compile without it.")
     return causal_conv1d_fwd(x, weight, bias, residual, initial_state, output_final_state, activation, cu_seqlens)
 
 
-def causal_conv1d_bwd(
-    x: torch.Tensor,
-    dy: torch.Tensor,
-    dht: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    initial_state: torch.Tensor | None = None,
-    activation: str | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    cu_seqlens_cpu: torch.LongTensor | None = None,
-    chunk_indices: torch.LongTensor | None = None,
-    chunk_size: int = 64,
-    layout_fallback: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+def causal_conv1d_bwd(x, dy, dht, weight=None, bias=None, residual=None, initial_state=None, activation=None, cu_seqlens=None):
     _check(activation, weight)
     # The forward again with a graph: it has to be recomputed for the activation anyway.
     leaves = {"x": _token_layout(x, weight), "weight": weight, "bias": bias, "initial_state": initial_state}
@@ -141,15 +104,7 @@ def causal_conv1d_bwd(
     return grads["x"].view(x.shape), grads["weight"], grads.get("bias"), dr, grads.get("initial_state")
 
 
-def compute_dh0_triton(
-    dy: torch.Tensor,
-    y: torch.Tensor | None,
-    weight: torch.Tensor,
-    initial_state: torch.Tensor,
-    activation: str | None,
-    cu_seqlens: torch.Tensor | None,
-    dht: torch.Tensor | None = None,
-) -> torch.Tensor:
+def compute_dh0_triton(dy, y, weight, initial_state, activation, cu_seqlens, dht):
     # dy: [B, T, D], y: the output before the activation
     grad = upcast(dy)
     if activation is not None:
@@ -160,25 +115,13 @@ def compute_dh0_triton(
     return causal_conv1d_bwd(zeros, grad, dht, weight, initial_state=initial_state, cu_seqlens=cu_seqlens)[-1]
 
 
-def causal_conv1d_update_states(
-    x: torch.Tensor,
-    state_len: int,
-    initial_state: torch.Tensor | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-) -> torch.Tensor:
+def causal_conv1d_update_states(x, state_len, initial_state, cu_seqlens):
     x = x[None] if x.dim() == 2 else x
     check_documents(x.shape[0], cu_seqlens, initial_state)
     return _final_state(x, state_len, initial_state, cu_seqlens)
 
 
-def causal_conv1d_update(
-    x: torch.Tensor,
-    cache: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    activation: str | None = None,
-) -> torch.Tensor:
+def causal_conv1d_update(x, cache, residual, weight, bias, activation):
     # x: [N, D], [N, 1, D] or [1, N, D], one token a sequence; cache: [N, D, W], updated in place
     _check(activation, weight)
     if cache is None:
@@ -196,13 +139,7 @@ def causal_conv1d_update(
     return y.to(x.dtype).view(x.shape), cache
 
 
-def token_shift_fwd(
-    x: torch.Tensor,
-    cu_seqlens: torch.Tensor | None = None,
-    cache: torch.Tensor | None = None,
-    output_cache: bool = False,
-    chunk_indices: torch.LongTensor | None = None,
-) -> torch.Tensor:
+def token_shift_fwd(x, cu_seqlens=None, cache=None, output_cache=False):
     # y[t] = x[t - 1] - x[t], with the cache ([N, D]) or zero before the first token
     cache = None if cache is None else cache.view(-1, x.shape[-1], 1)
     check_documents(x.shape[0], cu_seqlens, cache)
@@ -212,16 +149,7 @@ def token_shift_fwd(
     return y, N, T, True, cache_out
 
 
-def token_shift_bwd(
-    dy: torch.Tensor,
-    N: int,
-    T: int,
-    dcache: torch.Tensor | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    use_short_kernel: bool = True,
-    has_init_cache: bool = False,
-    chunk_indices: torch.LongTensor | None = None,
-) -> torch.Tensor:
+def token_shift_bwd(dy, N, dcache, cu_seqlens, has_init_cache):
     leaves = [torch.zeros_like(dy).requires_grad_()]
     if has_init_cache:
         leaves.append(dy.new_zeros(N, dy.shape[-1]).requires_grad_())

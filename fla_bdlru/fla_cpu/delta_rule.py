@@ -58,11 +58,11 @@ def kda(
     q, k, v, g, beta, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
     A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
-    g = kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return linear_attention(q, k, v, _beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), gk=g, **options)
 
 
-def kda_gate(g, A_log, dt_bias, lower_bound, output_dtype=torch.float32):
+def fused_kda_gate(g, A_log, dt_bias, lower_bound, output_dtype=torch.float32):
     from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 
     if lower_bound is None:
@@ -80,7 +80,7 @@ def gdn2(
     q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, A_log=None, dt_bias=None, **options
 ):  # fmt: skip
     # S' = exp(g) S;  S = S' + k (w v - S'^T (b k))^T
-    g = upcast(kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
+    g = upcast(fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
     q, k = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k)
     low_rank = (-upcast(b) * k * g.exp(), k)
     o, state = linear_attention(q, k, upcast(w) * upcast(v), gk=g, low_rank=low_rank, **options)
@@ -106,26 +106,26 @@ def rwkv7(r, w, k, v, kk, a, **options):
     return linear_attention(r, k, v, gk=w, low_rank=(-kk, kk * a), **options)
 
 
-def gdn_gate(g, A_log, dt_bias, output_dtype):
+def fused_gdn_gate(g, A_log, dt_bias, output_dtype):
     return softplus_gate(g, A_log, dt_bias).to(output_dtype)
 
 
-def beta_sigmoid_fwd(x, scale):
+def fused_beta_sigmoid_fwd(x, scale):
     return scale * torch.sigmoid(x.float())
 
 
-def beta_sigmoid_bwd(x, dy, scale):
+def fused_beta_sigmoid_bwd(x, dy, scale):
     s = torch.sigmoid(x.float())
     return (dy.float() * scale * s * (1 - s)).to(x.dtype)
 
 
-def addcmul_rwkv7(hidden_states, delta, xr, xw, xk, xv, xa, xg):
+def fused_addcmul_rwkv7(hidden_states, delta, xr, xw, xk, xv, xa, xg):
     x, d = upcast(hidden_states), upcast(delta)
     mixes = (xr, xw, xk, xv, xa, xg)
     return tuple(None if m is None else torch.addcmul(x, d, upcast(m)).to(hidden_states.dtype) for m in mixes)
 
 
-def k_rwkv7(k, a, ka, cu_seqlens):
+def fused_k_rwkv7(k, a, ka, cu_seqlens):
     # token by token, so that documents make no difference
     s = upcast(k)
     return (s + s * (upcast(a) - 1) * upcast(ka)).to(k.dtype)

@@ -52,7 +52,7 @@ def hgrn(x, g, initial_state, output_final_state, cu_seqlens=None):
 def gsa(q, k, v, s, g, initial_state, cu_seqlens, scale=None, output_final_state=False, reverse=False):
     # Two memories with M slots: hk [K, M] says how much q looks at each slot, hv [M, V] holds their values.
     if g is None:
-        s, g, _ = additive_gate(s, None, cu_seqlens, k.dtype, torch.float32)
+        s, g, _ = fused_additive_gate(s, None, cu_seqlens, k.dtype, torch.float32)
     groups, dtype = q.shape[2] // k.shape[2], v.dtype
     k, v, s, g = (upcast(t).repeat_interleave(groups, 2) for t in (k, v, s, g))
     hk, hv = (None if h is None else h.repeat_interleave(groups, 1) for h in initial_state or (None, None))
@@ -67,7 +67,7 @@ def abc(q, k, v, s, initial_state, output_final_state):
     return o, tuple(state) if output_final_state else None
 
 
-def additive_gate(x, initial_state, cu_seqlens, output_dtype, gate_dtype):
+def fused_additive_gate(x, initial_state, cu_seqlens, output_dtype, gate_dtype):
     # z_t = log(exp(z_{t-1}) + exp(x_t)); k = exp(x - z), g = z_{t-1} - z_t; x: [B, T, H, K], state: [N, 1, H, K]
     check_documents(x.shape[0], cu_seqlens, initial_state)
     s = upcast(x)
@@ -113,7 +113,7 @@ def rwkv6(r, k, v, w, u, scale, initial_state, cu_seqlens, reverse=False, **opti
     return o.to(dtype), state
 
 
-def cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=None):
+def chunk_global_cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=None):
     """Sums over time within each sequence and chunk; s: [B, T, H] or [B, T, H, D]."""
     check_documents(s.shape[0], cu_seqlens, None)
     x = upcast(s)
@@ -124,10 +124,10 @@ def cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=None):
 
 
 def chunk_local_cumsum(g, chunk_size, reverse, scale, cu_seqlens, output_dtype):
-    return cumsum(g, reverse, cu_seqlens, scale, output_dtype, chunk_size)
+    return chunk_global_cumsum(g, reverse, cu_seqlens, scale, output_dtype, chunk_size)
 
 
-def attnres(query, residuals, rms_weight, output_rms_weight, rms_eps, scale, return_weights):
+def fused_attnres(query, residuals, rms_weight, output_rms_weight, rms_eps, scale, return_weights):
     from fla.ops.attnres.naive import naive_attnres
 
     residuals = [residual.contiguous() for residual in residuals]

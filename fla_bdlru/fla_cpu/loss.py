@@ -26,14 +26,7 @@ def _transform(logits, logit_scale, logit_softcapping):
 
 
 def cross_entropy_fwd(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    label_smoothing: float = 0.0,
-    logit_scale: float = 1.0,
-    lse_square_scale: float = 0.0,
-    logit_softcapping: float | None = None,
-    ignore_index: int = -100,
-    process_group=None,
+    logits, target, label_smoothing, logit_scale, lse_square_scale, logit_softcapping, ignore_index, process_group
 ):
     # logits: [N, V]; loss (with the z-loss), z_loss, lse: [N] fp32
     _check_group(process_group)
@@ -51,19 +44,9 @@ def cross_entropy_fwd(
 
 
 def cross_entropy_bwd(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    lse: torch.Tensor,
-    dloss: torch.Tensor,
-    label_smoothing: float = 0.0,
-    logit_scale: float = 1.0,
-    lse_square_scale: float = 0.0,
-    logit_softcapping: float | None = None,
-    ignore_index: int = -100,
-    total_classes: int | None = None,
-    class_start_idx: int = 0,
-    inplace_backward: bool = False,
-):
+    logits, target, lse, dloss, label_smoothing, logit_scale, lse_square_scale, logit_softcapping, ignore_index,
+    total_classes, inplace_backward,
+):  # fmt: skip
     total_classes = total_classes or logits.shape[-1]
     z, tanh = _transform(logits, logit_scale, logit_softcapping)
     valid = target != ignore_index
@@ -78,13 +61,13 @@ def cross_entropy_bwd(
     dz = dz.scatter_add_(-1, index, dz.new_full((), label_smoothing - 1.0).expand_as(index))
     if tanh is not None:
         dz = dz.mul_(1 - tanh.square())
-    dz = dz.mul_((upcast(dloss) * logit_scale).masked_fill(~valid, 0.0)[:, None])
+    dz = dz.mul_((upcast(dloss) * logit_scale)[:, None]).masked_fill_(~valid[:, None], 0.0)
     if inplace_backward:
         return logits if dz is logits else logits.copy_(dz)
     return dz.to(logits.dtype)
 
 
-def cross_entropy_loss_forward(self, input: torch.Tensor, target: torch.Tensor):
+def cross_entropy_loss_forward(self, input, target):
     """`FusedCrossEntropyLoss.forward` without its check that the tensors are on a GPU.
 
     A tracer gets the formula alone, whose gradient it derives and whose memory it plans.
@@ -110,7 +93,7 @@ def cross_entropy_loss_forward(self, input: torch.Tensor, target: torch.Tensor):
     return (loss, z_loss) if self.return_z_loss else loss
 
 
-def logsumexp_fwd(x, scale: float | None = None, softcapping: float | None = None, dtype: torch.dtype | None = None):
+def logsumexp_fwd(x, scale, softcapping, dtype):
     z, _ = _transform(x, 1.0 if scale is None else scale, softcapping)
     z = z.logsumexp(-1)
     return z if dtype is None else z.to(dtype)
@@ -121,20 +104,11 @@ def _scaled(grads, do):
     return tuple(grad if grad is None or do == 1 else (grad * do).to(grad.dtype) for grad in grads)
 
 
-def fused_linear_cross_entropy_bwd(do: torch.Tensor, dx: torch.Tensor, dw: torch.Tensor, db: torch.Tensor | None):
+def fused_linear_cross_entropy_bwd(do, dx, dw, db):
     return _scaled((dx, dw, db), do)
 
 
-def fused_kl_div_fwd(
-    x: torch.Tensor,
-    target_x: torch.Tensor,
-    weight: torch.Tensor,
-    target_weight: torch.Tensor,
-    reduction: str = "batchmean",
-    accumulate_grad_in_fp32: bool = True,
-    use_dx: bool = True,
-    use_dw: bool = True,
-):
+def fused_kl_div_fwd(x, target_x, weight, target_weight, reduction, accumulate_grad_in_fp32, use_dx, use_dw):
     # x, target_x: [N, D]; weight, target_weight: [V, D]. Rows go in blocks, to hold block x V logits at a time.
     (N, D), V = x.shape, weight.shape[0]
     grad_dtype = torch.float32 if accumulate_grad_in_fp32 else weight.dtype
@@ -155,5 +129,5 @@ def fused_kl_div_fwd(
     return loss, torch.cat(dx).to(x.dtype) if use_dx else None, dw.to(weight.dtype) if use_dw else None
 
 
-def fused_kl_div_bwd(do: torch.Tensor, dx: torch.Tensor | None, dw: torch.Tensor | None):
+def fused_kl_div_bwd(do, dx, dw):
     return _scaled((dx, dw), do)

@@ -4,7 +4,6 @@ FLA's own fallbacks hold [T, T] tensors of every head and state channel (Mamba2,
 index the time axis inside the graph (Mamba), which makes the backward quadratic in the length.
 """
 
-import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import full_precision, upcast
@@ -37,7 +36,7 @@ def _convolve(layer, x, last_state, use_cache):
 def _mask(x, attention_mask):
     if attention_mask is None or attention_mask.shape != x.shape[:2]:
         return x
-    return (x * attention_mask[..., None]).to(x.dtype)
+    return x.masked_fill(attention_mask[..., None] == 0, 0.0)
 
 
 @full_precision
@@ -50,14 +49,7 @@ def _selective_scan(x, dt, A, B, C, last_state):
     return (h @ C[..., None])[..., 0], h[:, -1]
 
 
-def mamba_slow_forward(
-    self,
-    input_states,
-    last_state: dict | None = None,
-    use_cache: bool | None = False,
-    attention_mask: torch.LongTensor | None = None,
-    **kwargs,
-):
+def mamba_slow_forward(self, input_states, last_state=None, use_cache=False, attention_mask=None, **kwargs):
     """`fla.layers.mamba.Mamba.slow_forward`: output, convolution state [B, D, W] and SSM state [B, D, N]."""
     _check("Mamba", input_states, last_state, kwargs.get("cu_seqlens"))
     attention_mask = attention_mask if last_state is None else None
@@ -74,13 +66,7 @@ def mamba_slow_forward(
     return y, conv_state, state
 
 
-def mamba2_torch_forward(
-    self,
-    input_states,
-    last_state: dict | None = None,
-    use_cache: bool = False,
-    attention_mask: torch.Tensor | None = None,
-):
+def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_mask):
     """`fla.layers.mamba2.Mamba2.torch_forward`: output, convolution state [B, D, W] and SSM state [B, H, P, N]."""
     _check("Mamba2", input_states, last_state, None)
     attention_mask = attention_mask if last_state is None else None
@@ -108,13 +94,7 @@ def mamba2_torch_forward(
 
 
 def mamba2_forward(
-    self,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    past_key_values=None,
-    use_cache: bool | None = False,
-    output_attentions: bool | None = False,
-    **kwargs,
+    self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, output_attentions=False, **kwargs
 ):
     """`fla.layers.mamba2.Mamba2.forward`, which would ignore `cu_seqlens`."""
     from fla.layers.utils import get_layer_cache, update_layer_cache

@@ -14,12 +14,7 @@ def _statistics(x: torch.Tensor, eps: float, is_rms_norm: bool) -> tuple[torch.T
     return mean, ((x - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def _normalize_bwd(
-    x_hat: torch.Tensor,
-    dx_hat: torch.Tensor,
-    rstd: torch.Tensor,
-    is_rms_norm: bool,
-) -> torch.Tensor:
+def _normalize_bwd(x_hat, dx_hat, rstd, is_rms_norm):
     """Gradient through x_hat = (x - mean) * rstd over the last axis."""
     dx = dx_hat - x_hat * (x_hat * dx_hat).mean(-1, keepdim=True)
     if not is_rms_norm:
@@ -44,15 +39,7 @@ def add_residual(x, residual, residual_dtype):
 
 
 def layer_norm_fwd(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    residual_dtype: torch.dtype | None = None,
-    is_rms_norm: bool = False,
-    num_groups: int = 1,
+    x, weight, bias, eps=1e-05, residual=None, out_dtype=None, residual_dtype=None, is_rms_norm=False, num_groups=1
 ):
     # x: [T, D], row t belongs to group t % num_groups; weight, bias: [num_groups * D]
     s, residual_out = add_residual(x, residual, residual_dtype)
@@ -67,20 +54,7 @@ def layer_norm_fwd(
     return y, None if mean is None else mean.flatten(), rstd.flatten(), residual_out
 
 
-def layer_norm_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor | None = None,
-    rstd: torch.Tensor | None = None,
-    dres: torch.Tensor | None = None,
-    has_residual: bool = False,
-    is_rms_norm: bool = False,
-    x_dtype: torch.dtype | None = None,
-    recompute_output: bool = False,
-    num_groups: int = 1,
-):
+def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output, num_groups=1):
     D = x.shape[-1]
     rstd = rstd[:, None]
     x_hat = (upcast(x) if is_rms_norm else upcast(x) - mean[:, None]) * rstd
@@ -106,18 +80,7 @@ def layer_norm_bwd(
     return dx_out, dw, db, dres_in, y.view_as(x_hat).to(dy.dtype)
 
 
-def layer_norm_gated_fwd(
-    x: torch.Tensor,
-    g: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    activation: str = "swish",
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    residual_dtype: torch.dtype | None = None,
-    is_rms_norm: bool = False,
-):
+def layer_norm_gated_fwd(x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm):
     s, residual_out = add_residual(x, residual, residual_dtype)
     y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
     y = y * _gate(upcast(g), activation)[0]
@@ -125,34 +88,11 @@ def layer_norm_gated_fwd(
 
 
 def layer_norm_gated_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    g: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    activation: str = "swish",
-    eps: float = 1e-5,
-    mean: torch.Tensor | None = None,
-    rstd: torch.Tensor | None = None,
-    dresidual: torch.Tensor | None = None,
-    has_residual: bool = False,
-    is_rms_norm: bool = False,
-    x_dtype: torch.dtype | None = None,
-    recompute_output: bool = False,
-):
+    dy, x, g, weight, bias, activation, eps, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, recompute_output
+):  # eps is in rstd
     gate, dgate = _gate(upcast(g), activation)
     dx, dw, db, dres_in, y = layer_norm_bwd(
-        dy=upcast(dy) * gate,
-        x=x,
-        weight=weight,
-        bias=bias,
-        mean=mean,
-        rstd=rstd,
-        dres=dresidual,
-        has_residual=has_residual,
-        is_rms_norm=is_rms_norm,
-        x_dtype=x_dtype,
-        recompute_output=True,
+        upcast(dy) * gate, x, weight, bias, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, True
     )
     dg = (upcast(dy) * y * dgate).to(g.dtype if x_dtype is None else x_dtype)
     grads = dx, dg, dw, db, dres_in
@@ -164,17 +104,7 @@ def _grouped(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
     return x.unflatten(-1, (-1, group_size or x.shape[-1]))
 
 
-def layernorm_gated_fwd(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    z: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    is_rms_norm: bool = False,
-):
+def layernorm_gated_fwd(x, weight, bias, eps, z, out, group_size, norm_before_gate, is_rms_norm):
     """`fla.modules.norm.layernorm_gated.layer_norm_fwd`: norm in groups of channels, SiLU gate before or after."""
     s, gate = upcast(x), None if z is None else F.silu(upcast(z))
     if gate is not None and not norm_before_gate:
@@ -192,20 +122,7 @@ def layernorm_gated_fwd(
 
 
 def layernorm_gated_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    z: torch.Tensor | None = None,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    is_rms_norm: bool = False,
-    recompute_output: bool = False,
-    dz: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    dy, x, weight, bias, mean, rstd, z, group_size, norm_before_gate, is_rms_norm, recompute_output, dz, out
 ):
     """`fla.modules.norm.layernorm_gated.layer_norm_bwd`."""
     s, w, grad = upcast(x), upcast(weight), upcast(dy)
@@ -236,12 +153,12 @@ def layernorm_gated_bwd(
     return dx.to(x.dtype), dw, db, dz, y.to(x.dtype) if out is None else out.copy_(y)
 
 
-def l2norm_fwd(x: torch.Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None):
+def l2norm_fwd(x, eps, output_dtype):
     s = upcast(x)
     rstd = (s.square().sum(-1, keepdim=True) + eps).rsqrt()
     return (s * rstd).to(x.dtype if output_dtype is None else output_dtype), rstd[..., 0]
 
 
-def l2norm_bwd(y: torch.Tensor, rstd: torch.Tensor, dy: torch.Tensor, eps: float = 1e-6):
+def l2norm_bwd(y, rstd, dy, eps):  # eps is in rstd
     s, grad = upcast(y), upcast(dy)
     return ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)

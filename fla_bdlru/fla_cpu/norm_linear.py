@@ -14,48 +14,15 @@ def activation_quant(y: torch.Tensor) -> torch.Tensor:
     return ((scaled.abs() + 0.5).floor() * scaled.sign()).clamp(-128, 127) / scale
 
 
-def layer_norm_quant_fwd(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-    residual: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    residual_dtype: torch.dtype | None = None,
-    is_rms_norm: bool = False,
-):
+def layer_norm_quant_fwd(x, weight, bias, eps, residual, out_dtype, residual_dtype, is_rms_norm):
     s, residual_out = add_residual(x, residual, residual_dtype)
     y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
     return activation_quant(y).to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 
-def layer_norm_quant_bwd(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    dres: torch.Tensor | None = None,
-    has_residual: bool = False,
-    is_rms_norm: bool = False,
-    x_dtype: torch.dtype | None = None,
-    recompute_output: bool = False,
-):
+def layer_norm_quant_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output):
     # Straight-through: the rounding has the gradient of the identity.
-    *grads, y = layer_norm_bwd(
-        dy=upcast(dy),
-        x=x,
-        weight=weight,
-        bias=bias,
-        mean=mean,
-        rstd=rstd,
-        dres=dres,
-        has_residual=has_residual,
-        is_rms_norm=is_rms_norm,
-        x_dtype=x_dtype,
-        recompute_output=True,
-    )
+    *grads, y = layer_norm_bwd(upcast(dy), x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, True)
     return (*grads, activation_quant(y).to(dy.dtype)) if recompute_output else tuple(grads)
 
 
@@ -77,17 +44,7 @@ def _then_linear(normed, weight, bias, prenorm, quantize=lambda y: y):
 
 
 def layer_norm_linear(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    is_rms_norm: bool = False,
-    num_groups: int = 1,
+    x, norm_weight, norm_bias, linear_weight, linear_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm, num_groups
 ):
     from fla.modules.norm.layernorm import group_norm
 
@@ -98,16 +55,7 @@ def layer_norm_linear(
 
 
 def layer_norm_swish_gate_linear(
-    x: torch.Tensor,
-    g: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
+    x, g, norm_weight, norm_bias, linear_weight, linear_bias, residual, prenorm, residual_in_fp32, eps
 ):
     from fla.modules.norm.fused_norm_gate import layer_norm_gated
 
@@ -116,16 +64,7 @@ def layer_norm_swish_gate_linear(
 
 
 def rms_norm_swish_gate_linear(
-    x,
-    g: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
+    x, g, norm_weight, norm_bias, linear_weight, linear_bias, residual, prenorm, residual_in_fp32, eps
 ):
     from fla.modules.norm.fused_norm_gate import rms_norm_gated
 
@@ -134,16 +73,7 @@ def rms_norm_swish_gate_linear(
 
 
 def layer_norm_linear_quant(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    residual: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    is_rms_norm: bool = False,
+    x, norm_weight, norm_bias, linear_weight, linear_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm
 ):
     from fla.modules.norm.layernorm import layer_norm
     from fla.modules.norm.layernorm_quant import weight_quant

@@ -6,17 +6,7 @@ from fla_bdlru.fla_cpu.common import upcast
 from fla_bdlru.fla_cpu.documents import token_positions
 
 
-def rotary_embedding_fwdbwd(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    seqlen_offsets: int | torch.Tensor = 0,
-    cu_seqlens: torch.Tensor | None = None,
-    interleaved: bool = False,
-    inplace: bool = False,
-    conjugate: bool = False,
-    chunk_indices: torch.LongTensor | None = None,
-) -> torch.Tensor:
+def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved, inplace, conjugate):
     # x: [B, T, H, D]; cos, sin: [positions, R]; the first 2R channels are rotated
     (positions, R), D = cos.shape, x.shape[-1]
     if 2 * R > D:
@@ -39,4 +29,4 @@ def rotary_embedding_fwdbwd(
     if inplace:
         x[..., : 2 * R] = torch.where(inside, rotated.to(x.dtype), x[..., : 2 * R])
         return x
-    return torch.cat([(rotated * inside).to(x.dtype), x[..., 2 * R :]], -1)
+    return torch.cat([rotated.masked_fill(~inside, 0.0).to(x.dtype), x[..., 2 * R :]], -1)

@@ -11,14 +11,7 @@ VECTOR_CHUNK = 8
 
 
 @full_precision
-def chunk_linear_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor | None,
-    g: torch.Tensor | None,
-    initial_state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def chunk_linear_attention(q, k, v, beta, g, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Linear attention with decay, and the delta rule if `beta` is given.
 
         S' = exp(g_t) S_{t-1},   u_t = v_t   or   beta_t (v_t - S'^T k_t),
@@ -89,15 +82,7 @@ def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, s
     return _scores(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, between).tril()
 
 
-def step_linear_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor | None,
-    g: torch.Tensor | None,
-    gv: torch.Tensor | None,
-    initial_state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def step_linear_attention(q, k, v, beta, g, gv, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
     """`chunk_linear_attention` one step at a time; `beta` and `gv` (a decay of the value axis) may be [B, H, T, V]."""
     count = k.shape[2]
     steps = [[None] * count if t is None else t.unbind(2) for t in (q, k, v, beta, g, gv)]
@@ -114,15 +99,7 @@ def step_linear_attention(
     return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
 
 
-def step_diagonal_plus_low_rank(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    g: torch.Tensor | None,
-    initial_state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def step_diagonal_plus_low_rank(q, k, v, a, b, g, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = exp(g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and o_t = S_t^T q_t, one step at a time; a, b: as k."""
     steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, a, b, g)]
     outputs, state = [], initial_state
@@ -181,24 +158,12 @@ def l2norm(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().sum(-1, keepdim=True) + L2NORM_EPS).rsqrt()
 
 
+# its options bear FLA's names, so that `binding.SHARED` go on as they come
 @full_precision
 def linear_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor | None = None,
-    g: torch.Tensor | None = None,
-    gk: torch.Tensor | None = None,
-    gv: torch.Tensor | None = None,
-    low_rank: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
-    scale: float | None = None,
-    initial_state: torch.Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    reverse: bool = False,
-    state_v_first: bool = False,
-    cu_seqlens: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    q, k, v, beta=None, g=None, gk=None, gv=None, low_rank=(None, None), scale=None, initial_state=None,
+    output_final_state=False, use_qk_l2norm_in_kernel=False, reverse=False, state_v_first=False, cu_seqlens=None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Linear attention in FLA's layout, with any of its decays, grouped values and the delta rule.
 
     Args:

@@ -221,6 +221,22 @@ def test_packed_documents(check, name, cu_seqlens):
 
 
 @each_op
+def test_nan_in_one_document_stays_there(name):
+    fn, _, _ = OPS[name]
+    cu_seqlens, others = torch.tensor([0, 4, 9, 13]), [*range(4), *range(9, 13)]
+    inputs = [x.float() for x in inputs_of(name, 13, batch=1, num_seqs=3)]
+    expected, expected_state = fn(*inputs, cu_seqlens=cu_seqlens)
+    for x in inputs[:-1]:
+        x[:, 4:9] = torch.nan
+        x.requires_grad_()
+    o, state = fn(*inputs, cu_seqlens=cu_seqlens)
+    assert torch.equal(o[:, others], expected[:, others])
+    assert torch.equal(state[[0, 2]], expected_state[[0, 2]])
+    o[:, others].sum().backward()
+    assert all(x.grad[:, others].isfinite().all() for x in inputs[:-1])
+
+
+@each_op
 def test_no_state_in_and_none_out(name):
     fn, reference, _ = OPS[name]
     *inputs, _ = inputs_of(name, 6)
