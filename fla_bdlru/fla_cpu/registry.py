@@ -30,7 +30,7 @@ def is_enabled() -> bool:
     """
     if _forced is not None:
         return _forced
-    value = os.environ.get(ENV_VAR, "1")
+    value = os.environ.get(ENV_VAR) or "1"
     if value not in ("0", "1"):
         raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
     return value == "1"

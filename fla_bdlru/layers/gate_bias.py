@@ -60,14 +60,23 @@ def gate_logits(gates: torch.Tensor, gate_norm: str) -> torch.Tensor:
         return torch.atanh(gates / top / 2)
     if gate_norm == "silu":
         return inverse_silu(gates / top)
-    if gate_norm == "relu":
-        # large enough that the published RELU_EPS in the denominator forgets far less than the gates do
-        return gates * (gates.shape[-2] * RELU_EPS * 1e4)
     if gate_norm == "square":
         return gates.sqrt()
     if gate_norm == "sinh":
         return torch.asinh(gates / top * 4)  # of a size at which the floor of the denominator is far
+    if gate_norm == "relu":
+        # the published RELU_EPS adds K of itself to the denominator: what it takes is taken from the input gate, the last
+        added, entering = gates.shape[-2] * RELU_EPS, gates[..., -1:, :]
+        logits = gates * added * torch.clamp(2 / entering, min=1e4)
+        logits[..., -1, :] -= added
+        return logits
     return gates  # linear, none
+
+
+def rounded_down(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x > 0 in `dtype`, at most x: gates of `none` that were rounded up would have eigenvalues above 1."""
+    y = x.to(dtype)
+    return torch.where(y > x, (x * (1 - torch.finfo(dtype).eps)).to(dtype), y)
 
 
 def inverse_silu(y: torch.Tensor) -> torch.Tensor:

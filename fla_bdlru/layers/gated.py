@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer, check_count, check_number, check_switch, fla_part
-from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits
+from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits, rounded_down
 from fla_bdlru.ops.common.context_parallel import entering_tokens
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 
@@ -123,6 +123,8 @@ class GatedRecurrence(Mixer):
         with torch.no_grad(), gathered(bias):
             if self.gate_bias == "memory":
                 logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
+                if self.gate_norm == "none":
+                    logits = rounded_down(logits, bias.dtype)
                 if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
                     from torch.distributed.tensor import distribute_tensor
 

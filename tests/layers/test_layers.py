@@ -256,10 +256,9 @@ def test_compile_fullgraph_equals_eager(name):
 @pytest.mark.parametrize("M", [1, 2, 4, 8])
 def test_memory_bias_has_the_time_constants_it_names(M, gate_norm):
     """The leading eigenvalue of every block's transition is exp(-1/tau), tau log-uniform over the range."""
-    tau = time_constants(6, (2.0, 1024.0))
-    torch.testing.assert_close(tau.log2(), torch.linspace(1, 10, 6, dtype=torch.float64))
-    # the published relu denominator forgets a little on its own
-    tolerance = 2e-4 if gate_norm == "relu" else 1e-9
+    tau = time_constants(6, (2.0, 2.0**20))
+    torch.testing.assert_close(tau.log2(), torch.linspace(1, 20, 6, dtype=torch.float64))
+    tolerance = 1e-9
     gates = normalize_gates(gate_logits(memory_gates_bdlru(M, tau), gate_norm), gate_norm, dim=-2)
     blocks = gates[:, :M].permute(2, 0, 1)
     leading = torch.linalg.eigvals(blocks).abs().amax(-1)
@@ -271,6 +270,22 @@ def test_memory_bias_has_the_time_constants_it_names(M, gate_norm):
     companion[:, 0], companion[:, 1:, :-1] = gates[:M].T, torch.eye(M - 1, dtype=torch.float64)
     leading = torch.linalg.eigvals(companion).abs().amax(-1)
     torch.testing.assert_close(leading, torch.exp(-1 / tau), rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_memory_bias_without_a_norm_is_rounded_down(cls, dtype):
+    """Rounded up, rows of the transition would sum to more than 1, and states grow."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        layer = cls(D, gate_bias="memory", gate_norm="none", memory_range=(2.0, 1e5))
+    finally:
+        torch.set_default_dtype(before)
+    gates = layer.a_proj.bias.detach().double().view(layer.gate_shape)
+    assert layer.a_proj.bias.dtype == dtype
+    assert (gates[..., :-1, :].sum(-2) < 1).all()
+    assert (gates <= layer.initial_gates()).all()
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU])

@@ -106,7 +106,7 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
         "fwd_scan": (module.fwd_scan, {**common, "HAS_H_IN": True, "LAST": False}),
         "bwd_chunk": (module.bwd_chunk, {**common, **backward}),
         "bwd_scan": (module.bwd_scan, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
-        "carry": (carry_kernel, {**shape, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
+        "carry": (carry_kernel, {**common, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
     }
     variant = f"{dtype} sm_{arch} {gate_norm}" + (" packed" if packed else "")
     for name, (kernel, constants) in configurations.items():

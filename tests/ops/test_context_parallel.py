@@ -10,7 +10,7 @@ from ranks import run_ranks
 from references import OPS
 from slices import WIDTH, Case, compare, make_inputs, run_slice
 
-from fla_bdlru.ops.common.context_parallel import product
+from fla_bdlru.ops.common.context_parallel import carry, product
 
 CASES = {
     "one document": Case([0, 13], [3, 5, 1, 4]),
@@ -97,3 +97,10 @@ def test_errors(op, message):
     B, shape = 2 if "B=2" in message else 1, (7, WIDTH, 3) if "bdlru" in op else (7, WIDTH)
     with pytest.raises(ValueError, match=message):
         OPS[op][0](torch.randn(B, *shape), torch.randn(B, *shape, 4), cp_context=BAD_CONTEXTS[message])
+
+
+def test_nan_does_not_pass_where_a_document_starts():
+    """P of a slice in which a document starts is zero: what is before it does not reach what comes after."""
+    P, x = torch.zeros(3, 2, 2, 4), torch.randn(3, 2, 4)
+    x[0] = float("nan")
+    assert torch.equal(carry(P, x)[2], x[1])

@@ -80,3 +80,9 @@ def test_numba_is_imported_by_the_first_call_only():
         "chunk_bdlru(torch.randn(1, 3, 2, 1), torch.randn(1, 3, 2, 1, 2)); assert 'numba' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "")
+    assert dispatch.resolve_backend(CPU, torch.float64) == "torch"
+    assert dispatch.resolve_backend(CPU, torch.float32) == "cpu"

@@ -128,6 +128,21 @@ def test_naive_chunk_equals_recurrent(chunk, recurrent, shape, M, T):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+def test_naive_keeps_float32_under_autocast(naive):
+    """Forward and backward, as if autocast were off: a state kept in bfloat16 forgets."""
+    shape, M = ((1, 40, 3, 2), 2) if "bdlru" in naive.__name__ else ((1, 40, 3), 2)
+    inputs = [torch.randn(shape), torch.randn(*shape, M + 1), torch.randn(2, 3, M)]
+    results = []
+    for enabled in (False, True):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            o, ht = naive(*leaves, True, cu_seqlens=torch.tensor([0, 33, 40]))
+            (o.square().sum() + ht.square().sum()).backward()
+        results.append([o, ht, *(x.grad for x in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gate_norm", GATE_NORMS)
 @pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])

@@ -172,6 +172,23 @@ def test_packed_equals_documents(name, backend, poisoned_empty):
     assert torch.equal(op(v, g, h0, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))[0], packed["o"])
 
 
+@each_op
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["v", "g", "h0"])
+def test_nan_and_inf_stay_in_their_document(name, where, value, backend):
+    """Outputs, states and gradients of the other documents, which share chunks with it, do not change by a bit."""
+    v, g, h0 = make_inputs(name, B=1, T=90, num_seqs=5)
+    do, dht, bounds = torch.randn(v.shape).double(), torch.randn(h0.shape).double(), torch.tensor([0, 11, 40, 60, 71, 90])
+    clean = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    {"v": v[0, 45:47], "g": g[0, 45:47], "h0": h0[2]}[where].fill_(value)
+    got = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    assert not got["o"][0, 40:60].isfinite().all()
+    for key, x in clean.items():
+        kept = [0, 1, 3, 4] if key in ("ht", "dh0") else [*range(40), *range(60, 90)]
+        a, b = (y if key in ("ht", "dh0") else y[0] for y in (got[key], x))
+        assert torch.equal(a[kept], b[kept]), key
+
+
 @pytest.mark.parametrize("name", ["chunk_bdlru", "chunk_hlru"])
 def test_more_documents_than_a_launch_grid(name):
     bounds = torch.arange(70_001)

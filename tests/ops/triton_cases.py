@@ -140,6 +140,29 @@ def test_packed(name, fused, with_state, chunks):
 
 
 @each_op
+@pytest.mark.parametrize("where", ["v", "g", "h0"])
+def test_nan_stays_in_its_document(name, where, chunks):
+    """The other documents, which share chunks with it, do not change by a bit."""
+    v, g, h0 = make_inputs(name, T=13, num_seqs=4, width=2)
+    do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
+    bounds = torch.tensor([0, 3, 6, 10, 13])
+    clean = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    {"v": v[0, 4:6], "g": g[0, 4:6], "h0": h0[1]}[where].fill_(float("nan"))
+    got = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    assert got["o"][0, 5].isnan().all()
+    for key, x in clean.items():
+        kept = [0, 2, 3] if key in ("ht", "dh0") else [0, 1, 2, *range(6, 13)]
+        a, b = (y if key in ("ht", "dh0") else y[0] for y in (got[key], x))
+        assert torch.equal(a[kept], b[kept]), key
+
+
+@each_op
+def test_boundaries_may_have_strides(name, chunks):
+    v, g, h0 = make_inputs(name, T=11, M=3, num_seqs=7)
+    compare(name, v, g, h0, cu_seqlens=torch.tensor([PACKED, PACKED]).T[:, 0])
+
+
+@each_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types(name, dtype, chunks):
     got = compare(name, *make_inputs(name, dtype=dtype))

@@ -97,16 +97,18 @@ def bdlru_fwd_chunk_kernel(
     for c in tl.static_range(CC):
         X = X + (tl.where((rj == c0 + c) & in_n, 1.0, 0.0),)
         w = w + (tl.where(c0 + c == M, 1.0, 0.0),)
+    last_start = tl.full([], -1, tl.int64)
     for t in tl.range(0, n_t):
         if VARLEN:
             doc = tl.load(starts + i_c * C + t).to(tl.int64)
+            last_start = tl.maximum(last_start, doc)
             if doc >= 0:
                 x = tl.zeros([MP, 32 * VEC], tl.float32)
                 if HAS_H0:
                     x = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
                 Z = ()
                 for c in tl.static_range(CC):
-                    Z = Z + (x * w[c],)
+                    Z = Z + (tl.where(c0 + c == M, x, 0.0),)
                 X = Z
         Y = ()
         for c in tl.static_range(CC):
@@ -123,7 +125,9 @@ def bdlru_fwd_chunk_kernel(
     p_end = end + i_bc * (M * H) + rj * H + o_n
     p_P = P_out + i_bc * (M * M * H) + rj * (M * H) + o_n
     for c in tl.static_range(CC):
-        tl.store(p_P + (c0 + c) * H, X[c], mask=is_gate & in_n & (o_n < H * (c0 + c < M).to(tl.int32)))
+        # no NaN of the document that goes on may reach those before it
+        X_c = tl.where(last_start >= 0, 0.0, X[c]) if VARLEN else X[c]
+        tl.store(p_P + (c0 + c) * H, X_c, mask=is_gate & in_n & (o_n < H * (c0 + c < M).to(tl.int32)))
         tl.store(p_end, X[c], mask=is_gate & in_n & (o_n < H * (c0 + c == M).to(tl.int32)))
 
 

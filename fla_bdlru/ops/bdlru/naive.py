@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from fla_bdlru.ops.common.checks import check_bdlru, check_count, check_cu_seqlens
 from fla_bdlru.ops.common.gate_norm import normalize_gates
+from fla_bdlru.ops.common.scan import apply, chunk_scan, initial_states, scan_documents
 
 
 def naive_recurrent_bdlru(
@@ -61,12 +60,11 @@ def naive_recurrent_bdlru(
     def scan(A, b, h):
         o = []
         for A_t, b_t in zip(A.unbind(1), b.unbind(1)):
-            h = (A_t @ h.unsqueeze(-1)).squeeze(-1) + b_t
+            h = apply(A_t, h) + b_t
             o.append(h)
         return torch.stack(o, 1) if o else b, h
 
-    num_seqs = v.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    o, ht = scan_documents(scan, (A, b), initial_states(b, num_seqs, initial_state), cu_seqlens)
+    o, ht = scan_documents(scan, (A, b), initial_states(b, initial_state, cu_seqlens), cu_seqlens)
     return o.to(v.dtype), ht if output_final_state else None
 
 
@@ -110,76 +108,3 @@ def bdlru_transitions(v: torch.Tensor, g: torch.Tensor, gate_norm: str) -> tuple
     dtype = torch.promote_types(v.dtype, torch.float32)
     p = normalize_gates(g.to(dtype), gate_norm)
     return p[..., :M], p[..., M] * v.to(dtype)
-
-
-def scan_documents(
-    scan: Callable, inputs: tuple[torch.Tensor, ...], h0: torch.Tensor, cu_seqlens: torch.LongTensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scan(*inputs, h0)` on a batch, or on each packed document by itself."""
-    if cu_seqlens is None:
-        return scan(*inputs, h0)
-    spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
-    docs = [scan(*(x[:, bos:eos] for x in inputs), h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
-    return torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
-
-
-def initial_states(b: torch.Tensor, num_seqs: int, initial_state: torch.Tensor | None) -> torch.Tensor:
-    """The initial state, or zeros of shape `[num_seqs, *b.shape[2:]]`."""
-    return b.new_zeros(num_seqs, *b.shape[2:]) if initial_state is None else initial_state.to(b.dtype)
-
-
-def chunk_scan(
-    A: torch.Tensor,
-    b: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    cu_seqlens: torch.LongTensor | None,
-    chunk_size: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All states of `h_t = A_t h_{t-1} + b_t` and the last one of each sequence; A [B, T, ..., M, M], b [B, T, ..., M]."""
-    B, T = b.shape[:2]
-    h0 = initial_states(b, B if cu_seqlens is None else len(cu_seqlens) - 1, initial_state)
-    if T == 0:
-        return b, h0
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.long()
-        # 1. a document starts afresh: its first step forgets what came before and takes the document's own state
-        h_in = b.new_zeros(B, *b.shape[2:])
-        A, b = start_documents(A, b, h0, cu_seqlens)
-    else:
-        h_in = h0
-    # 2. chunks: pad time to [B, NC, C] with steps that change nothing (A = 1, b = 0)
-    C, NC = chunk_size, -(-T // chunk_size)
-    M = b.shape[-1]
-    eye = torch.eye(M, dtype=b.dtype, device=b.device).expand(B, NC * C - T, *A.shape[2:])
-    A = torch.cat([A, eye], 1).unflatten(1, (NC, C))
-    b = torch.cat([b, b.new_zeros(B, NC * C - T, *b.shape[2:])], 1).unflatten(1, (NC, C))
-    # 3. pass 1, all chunks at once: the chunk's transition P = A_last ... A_first and its end state from h = 0
-    P, end = A[:, :, 0], b[:, :, 0]
-    for t in range(1, C):
-        P = A[:, :, t] @ P
-        end = (A[:, :, t] @ end.unsqueeze(-1)).squeeze(-1) + b[:, :, t]
-    # 4. pass 2, serial over chunks: the state that enters each
-    h = [h_in]
-    for c in range(NC):
-        h.append((P[:, c] @ h[-1].unsqueeze(-1)).squeeze(-1) + end[:, c])
-    # 5. pass 3, all chunks at once: the recurrence again, from the right state
-    o, x = [], torch.stack(h[:-1], 1)
-    for t in range(C):
-        x = (A[:, :, t] @ x.unsqueeze(-1)).squeeze(-1) + b[:, :, t]
-        o.append(x)
-    o = torch.stack(o, 2).flatten(1, 2)[:, :T]
-    if cu_seqlens is None:
-        return o, h[-1]
-    # 6. last states of the documents; an empty one keeps its initial state
-    empty = (cu_seqlens.diff() == 0).view(-1, *[1] * (h0.ndim - 1))
-    return o, torch.where(empty, h0, o[0, (cu_seqlens[1:] - 1).clamp_min(0)])
-
-
-def start_documents(
-    A: torch.Tensor, b: torch.Tensor, h0: torch.Tensor, cu_seqlens: torch.LongTensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Folds the documents' initial states into their first steps: there b becomes `A h0 + b`, and A zero."""
-    filled = cu_seqlens.diff() > 0
-    bos, h0 = cu_seqlens[:-1][filled], h0[filled]
-    b = b.index_add(1, bos, (A[0, bos] @ h0.unsqueeze(-1)).squeeze(-1).unsqueeze(0))
-    return A.index_fill(1, bos, 0.0), b

@@ -63,7 +63,7 @@ def bdlru(
         as_input(v.transpose(2, 3)),
         as_input(g.permute(0, 1, 3, 4, 2)),
         as_state(initial_state, v.dtype),
-        None if cu_seqlens is None else cu_seqlens.long(),
+        None if cu_seqlens is None else cu_seqlens.long().contiguous(),
         gate_norm,
         chunk,
     )

@@ -84,10 +84,13 @@ def gather_chain(x: torch.Tensor, cp_context: FLACPContext) -> torch.Tensor:
 
 
 def carry(P: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
-    """What enters each slot: y[0] = 0, y[c+1] = P[c] y[c] + x[c]. No matrix product: TF32 and autocast would round it."""
+    """What enters each slot: y[0] = 0, y[c+1] = P[c] y[c] + x[c]. No matrix product: TF32 and autocast would round it.
+
+    Where P is zero, as where a document starts, nothing comes from y, NaN neither.
+    """
     y = [torch.zeros_like(x[0])]
     for P_c, x_c in zip(P[:-1], x[:-1]):
-        y.append((P_c * y[-1]).sum(1) + x_c)
+        y.append(torch.where(P_c == 0, 0.0, P_c * y[-1]).sum(1) + x_c)
     return y
 
 
@@ -275,5 +278,5 @@ def entering_tokens(x: torch.Tensor, num: int, cp_context: FLACPContext) -> torc
                 f"cp_context: a slice holds {len(tokens)} tokens, but a convolution over the next one reads {num} of them."
             )
         tokens = tokens[-num:]
-        last[part.last] = x[0, tokens] * (tokens >= boundaries[part.last])[:, None]
+        last[part.last] = torch.where((tokens >= boundaries[part.last])[:, None], x[0, tokens], 0.0)
     return entering_states(last, None, cp_context)

@@ -55,7 +55,7 @@ def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
     Raises:
         ValueError: if `FLA_BDLRU_BACKEND` is unknown, or names a backend that cannot run these tensors.
     """
-    wanted = os.environ.get("FLA_BDLRU_BACKEND", "auto")
+    wanted = os.environ.get("FLA_BDLRU_BACKEND") or "auto"
     if wanted not in BACKENDS:
         raise ValueError(f"FLA_BDLRU_BACKEND={wanted!r} is not known; expected one of {', '.join(BACKENDS)}.")
     if wanted in ("triton", "cpu"):

@@ -40,10 +40,17 @@ def _load_column(P, c, j, rj, o_n, is_row, M: tl.constexpr, H: tl.constexpr, REV
     return tl.load(P + c * (M * M * H) + (j * M + rj if REVERSE else rj * M + j) * H + o_n, mask=is_row, other=0.0)
 
 
+@triton.jit
+def _carried(column, x, VARLEN: tl.constexpr):
+    """column * x; over a chunk in which a document starts (its P is zero) NaN does not pass either."""
+    return tl.where(column == 0, 0.0, column * x) if VARLEN else column * x
+
+
 @triton.jit(do_not_specialize=["NC", "zero"])
 def carry_kernel(
     end, P, x0, x_in, x_last, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, AHEAD: tl.constexpr, HAS_X0: tl.constexpr, REVERSE: tl.constexpr,
+    VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Pass 2, serial over chunks: x_in[c] = x, x = P_c x + end_c; in reverse x = P_c^T x + end_c.
 
@@ -73,13 +80,13 @@ def carry_kernel(
                 tl.store(x_in + c * (M * H) + o_x, x, mask=is_row)
                 y = ends[k]
                 for j in tl.static_range(M):
-                    y += columns[k * M + j] * pick(x, rj, j)
+                    y += _carried(columns[k * M + j], pick(x, rj, j), VARLEN)
                 x = y
         if AHEAD == 0:
             c = i_b * NC + (NC - 1 - i if REVERSE else i)
             tl.store(x_in + c * (M * H) + o_x, x, mask=is_row)
             y = tl.load(end + c * (M * H) + o_x, mask=is_row, other=0.0)
             for j in tl.range(0, M):
-                y += _load_column(P, c, j, rj, o_n, is_row, M, H, REVERSE) * pick(x, rj, j)
+                y += _carried(_load_column(P, c, j, rj, o_n, is_row, M, H, REVERSE), pick(x, rj, j), VARLEN)
             x = y
     tl.store(x_last + i_b * (M * H) + o_x, x, mask=is_row)

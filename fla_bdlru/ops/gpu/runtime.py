@@ -109,7 +109,7 @@ def _candidates(configs: list, named_args: dict, **options) -> list:
 def tunes() -> bool:
     """Whether kernels may be tuned by timing: on by default, off by `FLA_BDLRU_AUTOTUNE=0` or where PyTorch is told to be
     deterministic, since another choice may round differently."""
-    value = os.environ.get("FLA_BDLRU_AUTOTUNE", "1")
+    value = os.environ.get("FLA_BDLRU_AUTOTUNE") or "1"
     if value not in ("0", "1"):
         raise ValueError(f"FLA_BDLRU_AUTOTUNE={value!r} is not known; expected 0 or 1.")
     return value == "1" and not knobs.runtime.interpret and not torch.are_deterministic_algorithms_enabled()
@@ -159,7 +159,8 @@ class Launch:
     def carry(self, end, P, x0, x_in, x_last, reverse: bool) -> None:
         carry_kernel[(triton.cdiv(self.n, 32) * self.B,)](
             end, P, x0, x_in, x_last, self.NC, 0,
-            H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse, num_warps=1,
+            H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse,
+            VARLEN=self.starts is not None, num_warps=1,
         )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ def hlru_fwd_chunk_kernel(
     for c in tl.static_range(CC):
         X = X + (tl.where((lag == c0 + c) & is_row & in_n, 1.0, 0.0),)
         w = w + (tl.where(c0 + c == M, 1.0, 0.0),)
+    last_start = tl.full([], -1, tl.int64)
     for i_t in tl.range(0, n_t, TURN):
         for k in tl.static_range(TURN):
             if i_t + k < n_t:
@@ -66,13 +67,14 @@ def hlru_fwd_chunk_kernel(
                 lag = _lag(turn, rj, M)
                 if VARLEN:
                     doc = tl.load(starts + t).to(tl.int64)
+                    last_start = tl.maximum(last_start, doc)
                     if doc >= 0:
                         x = tl.zeros([MP, 32 * VEC], tl.float32)
                         if HAS_H0:
                             x = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
                         Z = ()
                         for c in tl.static_range(CC):
-                            Z = Z + (x * w[c],)
+                            Z = Z + (tl.where(c0 + c == M, x, 0.0),)
                         X = Z
                 x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
                 b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
@@ -87,7 +89,9 @@ def hlru_fwd_chunk_kernel(
     p_end = end + i_bc * (M * N) + lag * N + o_n
     p_P = P_out + i_bc * (M * M * N) + lag * (M * N) + o_n
     for c in tl.static_range(CC):
-        tl.store(p_P + (c0 + c) * N, X[c], mask=is_row & in_n & (o_n < N * (c0 + c < M).to(tl.int32)))
+        # no NaN of the document that goes on may reach those before it
+        X_c = tl.where(last_start >= 0, 0.0, X[c]) if VARLEN else X[c]
+        tl.store(p_P + (c0 + c) * N, X_c, mask=is_row & in_n & (o_n < N * (c0 + c < M).to(tl.int32)))
         tl.store(p_end, X[c], mask=is_row & in_n & (o_n < N * (c0 + c == M).to(tl.int32)))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.ops.bdlru.naive import chunk_scan, scan_documents
 from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_hlru
 from fla_bdlru.ops.common.gate_norm import normalize_gates
+from fla_bdlru.ops.common.scan import chunk_scan, scan_documents
 
 
 def naive_recurrent_hlru(

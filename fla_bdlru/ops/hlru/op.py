@@ -62,7 +62,7 @@ def hlru(
         as_input(v),
         as_input(g.transpose(2, 3)),
         as_state(initial_state, v.dtype),
-        None if cu_seqlens is None else cu_seqlens.long(),
+        None if cu_seqlens is None else cu_seqlens.long().contiguous(),
         gate_norm,
         chunk,
     )
