@@ -75,8 +75,8 @@ def gate_logits(gates: torch.Tensor, gate_norm: str) -> torch.Tensor:
 
 def rounded_down(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x > 0 in `dtype`, at most x: gates of `none` that were rounded up would have eigenvalues above 1."""
-    y = x.to(dtype)
-    return torch.where(y > x, (x * (1 - torch.finfo(dtype).eps)).to(dtype), y)
+    y, info = x.to(dtype), torch.finfo(dtype)
+    return torch.where(y > x, (x * (1 - info.eps) - info.tiny * info.eps).to(dtype), y)
 
 
 def inverse_silu(y: torch.Tensor) -> torch.Tensor:
