@@ -1,12 +1,15 @@
 """Configs and sizes: the published models counted by hand, and FLA's own model types."""
 
+import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.compare.models import TOLERANCE, default_budget, quiet
 from benchmarks.lm.models import build_model, make_config, measure, model_types, settle
+from benchmarks.lm.plan import make_runs
 from benchmarks.lm.settings import Entry, load_settings
 from fla_bdlru.layers.measure import count_parameters
 
@@ -162,3 +165,10 @@ def test_a_name_with_fields_of_its_own_is_settled():
     assert type(build_model(make_config(settled, native, 256)).model.layers[0].attn).__name__ == "Attention"
     with pytest.raises(ValueError, match=r"'lstn' is not known.* Did you mean lstm"):
         settle(replace(settings(), mixers=(Entry("lstn", model={"intermediate_size": 96}),)))
+
+
+def test_stored_runs_are_known_by_their_keys():
+    with open("benchmarks/results/lm-quick.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = SimpleNamespace(vocab_size=256, digest=rows[0]["text_digest"])
+    assert {run.key for run in make_runs(settle(load_settings("quick")), text, 1)} == {row["key"] for row in rows}
