@@ -128,7 +128,12 @@ def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
     for task in {c.task for c, _ in found}:
         places = [i for i, (c, _) in enumerate(found) if c.task == task]
         settings = [{"budget": c.matched.partition(" ")[2], **c.settings} for c in (found[i][0] for i in places)]
-        for i, apart in zip(places, distinguish(settings)):
+        told = distinguish(settings)
+        for name in told[0]:  # one setting is enough where it tells as much as all of them
+            if len({apart[name] for apart in told}) == len({tuple(apart.values()) for apart in told}):
+                told = [{name: apart[name]} for apart in told]
+                break
+        for i, apart in zip(places, told):
             named = {name: (value or "default").replace(" ", ", ") for name, value in apart.items() if name != "budget"}
             words[i] = [DISTINCTIONS[name][1].format(value) for name, value in named.items()]
         for say in (
@@ -138,8 +143,8 @@ def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
             lambda _, folder: f"folder {folder.name}",
         ):
             alike = [i for i in places if sum(words[i] == words[j] for j in places) > 1]
-            told = {say(*found[i]) for i in alike}
-            for i in alike if len(told) > 1 else ():
+            said = {say(*found[i]) for i in alike}
+            for i in alike if len(said) > 1 else ():
                 words[i] = [*words[i], say(*found[i])]
     return words
 
