@@ -13,19 +13,20 @@ from fla.modules.norm.layernorm import rms_norm
 
 from fla_bdlru import fla_cpu
 from fla_bdlru.fla_cpu import cpu_backend, is_enabled, registry, table
+from fla_bdlru.patches import resolve
 
 TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
 OPERATIONS = {target: f for implementations in table.OPERATIONS.values() for target, f in implementations.items()}
 
 
 def original_of(target):
-    _, _, function = registry._resolve(target)
+    _, _, function = resolve(target)
     return inspect.unwrap(getattr(function, "_fla_bdlru_original", function))
 
 
 def replacement_of(target):
     """What takes a call of FLA's function on CPU tensors."""
-    _, name, function = registry._resolve(target)
+    _, name, function = resolve(target)
     for operation, implementations in table.OPERATIONS.items():
         if target in implementations:
             return _operation_registries[operation]._backends["fla_bdlru_cpu"].get_implementation(name)
@@ -74,7 +75,7 @@ def test_entry_points_take_cpu_tensors_only(target):
 
 @pytest.mark.parametrize("target", [*table.WRAPPED, *table.TRACED])
 def test_wrapped_functions_are_held_under_every_name(target):
-    _, name, wrapper = registry._resolve(target)
+    _, name, wrapper = resolve(target)
     original = wrapper._fla_bdlru_original
     assert wrapper.__name__ == original.__name__ if hasattr(original, "__name__") else True
     for module_name, module in list(sys.modules.items()):
@@ -159,13 +160,13 @@ def test_the_switch_is_restored_after_an_error():
 
 
 def test_registering_twice_changes_nothing():
-    before = {target: registry._resolve(target)[2] for target in TARGETS}
+    before = {target: resolve(target)[2] for target in TARGETS}
     fla_cpu.register()
     fla_cpu._registered = False
     try:
         fla_cpu.register()
         for target, function in before.items():
-            again = registry._resolve(target)[2]
+            again = resolve(target)[2]
             assert again is function, target
     finally:
         fla_cpu._registered = True
