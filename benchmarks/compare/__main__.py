@@ -213,11 +213,15 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
         _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
     for part in parts:
         s = part.settings
+        batch = f"{s.tokens:,} tokens" if s.tokens else f"{s.batch_size} sequences"
         _say(
             console,
             f"task {part.task}, matched by {part.match}: {s.layers} block(s) of width {s.width}, {s.steps:,} steps of "
-            f"{s.batch_size} sequences, lengths {'/'.join(map(str, s.lengths))}, AdamW lr "
-            f"{'/'.join(f'{x:g}' for x in s.lrs)}, {s.schedule}",
+            f"{batch}, lengths {'/'.join(map(str, s.lengths))}, AdamW lr "
+            f"{'/'.join(f'{x:g}' for x in s.lrs)}, {s.schedule}"
+            + (", adaptive curriculum" if s.curriculum == "adaptive" else "")
+            + (", BOS" if s.bos else "")
+            + (f", readout noise {s.readout_noise:g}" if s.readout_noise else ""),
         )
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
     new = {cell.key for cell in todo}

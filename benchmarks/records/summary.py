@@ -197,9 +197,12 @@ class Comparison:
     def training(self) -> str:
         """The settings in a line."""
         s = self.settings
+        batch = f"{int(s['tokens']):,} tokens" if s["tokens"] else f"{s['batch_size']} sequences"
+        parts = ["adaptive curriculum" * (s["curriculum"] == "adaptive"), "BOS" * (s["bos"] == "True")]
+        parts += [f"readout noise {s['readout_noise']}"] if s["readout_noise"] else []
         return (
-            f"Trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {s['batch_size']} sequences, width "
-            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}"
+            f"Trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {batch}, width "
+            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}" + "".join(f", {part}" for part in parts if part)
         )
 
     @property
