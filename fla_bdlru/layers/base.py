@@ -207,8 +207,10 @@ def check_switch(field: str, value: object) -> None:
         raise ValueError(f"{field} must be True or False; got {value!r}.")
 
 
-def channels_from(field: str, count: int | None, unit: int, hidden_size: int, expand: float) -> int:
-    """The number of blocks or channels: given, or `expand * hidden_size` values in units of `unit`.
+def channels_from(
+    field: str, count: int | None, unit: int, hidden_size: int, expand: float, unit_field: str | None = None
+) -> int:
+    """The number of blocks or channels: given, or `expand * hidden_size` values in units of `unit`, called `unit_field`.
 
     Raises:
         ValueError: if a number is not positive or the widths do not divide.
@@ -218,10 +220,11 @@ def channels_from(field: str, count: int | None, unit: int, hidden_size: int, ex
         check_count(field, count)
         return count
     check_number("expand", expand)
-    width = expand * hidden_size
-    if width < unit or width != int(width) or int(width) % unit:
+    width = round(expand * hidden_size)  # 432 * (7 / 6) is 503.99999999999994
+    if width < unit or abs(width - expand * hidden_size) > 1e-9 * width or width % unit:
+        ours = f"{unit_field}={unit} does not divide the state: " if unit_field else ""
         raise ValueError(
-            f"expand={expand} times hidden_size={hidden_size} gives a state of {width:g} values, which must be a positive "
-            f"multiple of {unit}; change expand or hidden_size, or set {field}."
+            f"{ours}expand={expand} times hidden_size={hidden_size} gives {expand * hidden_size:g} values, which must be a "
+            f"positive multiple of {unit}; change expand or hidden_size, or set {field}."
         )
-    return int(width) // unit
+    return width // unit

@@ -91,7 +91,7 @@ class BDLRU(GatedRecurrence):
         super().__init__()
         check_count("block_size", block_size)
         self.block_size = block_size
-        self.num_blocks = channels_from("num_blocks", num_blocks, block_size, hidden_size, expand)
+        self.num_blocks = channels_from("num_blocks", num_blocks, block_size, hidden_size, expand, "block_size")
         self.gate_shape = (block_size, block_size + 1, self.num_blocks)
         self.width = self.readout_width = block_size * self.num_blocks
         self.build(

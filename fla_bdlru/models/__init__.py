@@ -1,4 +1,3 @@
-from fla_bdlru.models.bdlru import BDLRUConfig, BDLRUForCausalLM, BDLRUModel
-from fla_bdlru.models.hlru import HLRUConfig, HLRUForCausalLM, HLRUModel
+from fla_bdlru.models.modeling import BDLRUConfig, BDLRUForCausalLM, BDLRUModel, HLRUConfig, HLRUForCausalLM, HLRUModel
 
 __all__ = ["BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel"]

@@ -1,9 +1,10 @@
-"""The block, the model and the language model that the native models share; the mixer is what a config's type names."""
+"""BD-LRU and H-LRU as Hugging Face models: one block, one model, one language model; a config's type names the mixer."""
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,13 +13,38 @@ from fla.models.generation_utils import FLAGenerationMixin
 from fla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel, get_attention
 from fla.modules import GatedMLP, RMSNorm
 from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.mixers.registry import build_mixer, mixer_arguments
 
 if TYPE_CHECKING:
     from fla.models.utils import Cache
+
+
+# written beside a saved config, and named by its `auto_map`: transformers checks what it imports, and says what is missing
+REMOTE = "fla_bdlru_models"
+REMOTE_CODE = """from fla_bdlru import {0}Config, {0}ForCausalLM, {0}Model
+
+__all__ = ["{0}Config", "{0}ForCausalLM", "{0}Model"]
+"""
+CARD = """---
+library_name: fla_bdlru
+---
+
+A {0} model of the package [fla_bdlru](https://arxiv.org/abs/2602.12021), which it needs to run:
+
+```python
+import fla_bdlru
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_NAME")
+```
+
+Without the first line, where the package is installed: `from_pretrained(..., trust_remote_code=True)`.
+"""
 
 
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
@@ -71,13 +97,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             if not hasattr(self, field) and field != "layer_idx":
                 value = kwargs.pop(field, parameter.default)
                 setattr(self, field, list(value) if isinstance(value, tuple) else value)
-        for field, value in kwargs.items():  # transformers takes any; saved configs have fields of other versions
-            near = get_close_matches(field, mixer_arguments(self.layer_class), n=1, cutoff=0.8)
-            if near:
-                warnings.warn(
-                    f"{field}={value!r} is not a field of {type(self).__name__}, and has no effect; did you mean {near[0]!r}?",
-                    stacklevel=3,
-                )
+        if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
+            self.check_fields(kwargs)
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
         super().__init__(
             pad_token_id=pad_token_id,
@@ -86,6 +107,42 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             tie_word_embeddings=tie_word_embeddings,
             **kwargs,
         )
+
+    def __init_subclass__(cls, *args, **kwargs) -> None:
+        """Shows the layer's arguments in the constructor's signature, for editors and `help`."""
+        super().__init_subclass__(*args, **kwargs)
+        *own, rest = inspect.signature(RecurrentConfig.__init__).parameters.values()
+        names = {parameter.name for parameter in own}
+        layer = [p for name, p in mixer_arguments(cls.layer_class).items() if name not in {*names, "layer_idx"}]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        cls.__init__.__signature__ = inspect.Signature([*own, *(p.replace(kind=keyword) for p in layer), rest])
+
+    @classmethod
+    def check_fields(cls, fields: dict) -> None:
+        """Raises `ValueError` for what looks like a misspelt field; transformers' own and unknown ones pass."""
+        known = [field for field in inspect.signature(cls.__init__).parameters if not field.endswith("_token_id")]
+        theirs = vars(PreTrainedConfig())
+        for field, value in fields.items():
+            near = get_close_matches(field, known, n=1, cutoff=0.8)
+            if near and field not in theirs:
+                raise ValueError(f"{field}={value!r} is not a field of {cls.__name__}; did you mean {near[0]!r}?")
+
+    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+        """As transformers does, with what names this package: a line of code for `trust_remote_code`, and a model card."""
+        family = type(self).__name__.removesuffix("Config")
+        parts = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+        self.auto_map = {auto: f"{REMOTE}.{family}{part}" for auto, part in parts.items()}
+        folder = Path(save_directory)
+        if not folder.is_file():  # which transformers refuses
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{REMOTE}.py").write_text(REMOTE_CODE.format(family))
+            if not (folder / "README.md").exists():
+                (folder / "README.md").write_text(CARD.format(family))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing to do: a saved folder names this package, and needs no copy of its sources."""
 
 
 class RecurrentBlock(GradientCheckpointingLayer):
@@ -139,6 +196,10 @@ class RecurrentPreTrainedModel(FLAPreTrainedModel):
     _no_split_modules = ["RecurrentBlock"]  # noqa: RUF012
     _supports_cache_class = True
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing to do, as for the config."""
+
 
 class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
     """Embeddings, blocks and a last norm; `forward` is FLA's."""
@@ -167,3 +228,91 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = None
         self.post_init()
+
+
+class BDLRUConfig(RecurrentConfig):
+    r"""Configuration of a BD-LRU model.
+
+    Args:
+        hidden_size (int, Optional):
+            Width of the model. Default: 2048.
+        num_hidden_layers (int, Optional):
+            Number of blocks. Default: 24.
+        block_size, num_blocks, expand, gate_norm, ...:
+            Every other argument of `fla_bdlru.layers.BDLRU`, with its default.
+        attn (dict or list[dict], Optional):
+            Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
+        **kwargs:
+            As in FLA's configs: `hidden_ratio` (4), `intermediate_size`, `hidden_act`, `norm_eps` (1e-6), `vocab_size`
+            (32000), `tie_word_embeddings`, `initializer_range` (0.02), `use_cache`, the `fuse_*` flags, token ids.
+
+    Source: arXiv 2602.12021.
+
+    Example:
+        >>> from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
+        >>> model = BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, block_size=2))
+        >>> assert model.model.layers[1].attn.block_size == 2
+    """
+
+    model_type = "bdlru"
+    layer_class = BDLRU
+
+    def __init__(self, **kwargs) -> None:
+        # transformers would write a dataclass constructor of its own for a class without one
+        super().__init__(**kwargs)
+
+
+class BDLRUModel(RecurrentModel):
+    config_class = BDLRUConfig
+
+
+class BDLRUForCausalLM(RecurrentForCausalLM):
+    config_class = BDLRUConfig
+    model_class = BDLRUModel
+
+
+class HLRUConfig(RecurrentConfig):
+    r"""Configuration of a H-LRU model.
+
+    Args:
+        hidden_size (int, Optional):
+            Width of the model. Default: 2048.
+        num_hidden_layers (int, Optional):
+            Number of blocks. Default: 24.
+        order, num_channels, expand, readout, gate_norm, ...:
+            Every other argument of `fla_bdlru.layers.HLRU`, with its default.
+        attn (dict or list[dict], Optional):
+            Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
+        **kwargs:
+            As in FLA's configs: `hidden_ratio` (4), `intermediate_size`, `hidden_act`, `norm_eps` (1e-6), `vocab_size`
+            (32000), `tie_word_embeddings`, `initializer_range` (0.02), `use_cache`, the `fuse_*` flags, token ids.
+
+    Source: arXiv 2602.12021.
+
+    Example:
+        >>> from fla_bdlru.models import HLRUConfig, HLRUForCausalLM
+        >>> model = HLRUForCausalLM(HLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, order=3))
+        >>> assert model.model.layers[1].attn.order == 3
+    """
+
+    model_type = "hlru"
+    layer_class = HLRU
+
+    def __init__(self, **kwargs) -> None:
+        # transformers would write a dataclass constructor of its own for a class without one
+        super().__init__(**kwargs)
+
+
+class HLRUModel(RecurrentModel):
+    config_class = HLRUConfig
+
+
+class HLRUForCausalLM(RecurrentForCausalLM):
+    config_class = HLRUConfig
+    model_class = HLRUModel
+
+
+for _config, _model, _causal in ((BDLRUConfig, BDLRUModel, BDLRUForCausalLM), (HLRUConfig, HLRUModel, HLRUForCausalLM)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _causal, exist_ok=True)

@@ -325,8 +325,9 @@ ERRORS = [
     (lambda: BDLRU(D, block_size=0), "block_size must be positive; got 0"),
     (
         lambda: BDLRU(D, block_size=3),
-        "expand=1.0 times hidden_size=16 gives a state of 16 values, which must be .* multiple of 3",
+        "expand=1.0 times hidden_size=16 gives 16 values, which must be .* multiple of 3",
     ),
+    (lambda: BDLRU(D, block_size=5), "block_size=5 does not divide the state: expand=1.0 times hidden_size"),
     (lambda: BDLRU(D, expand=0.3), "multiple of 4; change expand or hidden_size, or set num_blocks"),
     (lambda: BDLRU(D, num_blocks=-1), "num_blocks must be positive; got -1"),
     (lambda: BDLRU(D, gate_norm="l1"), "gate_norm='l1' is not known; expected one of 'softmax'"),
@@ -404,3 +405,10 @@ def test_no_tokens(name, batch):
 def test_time_constants_spread():
     assert time_constants(1, (2.0, 8.0)).tolist() == pytest.approx([2.0])
     assert math.isclose(time_constants(3, (2.0, 8.0))[1].item(), 4.0)
+
+
+def test_a_fraction_that_is_rounded_is_no_other_width():
+    assert HLRU(432, expand=7 / 6).num_channels == 504
+    assert BDLRU(30, expand=0.1 * 4, block_size=3).num_blocks == 4
+    with pytest.raises(ValueError, match=r"gives 31\.8 values"):
+        HLRU(30, expand=1.06)

@@ -1,5 +1,12 @@
 """The native Hugging Face models."""
 
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -47,14 +54,71 @@ def test_config_takes_every_argument_of_the_layer(name):
 
 
 @each_family
-def test_a_misspelt_field_is_told(name, tmp_path, recwarn):
-    """Only what looks like a field: transformers' own and unknown ones pass, as in any config."""
+def test_a_misspelt_field_is_refused(name, tmp_path):
+    """Only what looks like a field: transformers' own and unknown ones pass, and so does what another version has saved."""
     Config = FAMILIES[name][0]
-    Config(**SIZES, gate_bias="memory", architectures=["X"], problem_type="regression", note="mine").save_pretrained(tmp_path)
-    assert Config.from_pretrained(tmp_path).note == "mine"
-    assert not [w for w in recwarn if "is not a field of" in str(w.message)]
-    with pytest.warns(UserWarning, match=f"gate_nrom='tanh' is not a field of {Config.__name__}, .* did you mean 'gate_norm'"):
+    theirs = {"architectures": ["X"], "problem_type": "regression", "sep_token_id": 4, "num_labels": 3}
+    config = Config(**SIZES, gate_bias="memory", note="mine", **theirs)
+    config.gate_nrom = "of a later version"
+    config.save_pretrained(tmp_path)
+    loaded = Config.from_pretrained(tmp_path)
+    assert (loaded.note, loaded.gate_nrom, loaded.sep_token_id) == ("mine", "of a later version", 4)
+    with pytest.raises(ValueError, match=f"gate_nrom='tanh' is not a field of {Config.__name__}; did you mean 'gate_norm'"):
         Config(**SIZES, gate_nrom="tanh")
+    with pytest.raises(ValueError, match=r"hiden_size=3 is not a field of .*'hidden_size'"):
+        Config(hiden_size=3)
+
+
+@each_family
+def test_the_signature_has_every_field(name):
+    Config, _, _, layer_class, _ = FAMILIES[name]
+    fields = inspect.signature(Config).parameters
+    assert set(inspect.signature(layer_class).parameters) - {"layer_idx"} < set(fields)
+    assert (fields["gate_norm"].default, fields["num_hidden_layers"].default) == ("softmax", 24)
+
+
+def test_a_block_size_that_does_not_divide_is_named():
+    with pytest.raises(ValueError, match="block_size=5 does not divide"):
+        BDLRUForCausalLM(BDLRUConfig(**SIZES, block_size=5))
+
+
+LOAD = """
+import sys
+sys.modules.update(dict.fromkeys({hidden!r}))
+import warnings; warnings.simplefilter("ignore")
+from transformers import AutoConfig, AutoModelForCausalLM
+try:
+    model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code={trust})
+    print(type(model).__module__, type(model).__name__)
+    model.save_pretrained({folder!r} + "/again")
+except (ValueError, ImportError) as error:
+    print(type(error).__name__, str(error).replace("\\n", " "))
+"""
+
+
+def load_elsewhere(folder, trust, hidden=()):
+    """What a process prints that has not imported this package."""
+    code = LOAD.format(folder=str(folder), trust=trust, hidden=hidden)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@each_family
+def test_a_saved_model_names_the_package(name, tmp_path):
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    CausalLM(Config(**SIZES, **options)).save_pretrained(tmp_path)
+    assert "library_name: fla_bdlru" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoConfig"].startswith("fla_bdlru_models.")
+    assert load_elsewhere(tmp_path, trust=True) == f"fla_bdlru.models.modeling {CausalLM.__name__}"
+    assert (tmp_path / "again" / "fla_bdlru_models.py").read_text() == (tmp_path / "fla_bdlru_models.py").read_text()
+    assert not (tmp_path / "again" / "modeling.py").exists()
+    refused = load_elsewhere(tmp_path, trust=True, hidden=("fla_bdlru",))
+    assert refused.startswith("ImportError This modeling file requires the following packages")
+    assert "pip install fla_bdlru" in refused
+    assert "trust_remote_code=True" in load_elsewhere(tmp_path, trust=False)
 
 
 @each_family
