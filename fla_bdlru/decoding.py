@@ -30,8 +30,8 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
             A new cache.
 
     Raises:
-        ValueError: if `num_tokens` is negative, no integer or more than the cache holds, or a layer did not keep the
-            state; the message names the layer.
+        ValueError: if `num_tokens` is negative, no integer or more than the cache holds, a layer did not keep the
+            state, or its block keeps another (RWKV's feed-forward layers); the message names the layer.
 
     Example:
         >>> import torch
@@ -65,6 +65,11 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
             raise ValueError(
                 f"num_tokens={num_tokens}: layer {layer_idx} kept {sum(state is not None for state in kept)} earlier states; "
                 "call the model with step_states set to the number of tokens that may be taken back."
+            )
+        if layer.state.get("ffn_state") is not None:
+            raise ValueError(
+                f"num_tokens={num_tokens}: the block of layer {layer_idx} keeps a state of its own (ffn_state, RWKV's shift "
+                "along time), which is not kept for single steps; run the model again from an earlier cache."
             )
         layer.state.update(kept[-num_tokens], step_states=kept[:-num_tokens])
         layer._seen_tokens = length

@@ -116,13 +116,14 @@ class Mixer(nn.Module):
         if num_steps:
             plain = cu_seqlens is None and cp_context is None
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
-        elif attention_mask is not None and cu_seqlens is None:
+        elif attention_mask is not None and cu_seqlens is None and hidden_states.numel():
             hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
                 hidden_states=hidden_states, cu_seqlens=None, attention_mask=attention_mask, q_len=q_len
             )
         last_state = None
         if past_key_values is not None:
             last_state = fla_part("fla.layers.utils", "get_layer_cache")(module=self, past_key_values=past_key_values)
+            check_cached_batch(last_state, batch_size if indices is not None or cu_seqlens is None else len(cu_seqlens) - 1)
         if num_steps:
             o, recurrent_state, conv_state, step_states = self.mix_steps(hidden_states, last_state, num_steps)
         else:
@@ -193,6 +194,16 @@ def check_step_states(
         raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
     if attention_mask is not None and not attention_mask[:, -q_len:].all():
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
+
+
+def check_cached_batch(last_state: dict | None, num_seqs: int) -> None:
+    """Raises `ValueError` where a cache holds the states of more or fewer sequences than the inputs are."""
+    state = None if last_state is None else last_state.get("recurrent_state")
+    if state is None or state.shape[0] == num_seqs:
+        return
+    held = state.shape[0]
+    hint = f"; repeat it first: past_key_values.batch_repeat_interleave({num_seqs // held})" if num_seqs % held == 0 else ""
+    raise ValueError(f"past_key_values holds states of {held} sequences, the inputs are {num_seqs}{hint}.")
 
 
 def check_number(field: str, value: object) -> None:

@@ -209,7 +209,7 @@ class GatedRecurrence(Mixer):
                 conv_state = F.pad(entering_tokens(v, self.conv_size - 1, cp_context).transpose(1, 2), (1, 0))
             elif last_state is not None:
                 # the convolution's decode kernel writes into its cache: give it a copy, a cache is never changed in place
-                conv_state = last_state["conv_state"].clone()
+                conv_state = last_state["conv_state"].to(v.dtype, copy=True)
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
         readout, state = self.recur(
             v,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import wraps
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ _REFUSED = {
     "CATModel": "its attention works on chunk summaries through a FlexAttention mask, not on a sequence",
     "MomModel": "its loss reads router logits, which only its own mixer has",
 }
+
+# The variable that asks for checks that cost time on a GPU.
+DEBUG_VAR = "FLA_BDLRU_DEBUG"
 
 # Models whose blocks hand no keyword arguments on to their mixers.
 _KEEPS_CONTEXT = {"LinearAttentionModel"}
@@ -143,7 +147,7 @@ def prepare(model: FLAPreTrainedModel) -> None:
     if hasattr(model, "_is_prepared"):
         return
     if any(isinstance(module, GatedRecurrence) for module in model.modules()):
-        model.register_forward_pre_hook(check_context_parallel, with_kwargs=True)
+        model.register_forward_pre_hook(check_call, with_kwargs=True)
         model._is_prepared = True
     heed_documents(model)
 
@@ -156,6 +160,28 @@ def _blocks(model: FLAPreTrainedModel) -> nn.ModuleList | None:
 def _slot(block: nn.Module) -> str | None:
     """Under which name a block holds its mixer."""
     return next((slot for slot in ("mixer", "attn") if isinstance(getattr(block, slot, None), nn.Module)), None)
+
+
+def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """What is looked at before every call of a model: token ids (under `FLA_BDLRU_DEBUG=1`), the cache, `cp_context`.
+
+    A loss needs no cache, and with one FLA's attention takes every mask for left padding; so `labels` turn it off unless
+    `use_cache` is given.
+
+    Raises:
+        ValueError: for token ids outside the vocabulary, which on a GPU are a device assert, or as `check_context_parallel`.
+    """
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    vocabulary = getattr(model.config, "vocab_size", None)
+    if os.environ.get(DEBUG_VAR) == "1" and torch.is_tensor(ids) and ids.numel() and vocabulary:
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"input_ids must lie between 0 and {vocabulary - 1} (vocab_size - 1); got {low} to {high}.")
+    # what is given by position may be a cache
+    if kwargs.get("labels") is not None and len(args) < 4 and kwargs.get("past_key_values") is kwargs.get("use_cache") is None:
+        kwargs["use_cache"] = False
+    check_context_parallel(model, args, kwargs)
+    return args, kwargs
 
 
 def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> None:

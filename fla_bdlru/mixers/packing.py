@@ -87,6 +87,11 @@ def documents(
         starts = inside[:, 1:] & (value[:, 1:] <= before[:, :-1])
     else:
         starts = step != 1
+        if (step == 0).all():
+            raise ValueError(
+                f"position_ids hold {int(value[0, 0])} for every token, which would make each of them a document; "
+                "number the tokens of a document from 0, or pass cu_seqlens for documents of one token."
+            )
         if (step > 1).any():
             raise ValueError(
                 "position_ids must count up by one, or start again where a document does: a recurrence reads every token in "

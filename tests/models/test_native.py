@@ -84,7 +84,11 @@ def test_a_block_size_that_does_not_divide_is_named():
 
 LOAD = """
 import sys
-sys.modules.update(dict.fromkeys({hidden!r}))
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in {hidden!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Absent())
 import warnings; warnings.simplefilter("ignore")
 from transformers import AutoConfig, AutoModelForCausalLM
 try:

@@ -1,0 +1,112 @@
+"""Calls that would be wrong in silence, or whose error would speak of something else."""
+
+import pytest
+import torch
+from fla.models import RWKV7Config, RWKV7ForCausalLM, TransformerConfig, TransformerForCausalLM
+from fla.models.utils import Cache
+
+from fla_bdlru import rewind_cache
+from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.mixers.packing import documents
+from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
+
+SIZES = {"hidden_size": 32, "num_heads": 4, "vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 64}
+LAYERS = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM}
+each_layer = pytest.mark.parametrize("layer_class", LAYERS.values(), ids=LAYERS)
+
+
+def lively(model):
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def hybrid():
+    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, mixer=["bdlru", "native"])))
+
+
+@torch.no_grad()
+@each_layer
+def test_a_cache_of_another_batch_size(layer_class):
+    layer, cache, x = layer_class(16, layer_idx=0).eval(), Cache(), torch.randn(2, 5, 16)
+    layer(x, past_key_values=cache, use_cache=True)
+    message = r"past_key_values holds states of 2 sequences, the inputs are {}"
+    hint = r"; repeat it first: past_key_values.batch_repeat_interleave\(2\)"
+    with pytest.raises(ValueError, match=message.format(4) + hint):
+        layer(torch.randn(4, 1, 16), past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match=message.format(4) + hint):
+        layer(torch.randn(4, 1, 16), torch.ones(4, 6), past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match=message.format(3) + r"\."):
+        layer(torch.randn(3, 1, 16), past_key_values=cache, use_cache=True)
+    step = torch.randn(2, 1, 16).repeat_interleave(2, 0)
+    expected = layer(torch.cat([x.repeat_interleave(2, 0), step], 1))[0][:, -1:]
+    cache.batch_repeat_interleave(2)
+    torch.testing.assert_close(layer(step, past_key_values=cache, use_cache=True)[0], expected)
+
+
+@torch.no_grad()
+def test_several_sequences_from_a_prefix():
+    model, tokens = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40))), None
+    tokens = torch.randint(3, 40, (1, 6))
+    cache = model(tokens[:, :4], use_cache=True).past_key_values
+    options = {"max_new_tokens": 3, "do_sample": True, "num_return_sequences": 2, "pad_token_id": 0, "eos_token_id": None}
+    with pytest.raises(ValueError, match=r"batch_repeat_interleave\(2\)"):
+        model.generate(tokens, past_key_values=cache, **options)
+
+
+@each_layer
+def test_an_empty_batch_with_a_mask(layer_class):
+    for shape in ((0, 5), (2, 0)):
+        assert layer_class(16)(torch.randn(*shape, 16), torch.ones(shape))[0].shape == (*shape, 16)
+
+
+def test_positions_that_are_all_the_same():
+    for value in (0, 7):
+        with pytest.raises(ValueError, match=f"position_ids hold {value} for every token"):
+            documents(1, 4, position_ids=torch.full((1, 4), value))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer_class", [BDLRU, HLRU])
+def test_a_cache_of_another_type(layer_class):
+    layer, cache = layer_class(16, use_short_conv=True, layer_idx=0).eval().double(), Cache()
+    x = torch.randn(1, 6, 16, dtype=torch.float64)
+    layer(x[:, :4], past_key_values=cache, use_cache=True)
+    cache[0]["conv_state"] = cache[0]["conv_state"].float()
+    rest = layer(x[:, 4:], past_key_values=cache, use_cache=True)[0]
+    torch.testing.assert_close(rest, layer(x)[0][:, 4:], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_cache_that_cannot_be_rewound_is_refused():
+    """RWKV-7's feed-forward layers shift along time, and keep the last token."""
+    config = RWKV7Config(**{**SIZES, "num_heads": None}, head_dim=8, mixer="bdlru")
+    model, tokens = lively(RWKV7ForCausalLM(config)), torch.randint(3, 40, (1, 6))
+    cache = model(tokens, use_cache=True, step_states=3).past_key_values
+    with pytest.raises(ValueError, match=r"the block of layer 0 keeps a state of its own \(ffn_state"):
+        rewind_cache(cache, 2)
+
+
+@torch.no_grad()
+def test_the_loss_of_padded_rows():
+    """In eval the cache is on by default, where FLA's attention takes any mask for left padding."""
+    model, tokens = hybrid(), torch.randint(3, 40, (2, 7))
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    labels = tokens.masked_fill(mask == 0, -100)
+    parts = [model(tokens[:1], labels=tokens[:1]).loss * 6, model(tokens[1:, :4], labels=tokens[1:, :4]).loss * 3]
+    out = model(tokens, attention_mask=mask, labels=labels)
+    torch.testing.assert_close(out.loss, sum(parts) / 9)
+    assert out.past_key_values is None
+    assert model(tokens, labels=labels, use_cache=True).past_key_values is not None
+    assert model(tokens).past_key_values is not None
+
+
+def test_token_ids_under_the_debug_flag(monkeypatch):
+    model, tokens = hybrid(), torch.tensor([[3, 40]])
+    monkeypatch.setenv("FLA_BDLRU_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"input_ids must lie between 0 and 39 \(vocab_size - 1\); got 3 to 40"):
+        model(tokens)
+    with pytest.raises(ValueError, match="got -1 to 2"):
+        model(input_ids=torch.tensor([[-1, 2]]))
+    model(tokens - 1)
