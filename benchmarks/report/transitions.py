@@ -9,13 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.compare.models import build_model
-from benchmarks.tasks import get_task, make_generator
+from benchmarks.tasks import Task, get_task, make_generator
+from benchmarks.tasks.base import Begun
 from fla_bdlru.layers import BDLRU
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.ops import normalize_gates
 
 REAL = 1e-3  # an eigenvalue whose imaginary part is smaller counts as real
 ZERO = 1e-3  # and a real one this close to zero has no sign
+
+
+def find_task(row: dict[str, str]) -> Task:
+    """The task of a finished run, with BOS if it was trained with it."""
+    task = get_task(row["task"])
+    return Begun(task) if row.get("bos") == "True" else task
 
 
 def load_model(folder: str | Path, row: dict[str, str]) -> torch.nn.Module:
@@ -37,7 +44,7 @@ def load_model(folder: str | Path, row: dict[str, str]) -> torch.nn.Module:
     path = Path(folder) / "weights" / f"{row['key']}.safetensors"
     if not path.exists():
         raise ValueError(f"{path} is not there: the run {row['variant']} seed {row['seed']} kept no weights (--rerun does).")
-    task = get_task(row["task"])
+    task = find_task(row)
     sizes = (task.vocab_size, int(row["width"]), int(row["layers"]), int(row["mlp_width"]))
     model = build_model(row["mixer"], json.loads(row["mixer_args"]), *sizes, readout=task.readout)
     model.load_state_dict(load_file(path))
@@ -104,7 +111,7 @@ def run_transitions(model: torch.nn.Module, tokens: torch.Tensor) -> list[torch.
 def stored_transitions(folder: str | Path, row: dict[str, str], examples: int = 16) -> list[torch.Tensor]:
     """`run_transitions` of a stored run on test sequences of its longest training length."""
     length = max(map(int, row["lengths"].split()))
-    inputs, _ = get_task(row["task"]).sample(make_generator(row["task"], "test", length), examples, length)
+    inputs, _ = find_task(row).sample(make_generator(row["task"], "test", length), examples, length)
     return run_transitions(load_model(folder, row), inputs)
 
 

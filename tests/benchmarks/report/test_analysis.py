@@ -4,6 +4,7 @@ import doctest
 import importlib
 import math
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
 from benchmarks.report.accuracy import block_size_lines, draw_block_sizes, draw_costs, draw_gate_norms
+from benchmarks.report.lengths import app as lengths_app
 from benchmarks.report.overview import above_chance, draw_overview, overview
 from benchmarks.report.spectra import eigenvalues, memory, summarise_eigenvalues
 from benchmarks.report.transitions import (
@@ -315,3 +317,16 @@ def test_stored_language_models_are_drawn(tmp_path):
     result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
+
+
+def test_weights_are_scored_at_other_lengths(trained, tmp_path):
+    folder, rows = trained
+    out = tmp_path / "lengths.csv"
+    result = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,64", "--examples", "32", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    assert len(table) == 2 * len(rows)
+    for key, accuracy in table[table["length"] == 8].set_index("key")["token_accuracy"].items():
+        assert accuracy == pytest.approx(float(rows[key]["token_accuracy_1x"]), abs=1e-6)
+    wrong = CliRunner().invoke(lengths_app, [str(tmp_path / "nowhere")])
+    assert wrong.exit_code == 2

@@ -1,0 +1,61 @@
+"""Scores the trained weights of a results folder at other lengths than they were scored at, for instance 256 times as long.
+
+python -m benchmarks.report.lengths results --lengths 32,256,8192
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
+
+COLUMNS = ("key", "task", "variant", "seed", "lr", "length", "examples", "token_accuracy", "sequence_accuracy")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    folder: Annotated[Path, typer.Argument(help="Results, with the weights that were kept.")] = Path("results"),
+    lengths: Annotated[str, typer.Option(help="Comma list of test lengths.")] = "32,256,8192",
+    examples: Annotated[int, typer.Option(min=1, help="Sequences per length.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="The CSV file. Default: lengths.csv in the folder.")] = None,
+) -> None:
+    from benchmarks.compare.models import quiet
+    from benchmarks.compare.train import evaluate
+    from benchmarks.records.store import read_folder
+    from benchmarks.report.transitions import find_task, load_model
+
+    quiet()
+    try:
+        tested = [int(length) for length in lengths.split(",")]
+        rows = list(read_folder(folder).values())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    out = out or folder / "lengths.csv"
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            if not (folder / "weights" / f"{row['key']}.safetensors").exists():
+                print(f"{row['variant']} seed {row['seed']}: no weights were kept")
+                continue
+            model, task = load_model(folder, row), find_task(row)
+            for length in tested:
+                scores = evaluate(model, task, length, examples, "cpu")
+                found = [f"{scores[name]:.6f}" for name in COLUMNS[-2:]]
+                writer.writerow([*(row[name] for name in COLUMNS[:5]), length, examples, *found])
+                print(
+                    f"{row['task']} {row['variant']} seed {row['seed']} @{length}: token, sequence {', '.join(found)}",
+                    flush=True,
+                )
+            file.flush()
+
+
+if __name__ == "__main__":
+    app()
