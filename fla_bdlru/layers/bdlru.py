@@ -95,9 +95,20 @@ class BDLRU(GatedRecurrence):
         self.gate_shape = (block_size, block_size + 1, self.num_blocks)
         self.width = self.readout_width = block_size * self.num_blocks
         self.build(
-            hidden_size, gate_norm, selective, gate_bias, memory_range, use_short_conv, conv_size, conv_bias,
-            use_output_gate, output_gate_activation, norm_eps, mode, layer_idx,
-        )  # fmt: skip
+            hidden_size,
+            gate_norm=gate_norm,
+            selective=selective,
+            gate_bias=gate_bias,
+            memory_range=memory_range,
+            use_short_conv=use_short_conv,
+            conv_size=conv_size,
+            conv_bias=conv_bias,
+            use_output_gate=use_output_gate,
+            output_gate_activation=output_gate_activation,
+            norm_eps=norm_eps,
+            mode=mode,
+            layer_idx=layer_idx,
+        )
 
     def initial_gates(self) -> torch.Tensor:
         return memory_gates_bdlru(self.block_size, time_constants(self.num_blocks, self.memory_range))

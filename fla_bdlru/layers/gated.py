@@ -55,6 +55,7 @@ class GatedRecurrence(Mixer):
     def build(
         self,
         hidden_size: int,
+        *,
         gate_norm: str,
         selective: bool,
         gate_bias: str,

@@ -148,7 +148,7 @@ KILLS = 10
 @pytest.fixture
 def forked_sweep():
     """Starts a sweep in a process that has imported everything; its process id."""
-    code = [sys.executable, str(ROOT / "tests" / "benchmarks" / "forked_sweeps.py")]
+    code = [sys.executable, str(Path(__file__).with_name("forked_sweeps.py"))]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(code, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
