@@ -29,7 +29,7 @@ KINDS = (
     "outside of the launch's tensors",
     "not aligned to its size",
     "of bytes that nothing wrote",
-    "lanes branch differently",
+    "lanes branch apart",
 )
 COUNTERS = (*CLASSES, "requests", "sectors", "fewest", "read", "wrote")
 

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from fla_bdlru.ops.gpu.gates import NORM_CODES
 from fla_bdlru.ops.gpu.lanes import carry_kernel
-from fla_bdlru.ops.gpu.runtime import chunks_ahead, columns, lanes_per_thread
+from fla_bdlru.ops.gpu.runtime import OPTIONS, chunks_ahead, columns, lanes_per_thread
 
 atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -32,6 +32,12 @@ FLOAT32 = {"h0", "end", "P_out", "P", "x0", "x_in", "x_last", "h_in", "ht", "dht
 SCALARS = {"T", "C", "NC", "zero"}
 DOCUMENTS = {"starts": "*i32", "ends": "*i32", "seq": "*i32", "cu_seqlens": "*i64"}
 WIDTHS = {"b8": 1, "b16": 2, "b32": 4, "b64": 8}
+
+
+def target(arch):
+    """sm_90 as 90; AMD's by their names, of which CDNA's (gfx9) have warps of 64."""
+    amd = str(arch).startswith("gfx")
+    return GPUTarget("hip" if amd else "cuda", arch, 64 if str(arch).startswith("gfx9") else 32)
 
 
 def compile_kernel(kernel, constants, dtype, arch, packed):
@@ -49,7 +55,7 @@ def compile_kernel(kernel, constants, dtype, arch, packed):
             hints[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
     start = sum(os.times()[:4])  # of this process and its children: ptxas is one
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1})
+    binary = triton.compile(source, target=target(arch), options=OPTIONS)
     return binary, sum(os.times()[:4]) - start
 
 
@@ -67,8 +73,31 @@ def longest_loop(code):
     return max((sum(to <= at <= end for at in lines) for to, end in back if to < end), default=0)
 
 
+def read_amd(binary):
+    """The same of AMD's code, as far as its text says it."""
+    text = binary.asm["amdgcn"]
+
+    def number(name):
+        return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+    loads = re.findall(r"\b(?:buffer|global)_load_(?:(?:d16_)?(?:u|s|b|i)?(\d+)|(u|s)?(byte|short)|dword(?:x(\d))?)", text)
+    widths = [int(bits) // 8 if bits else {"byte": 1, "short": 2}.get(small) or 4 * int(n or 1) for bits, _, small, n in loads]
+    return {
+        "registers": number("vgpr_count"),
+        "stack": number("private_segment_fixed_size"),
+        "local": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "shared": binary.metadata.shared,
+        "shuffles": len(re.findall(r"\b(?:ds_b?permute|ds_swizzle|v_permlane|v_mov_b32_dpp)\w*|_dpp\b", text)),
+        "barriers": len(re.findall(r"\bs_barrier", text)),
+        "atomics": len(re.findall(r"_(?:atomic|cmpswap)_", text)),
+        "narrowest_load": min(widths, default=16),
+    }
+
+
 def read(binary):
     """Registers, memory beyond them, and the instructions that must not be there."""
+    if "amdgcn" in binary.asm:
+        return read_amd(binary)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -91,11 +120,12 @@ def read(binary):
     }
 
 
-def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024, VEC=None):
+def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024, VEC=None, WARP=None):
     """What the kernels of one configuration compile to."""
     module = importlib.import_module(f"fla_bdlru.ops.{op}.kernels").KERNELS
-    VEC = VEC or lanes_per_thread(M, n)
-    shape = {"M": M, "MP": triton.next_power_of_2(M)}
+    warp = WARP or target(arch).warp_size
+    VEC = VEC or lanes_per_thread(M, n, warp)
+    shape = {"M": M, "MP": triton.next_power_of_2(M), "WARP": warp}
     common = {**shape, "VEC": VEC, module.lane_axis: n, "NORM": NORM_CODES[gate_norm], "VARLEN": packed, "HAS_H0": packed}
     common |= module.unrolled(M)
     steps = common.get("TURN", 1)  # of the longest loop; a chunk's loop, where rows are not unrolled, is over rows
@@ -108,7 +138,7 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
         "bwd_scan": (module.bwd_scan, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
         "carry": (carry_kernel, {**common, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
     }
-    variant = f"{dtype} sm_{arch} {gate_norm}" + (" packed" if packed else "")
+    variant = f"{dtype} {arch if str(arch).startswith('gfx') else f'sm_{arch}'} {gate_norm}" + (" packed" if packed else "")
     for name, (kernel, constants) in configurations.items():
         constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
         binary, seconds = compile_kernel(kernel, constants, dtype, arch, packed)

@@ -22,7 +22,17 @@ def test_auto_takes_the_native_path(monkeypatch):
     assert dispatch.resolve_backend(CPU, torch.float32, torch.float64) == "torch"
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float32) == "triton"
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float64) == "torch"
-    assert dispatch.resolve_backend(torch.device("mps"), torch.float32) == "torch"
+    assert dispatch.resolve_backend(torch.device("xpu"), torch.bfloat16) == "triton"
+
+
+@pytest.mark.parametrize("device, reason", [("mps", "the kernels know no device 'mps'"), ("xpu", "Triton is not installed")])
+def test_whichever_device_falls_to_plain_pytorch_says_so_once(monkeypatch, device, reason):
+    monkeypatch.delenv("FLA_BDLRU_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    dispatch.warn_plain.cache_clear()
+    with pytest.warns(UserWarning, match=f"{reason}.* run on '{device}' in plain PyTorch") as caught:
+        assert [dispatch.resolve_backend(torch.device(device), torch.float32) for _ in range(2)] == ["torch"] * 2
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("value, device, dtype, message", [
@@ -61,7 +71,7 @@ def test_without_numba_plain_pytorch_runs_with_one_warning(monkeypatch, reason):
 
         monkeypatch.setattr(builtins, "__import__", broken)
     dispatch.why_no_numba.cache_clear()
-    dispatch.warn_no_numba.cache_clear()
+    dispatch.warn_plain.cache_clear()
     v, g = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2, 3)
     try:
         with pytest.warns(UserWarning, match=f"{message}, so BD-LRU and H-LRU run on the CPU in plain PyTorch") as caught:

@@ -1,7 +1,7 @@
 """Triton kernels of BD-LRU: one lane owns one block, and nothing crosses lanes.
 
 Gate-major memory (H has stride 1): g, dg [B, T, M, M+1, H]; v, o, do, dv [B, T, M, H]; states [S, M, H] fp32; per chunk
-h_in, u_in, end [B, NC, M, H] and P [B, NC, M, M, H] fp32. A row of gates is a tile [MP, BN], BN = 32 VEC lanes of one warp:
+h_in, u_in, end [B, NC, M, H] and P [B, NC, M, M, H] fp32. A row of gates is a tile [MP, BN], BN = WARP VEC lanes of one warp:
 j, padded to a power of two, is an axis inside a lane.
 
 Documents (`starts`): per step, the number of the document that starts there, or -1. A start resets the state to that
@@ -77,15 +77,15 @@ def _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_fwd_chunk_kernel(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, CC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, CC: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
     # splits of a tile are neighbours, so that all but the first find its gates in the L2 cache
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, H, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, H, VEC, WARP)
     c0 = tl.program_id(0) % SPLITS * CC
-    o_n, in_n = lanes(i_n, zero, H, VEC)
+    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
@@ -103,7 +103,7 @@ def bdlru_fwd_chunk_kernel(
             doc = tl.load(starts + i_c * C + t).to(tl.int64)
             last_start = tl.maximum(last_start, doc)
             if doc >= 0:
-                x = tl.zeros([MP, 32 * VEC], tl.float32)
+                x = tl.zeros([MP, WARP * VEC], tl.float32)
                 if HAS_H0:
                     x = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
                 Z = ()
@@ -112,7 +112,7 @@ def bdlru_fwd_chunk_kernel(
                 X = Z
         Y = ()
         for c in tl.static_range(CC):
-            Y = Y + (tl.zeros([MP, 32 * VEC], tl.float32),)
+            Y = Y + (tl.zeros([MP, WARP * VEC], tl.float32),)
         if UNROLL:
             for i in tl.static_range(M):
                 Y = _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC, M, H, NORM)
@@ -134,30 +134,30 @@ def bdlru_fwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_fwd_scan_kernel(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
-    o_n, in_n = lanes(i_n, zero, H, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
     p_o = o + (i_b * T + i_c * C) * (M * H)
-    h = tl.zeros([MP, 32 * VEC], tl.float32)
+    h = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_H_IN:
         h = tl.load(h_in + i_bc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
     for t in tl.range(0, n_t):
         if VARLEN:
             doc = tl.load(starts + i_c * C + t).to(tl.int64)
             if doc >= 0:
-                h = tl.zeros([MP, 32 * VEC], tl.float32)
+                h = tl.zeros([MP, WARP * VEC], tl.float32)
                 if HAS_H0:
                     h = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
-        y = tl.zeros([MP, 32 * VEC], tl.float32)
+        y = tl.zeros([MP, WARP * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 y = _state_row(i, p_g, p_v, h, y, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -180,16 +180,16 @@ def bdlru_fwd_scan_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_bwd_chunk_kernel(
     g, do, dht, starts, ends, end, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
-    o_n, in_n = lanes(i_n, zero, H, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
-    u = tl.zeros([MP, 32 * VEC], tl.float32)
+    u = tl.zeros([MP, WARP * VEC], tl.float32)
     for it in tl.range(0, n_t):
         t = i_c * C + n_t - 1 - it
         p_g = g + (i_b * T + t) * (M * (M + 1) * H)
@@ -200,7 +200,7 @@ def bdlru_bwd_chunk_kernel(
         s = u
         if HAS_DO:
             s += tl.load(do + (i_b * T + t) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0).to(tl.float32)
-        u = tl.zeros([MP, 32 * VEC], tl.float32)
+        u = tl.zeros([MP, WARP * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 u = _adjoint_row(i, p_g, s, u, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -215,17 +215,17 @@ def bdlru_bwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def bdlru_bwd_scan_kernel(
     g, v, o, h0, h_in, do, dht, u_in, starts, ends, dg, dv, dh0, T, C, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, NORM: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, NORM: tl.constexpr,
     HAS_H0: tl.constexpr, HAS_H_IN: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
     VARLEN: tl.constexpr, LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC)
-    o_n, in_n = lanes(i_n, zero, H, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_gate = rj < M
     n_t = tl.minimum(C, T - i_c * C)
-    u = tl.zeros([MP, 32 * VEC], tl.float32)
+    u = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_U_IN:
         u = tl.load(u_in + i_bc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
     for it in tl.range(0, n_t):
@@ -242,7 +242,7 @@ def bdlru_bwd_scan_kernel(
         if VARLEN:
             start = tl.load(starts + t)
             if start >= 0:
-                h_prev = tl.zeros([MP, 32 * VEC], tl.float32)
+                h_prev = tl.zeros([MP, WARP * VEC], tl.float32)
                 if HAS_H0:
                     h_prev = tl.load(h0 + start.to(tl.int64) * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
             if HAS_DHT:
@@ -252,7 +252,7 @@ def bdlru_bwd_scan_kernel(
         s = u
         if HAS_DO:
             s += tl.load(do + (row0 + rj) * H + o_n, mask=is_gate & in_n, other=0.0).to(tl.float32)
-        u = tl.zeros([MP, 32 * VEC], tl.float32)
+        u = tl.zeros([MP, WARP * VEC], tl.float32)
         if UNROLL:
             for i in tl.static_range(M):
                 u = _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M, H, NORM)
@@ -262,7 +262,7 @@ def bdlru_bwd_scan_kernel(
         if VARLEN:
             if start >= 0:
                 tl.store(dh0 + start.to(tl.int64) * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
-                u = tl.zeros([MP, 32 * VEC], tl.float32)
+                u = tl.zeros([MP, WARP * VEC], tl.float32)
     if LAST:
         tl.store(dh0 + i_b * (M * H) + rj * H + o_n, u, mask=is_gate & in_n)
 

@@ -97,7 +97,7 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
         o, ht, h = native("cpu")[0](v, g, h0, cu_seqlens, gate_norm)
         return o, ht, h, h.new_empty(0)
 
-    op = torch.library.custom_op(f"fla_bdlru::{name}", run, mutates_args=(), device_types=("cpu", "cuda"))
+    op = torch.library.custom_op(f"fla_bdlru::{name}", run, mutates_args=())
 
     @op.register_fake
     def _(v, g, h0, cu_seqlens, gate_norm, chunk):
@@ -129,7 +129,7 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
             return native("triton")[1](v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk)
         return native("cpu")[1](v, g, o if v.dtype == torch.float32 else h, h0, do, dht, cu_seqlens, gate_norm)
 
-    op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", run_bwd, mutates_args=(), device_types=("cpu", "cuda"))
+    op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", run_bwd, mutates_args=())
 
     @op_bwd.register_fake
     def _(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):

@@ -8,6 +8,9 @@ from importlib.util import find_spec
 import torch
 
 BACKENDS = ("auto", "triton", "cpu", "torch")
+# GPUs that Triton has a backend for, as PyTorch and FLA call them (AMD's are "cuda"), and where else kernels run
+TRITON_DEVICES = ("cuda", "xpu", "npu")
+KERNEL_DEVICES = ("cpu", *TRITON_DEVICES)
 # what the kernels read; float64 (gradcheck) is left to plain PyTorch
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,12 +34,9 @@ def has_triton() -> bool:
 
 
 @cache
-def warn_no_numba(reason: str) -> None:
-    """Warns, once, that ops on a CPU run without their native kernels."""
-    warnings.warn(
-        f"{reason}, so BD-LRU and H-LRU run on the CPU in plain PyTorch, which is many times slower.",
-        stacklevel=2,
-    )
+def warn_plain(reason: str, where: str) -> None:
+    """Warns, once, that ops run without their native kernels."""
+    warnings.warn(f"{reason}, so BD-LRU and H-LRU run {where} in plain PyTorch, which is many times slower.", stacklevel=2)
 
 
 @torch.compiler.assume_constant_result
@@ -65,15 +65,19 @@ def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
         return wanted
     if wanted == "torch" or any(dtype not in KERNEL_DTYPES for dtype in dtypes):
         return "torch"
-    if device.type == "cuda" and has_triton():
+    if device.type in TRITON_DEVICES and has_triton():
         return "triton"
-    if device.type != "cpu":
-        return "torch"
-    reason = why_no_numba()
-    if reason is not None:
-        warn_no_numba(reason)
-        return "torch"
-    return "cpu"
+    if device.type == "cpu":
+        reason = why_no_numba()
+    elif device.type in TRITON_DEVICES:
+        reason = "Triton is not installed (`pip install triton`)"
+    else:
+        reason = f"the kernels know no device {device.type!r}"
+    if reason is None:
+        return "cpu"
+    if device.type != "meta":
+        warn_plain(reason, f"on {'the CPU' if device.type == 'cpu' else repr(device.type)}")
+    return "torch"
 
 
 def _why_not(backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -90,4 +94,4 @@ def _why_not(backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...]
         return "needs Triton: `pip install triton`"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts"
-    return None if device.type in ("cpu", "cuda") else f"runs tensors on a GPU; got one on {str(device)!r}"
+    return None if device.type in KERNEL_DEVICES else f"runs tensors on a GPU; got one on {str(device)!r}"

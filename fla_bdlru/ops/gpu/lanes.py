@@ -5,21 +5,21 @@ import triton.language as tl
 
 
 @triton.jit
-def program(pid, NC, H: tl.constexpr, VEC: tl.constexpr):
+def program(pid, NC, H: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr):
     """Tile of lanes, chunk, batch and b * NC + c of a program: all on grid axis x, which alone may be large."""
-    TILES: tl.constexpr = (H + 32 * VEC - 1) // (32 * VEC)
+    TILES: tl.constexpr = (H + WARP * VEC - 1) // (WARP * VEC)
     i_bc = pid // TILES
     return pid % TILES, (i_bc % NC).to(tl.int64), (i_bc // NC).to(tl.int64), i_bc.to(tl.int64)
 
 
 @triton.jit
-def lanes(i_n, zero, H: tl.constexpr, VEC: tl.constexpr):
-    """Numbers of a tile's blocks, VEC for each of 32 threads, and whether they exist; both [1, BN].
+def lanes(i_n, zero, H: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr):
+    """Numbers of a tile's blocks, VEC for each of a warp's threads, and whether they exist; both [1, BN].
 
     `zero` is 0, which the compiler does not know: it may assume VEC blocks to be aligned and no more, else it would give a
     lane more than VEC of them and spread a tile's rows over lanes.
     """
-    BN: tl.constexpr = 32 * VEC
+    BN: tl.constexpr = WARP * VEC
     o_n = (i_n * BN + zero * VEC + tl.arange(0, BN))[None, :]
     if H % BN == 0:
         in_n = tl.full(o_n.shape, 1, tl.int1)
@@ -49,20 +49,20 @@ def _carried(column, x, VARLEN: tl.constexpr):
 @triton.jit(do_not_specialize=["NC", "zero"])
 def carry_kernel(
     end, P, x0, x_in, x_last, NC, zero,
-    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, AHEAD: tl.constexpr, HAS_X0: tl.constexpr, REVERSE: tl.constexpr,
-    VARLEN: tl.constexpr,
+    H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, WARP: tl.constexpr, AHEAD: tl.constexpr, HAS_X0: tl.constexpr,
+    REVERSE: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Pass 2, serial over chunks: x_in[c] = x, x = P_c x + end_c; in reverse x = P_c^T x + end_c.
 
     It waits for memory, not for arithmetic: one block a lane, and AHEAD chunks are read before the first is used. Where not
     even one fits (AHEAD = 0), its columns are read one by one.
     """
-    i_n, _, i_b, _ = program(tl.program_id(0), 1, H, 1)
-    o_n, in_n = lanes(i_n, zero, H, 1)
+    i_n, _, i_b, _ = program(tl.program_id(0), 1, H, 1, WARP)
+    o_n, in_n = lanes(i_n, zero, H, 1, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_row = (rj < M) & in_n
     o_x = rj * H + o_n
-    x = tl.zeros([MP, 32], tl.float32)
+    x = tl.zeros([MP, WARP], tl.float32)
     if HAS_X0:
         x = tl.load(x0 + i_b * (M * H) + o_x, mask=is_row, other=0.0)
     for i in tl.range(0, NC, AHEAD if AHEAD > 0 else 1):

@@ -12,6 +12,7 @@ import torch
 import triton
 from fla.utils import autotune_cache_kwargs
 from triton import knobs
+from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
 from fla_bdlru.ops.gpu.gates import NORM_CODES
@@ -19,6 +20,8 @@ from fla_bdlru.ops.gpu.lanes import carry_kernel
 
 MIN_CHUNK = 32
 MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
+# nothing crosses lanes, so a program is one warp; a product and a sum are one instruction
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 TUNED_ELEMENTS = 2**20  # gate logits of a call below which times are noise, and nothing is tuned
 
 
@@ -44,9 +47,22 @@ def fill(M: int) -> int:
     return 132 * (32 if M == 1 else 28 if M == 2 else 16 if M <= 5 else 12 if M <= 8 else 8)
 
 
-def lanes_per_thread(M: int, n: int) -> int:
-    """Blocks (channels) a thread owns: as many as registers allow and n lanes fill, so that loads are wide."""
-    return min(4 if M <= 2 else 2 if M <= 4 else 1, 1 if n <= 32 else 2 if n <= 64 else 4)
+@functools.cache
+def warp_size() -> int:
+    """Threads of a warp, and so of a tile: 64 on AMD's CDNA, 32 elsewhere."""
+    try:
+        return driver.active.get_current_target().warp_size
+    except RuntimeError:  # no device: the interpreter, or a host that only asks for shapes
+        return 32
+
+
+def lanes_per_thread(M: int, n: int, warp: int | None = None) -> int:
+    """Blocks (channels) a thread owns: as many as registers allow and n lanes fill, so that loads are wide.
+
+    They divide n: rows would not be aligned else, and the compiler would move them across threads.
+    """
+    most, warp = 4 if M <= 2 else 2 if M <= 4 else 1, warp or warp_size()
+    return next(VEC for VEC in (4, 2, 1) if VEC <= most and n % VEC == 0 and (VEC == 1 or n > VEC // 2 * warp))
 
 
 def widths(M: int, n: int, element_size: int) -> set[int]:
@@ -71,7 +87,7 @@ def chunk_length(B: int, T: int, n: int, M: int, min_chunk: int) -> int:
     In chunks the inputs are read twice, and what is gained is that more programs run at once. Two chunks gain no more than
     they cost.
     """
-    tiles = -(-n // (32 * lanes_per_thread(M, n)))
+    tiles = -(-n // (warp_size() * lanes_per_thread(M, n)))
     C = max(min_chunk, -(-B * T * tiles // fill(M)))
     return C if 2 * C < T else max(T, 1)
 
@@ -126,7 +142,7 @@ class Launch:
         self.C = triton.cdiv(self.T, max(self.NC, 1))
         self.num_seqs = self.B if cu_seqlens is None else len(cu_seqlens) - 1
         self.tuned = len(widths(M, n, g.element_size())) > 1 and g.numel() >= TUNED_ELEMENTS and tunes()
-        self.shape = {"M": M, "MP": triton.next_power_of_2(M)}
+        self.shape = {"M": M, "MP": triton.next_power_of_2(M), "WARP": warp_size()}
         self.options = {
             kernels.lane_axis: n, **self.shape, **kernels.unrolled(M),
             "NORM": NORM_CODES[gate_norm], "VARLEN": cu_seqlens is not None,
@@ -138,7 +154,7 @@ class Launch:
 
     def context(self):
         """The tensors' device, which need not be the current one."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        return contextlib.nullcontext() if self.device.type == "cpu" else getattr(torch, self.device.type).device(self.device)
 
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(*shape, device=self.device, dtype=torch.float32)
@@ -148,19 +164,19 @@ class Launch:
 
     def run(self, kernel, *tensors, programs: int = 1, **options) -> None:
         def grid(meta):
-            return (triton.cdiv(self.n, 32 * meta["VEC"]) * programs * self.NC * self.B,)
+            return (triton.cdiv(self.n, meta["WARP"] * meta["VEC"]) * programs * self.NC * self.B,)
 
         arguments = (*tensors, self.T, self.C, self.NC, 0)
         if self.tuned:
-            autotuned(kernel)[grid](*arguments, **options, **self.options)
+            autotuned(kernel)[grid](*arguments, **options, **self.options, enable_fp_fusion=True)
         else:
-            kernel[grid](*arguments, VEC=self.VEC, **options, **self.options, num_warps=1)
+            kernel[grid](*arguments, VEC=self.VEC, **options, **self.options, **OPTIONS)
 
     def carry(self, end, P, x0, x_in, x_last, reverse: bool) -> None:
-        carry_kernel[(triton.cdiv(self.n, 32) * self.B,)](
+        carry_kernel[(triton.cdiv(self.n, warp_size()) * self.B,)](
             end, P, x0, x_in, x_last, self.NC, 0,
             H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse,
-            VARLEN=self.starts is not None, num_warps=1,
+            VARLEN=self.starts is not None, **OPTIONS,
         )  # fmt: skip
 
 

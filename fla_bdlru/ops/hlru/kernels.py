@@ -3,7 +3,7 @@
 Gate-major memory (N has stride 1): g, dg [B, T, M+1, N]; v, o, do, dv [B, T, N]; states [S, M, N] fp32, newest first; per
 chunk h_in, u_in, end [B, NC, M, N] and P [B, NC, M, M, N] fp32. Pass 2 is BD-LRU's.
 
-The window of M values is a tile [MP, BN], BN = 32 VEC lanes of one warp, that does not move: a step overwrites the row of
+The window of M values is a tile [MP, BN], BN = WARP VEC lanes of one warp, that does not move: a step overwrites the row of
 the oldest value. Before step k of a chunk, row r is lag (k - 1 - r) mod M (0 is the newest), and logits are read in that
 order. TURN steps are unrolled, M of them where M is small, so that the order is known when compiling.
 
@@ -40,14 +40,14 @@ def _load_gates(p_g, lag, o_n, is_row, in_n, M: tl.constexpr, N: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_fwd_chunk_kernel(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     CC: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, N, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, N, VEC, WARP)
     c0 = tl.program_id(0) % SPLITS * CC
-    o_n, in_n = lanes(i_n, zero, N, VEC)
+    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_row = rj < M
     t0 = i_c * C
@@ -69,7 +69,7 @@ def hlru_fwd_chunk_kernel(
                     doc = tl.load(starts + t).to(tl.int64)
                     last_start = tl.maximum(last_start, doc)
                     if doc >= 0:
-                        x = tl.zeros([MP, 32 * VEC], tl.float32)
+                        x = tl.zeros([MP, WARP * VEC], tl.float32)
                         if HAS_H0:
                             x = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
                         Z = ()
@@ -98,17 +98,17 @@ def hlru_fwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_fwd_scan_kernel(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
-    o_n, in_n = lanes(i_n, zero, N, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    h = tl.zeros([MP, 32 * VEC], tl.float32)
+    h = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_H_IN:
         h = tl.load(h_in + i_bc * (M * N) + _lag(0, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
     for i_t in tl.range(0, n_t, TURN):
@@ -120,7 +120,7 @@ def hlru_fwd_scan_kernel(
                 if VARLEN:
                     doc = tl.load(starts + t).to(tl.int64)
                     if doc >= 0:
-                        h = tl.zeros([MP, 32 * VEC], tl.float32)
+                        h = tl.zeros([MP, WARP * VEC], tl.float32)
                         if HAS_H0:
                             h = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
                 x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
@@ -140,17 +140,17 @@ def hlru_fwd_scan_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_bwd_chunk_kernel(
     g, do, dht, starts, ends, end, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
-    o_n, in_n = lanes(i_n, zero, N, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    u = tl.zeros([MP, 32 * VEC], tl.float32)
+    u = tl.zeros([MP, WARP * VEC], tl.float32)
     for i_t in tl.range(0, n_t, TURN):
         for k in tl.static_range(TURN):
             if i_t + k < n_t:
@@ -175,18 +175,18 @@ def hlru_bwd_chunk_kernel(
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def hlru_bwd_scan_kernel(
     g, v, o, h0, do, dht, u_in, starts, ends, seq, cu_seqlens, dg, dv, dh0, T, C, NC, zero,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, TURN: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
     VARLEN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC)
-    o_n, in_n = lanes(i_n, zero, N, VEC)
+    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
     rj = tl.arange(0, MP)[:, None]
     is_row = rj < M
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
-    u = tl.zeros([MP, 32 * VEC], tl.float32)
+    u = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_U_IN:
         u = tl.load(u_in + i_bc * (M * N) + _lag(M + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
     for i_t in tl.range(0, n_t, TURN):
@@ -231,7 +231,7 @@ def hlru_bwd_scan_kernel(
                 if VARLEN:
                     if since == 0:
                         tl.store(dh0 + doc * (M * N) + lag * N + o_n, u, mask=is_row & in_n)
-                        u = tl.zeros([MP, 32 * VEC], tl.float32)
+                        u = tl.zeros([MP, WARP * VEC], tl.float32)
     if LAST:
         tl.store(dh0 + i_b * (M * N) + _lag(M + 1 - (n_t % M).to(tl.int32), rj, M) * N + o_n, u, mask=is_row & in_n)
 
