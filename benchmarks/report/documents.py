@@ -23,7 +23,8 @@ MARKED = re.compile(r"(<!-- rows: (\S+)(?: (\S+))? -->\n).*?(<!-- /rows -->)", r
 
 def pages() -> list[Path]:
     """The documents that may hold tables."""
-    return [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    readmes = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+    return [*readmes, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _cell(values: list[float]) -> str:
@@ -102,7 +103,46 @@ def _block_sizes(name: str) -> str:
     return _markdown([*head, "median time constant"], rows)
 
 
-KINDS = {"spectra": _spectra, "convolution": _convolution, "tasks": _tasks, "block-sizes": _block_sizes}
+def _lengths(name: str) -> str:
+    """How many seeds get every sequence right, by test length (`benchmarks.report.lengths`)."""
+    table = pd.read_csv(RESULTS / name / "lengths.csv")
+    table["whole"] = table.sequence_accuracy == 1
+    counts = table.groupby(["variant", "length"]).agg(right=("whole", "sum"), seeds=("seed", "nunique")).reset_index()
+    tested = sorted(table.length.unique())
+    rows = [
+        [f"`{variant}`", *(f"{of.right} of {of.seeds}" for of in part.set_index("length").reindex(tested).itertuples())]
+        for variant, part in sorted(counts.groupby("variant"), key=lambda item: -item[1].right.sum())
+    ]
+    head = [f"seeds with every one of {table.examples.iloc[0]} sequences right", *(f"length {length:,}" for length in tested)]
+    return _markdown(head, rows)
+
+
+def _gpu(name: str) -> str:
+    """Our chunked ops on a GPU, in bfloat16 at two shapes: time, bandwidth, and that over a large copy's."""
+    table = pd.read_csv(RESULTS / name / "gpu.csv")
+    table = table[(table.contender == "chunk") & (table.dtype == "bfloat16") & (table.channels == 1024)]
+    rows = []
+    for (op, m, B, T), part in table[table.B.isin((1, 8)) & ((table.B == 8) | (table["T"] > 2048))].groupby(
+        ["op", "m", "B", "T"]
+    ):
+        cells = [
+            f"{x.ms:.3f} ms, {x.gb_per_s:,.0f} GB/s, {x.copy_fraction:.2f}" for x in part.sort_values("mode").itertuples()
+        ]
+        rows.append([op, str(m), f"{B} x {T:,}", *cells])
+    first = table.iloc[0]
+    device = f"{first.device}, driver {first.driver}, {first.versions}, commit {first.commit}"
+    under = f"\n{device}; a copy moves {first.copy_gb_per_s:,.0f} GB/s.\n"
+    return _markdown(["op", "m", "B x T", "forward", "forward and backward"], rows) + under
+
+
+KINDS = {
+    "lengths": _lengths,
+    "gpu": _gpu,
+    "spectra": _spectra,
+    "convolution": _convolution,
+    "tasks": _tasks,
+    "block-sizes": _block_sizes,
+}
 
 
 def make_table(name: str, kind: str | None = None) -> str:

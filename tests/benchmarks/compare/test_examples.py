@@ -6,8 +6,8 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["grid", "models", "sweep"])
+@pytest.mark.parametrize("name", ["plan", "models", "settings"])
 def test_docstring_examples(name):
-    result = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    result = doctest.testmod(importlib.import_module(f"benchmarks.compare.{name}"))
     assert result.failed == 0
     assert result.attempted > 0
