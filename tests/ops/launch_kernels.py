@@ -85,7 +85,7 @@ def cases():
         yield {"op": op, "M": 2, "T": 40, "gradients": "o"}
         yield {"op": op, "M": 2, "T": 3000, "gradients": "ht"}
         yield {"op": op, "M": 17, "T": 40, "state": True, "dtype": "float32"}
-        yield {"op": op, "M": 4, "T": 3000, "n": 33, "state": True, "dtype": "float32", "tuned": True}
+        yield {"op": op, "M": 4, "T": 3000, "n": 34, "state": True, "dtype": "float32", "tuned": True}
 
 
 def run(op, M, T, state=False, packed=False, dtype="bfloat16", gradients="o, ht", n=40, tuned=False):

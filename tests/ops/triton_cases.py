@@ -261,7 +261,7 @@ def test_tuned_kernels(name, chunks, monkeypatch):
     monkeypatch.setattr(runtime.Autotuner, "_bench", bench)
     runtime.autotuned.cache_clear()
     for T in (6, 9):
-        compare(name, *make_inputs(name, T=T, width=130, M=2))
+        compare(name, *make_inputs(name, T=T, width=132, M=2))
         assert len(timed) == 2 * 4
     assert {VEC for _, VEC in timed} == {2, 4}
     runtime.autotuned.cache_clear()
