@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fla_bdlru.ops.gpu.gates import NORM_CODES
-from fla_bdlru.ops.gpu.lanes import carry_kernel
+from fla_bdlru.ops.gpu.lanes import chunk_lru_kernel_carry
 from fla_bdlru.ops.gpu.runtime import OPTIONS, chunks_ahead, columns, lanes_per_thread
 
 atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
@@ -132,11 +132,11 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
     gates = VEC * (steps * (M + 1) if op == "hlru" else (M if common["UNROLL"] else 1) * (M + 1))
     backward = {"HAS_DO": True, "HAS_DHT": packed}
     configurations = {
-        "fwd_chunk": (module.fwd_chunk, {**common, "CC": columns(M)}),
-        "fwd_scan": (module.fwd_scan, {**common, "HAS_H_IN": True, "LAST": False}),
-        "bwd_chunk": (module.bwd_chunk, {**common, **backward}),
-        "bwd_scan": (module.bwd_scan, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
-        "carry": (carry_kernel, {**common, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
+        "fwd_h": (module.fwd_h, {**common, "CC": columns(M)}),
+        "fwd_o": (module.fwd_o, {**common, "HAS_H_IN": True, "LAST": False}),
+        "bwd_dh": (module.bwd_dh, {**common, **backward}),
+        "bwd_dvg": (module.bwd_dvg, {**common, **backward, "HAS_H_IN": True, "HAS_U_IN": True, "LAST": False}),
+        "carry": (chunk_lru_kernel_carry, {**common, "H": n, "AHEAD": chunks_ahead(M), "HAS_X0": True, "REVERSE": True}),
     }
     variant = f"{dtype} {arch if str(arch).startswith('gfx') else f'sm_{arch}'} {gate_norm}" + (" packed" if packed else "")
     for name, (kernel, constants) in configurations.items():
@@ -145,6 +145,7 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
         yield {
             "op": op,
             "M": M,
+            "n": n,
             "kernel": name,
             "variant": variant,
             "dtype": dtype,

@@ -37,9 +37,8 @@ def test_compiled_kernels_equal_the_naive_recurrence(driver, name, M, width, pac
     got = results(getattr(ops, f"chunk_{name}"), v, g, h0, cu_seqlens)
     for x, y in zip(got, exact):
         assert (x - y).abs().max() < 2e-6 * y.abs().max().clamp_min(1)
-    assert {kernel.split("_", 1)[1] for kernel in driver.totals if kernel != "carry_kernel"} == {
-        "fwd_chunk_kernel", "fwd_scan_kernel", "bwd_chunk_kernel", "bwd_scan_kernel"
-    }  # fmt: skip
+    parts = ("fwd_kernel_h", "fwd_kernel_o", "bwd_kernel_dh", "bwd_kernel_dvg")
+    assert set(driver.totals) == {"chunk_lru_kernel_carry", *(f"chunk_{name}_{part}" for part in parts)}
     assert all(counts["float"] and counts["sectors"] >= counts["fewest"] > 0 for counts in driver.totals.values())
 
 

@@ -70,7 +70,7 @@ def test_what_the_tuner_may_choose(monkeypatch):
     """Two widths at most, the same key at every T, and switches that turn it off."""
     bf16, fp32 = torch.bfloat16, torch.float32
     for kernels in (bdlru_kernels, hlru_kernels):
-        for kernel in (kernels.fwd_chunk, kernels.fwd_scan, kernels.bwd_chunk, kernels.bwd_scan):
+        for kernel in (kernels.fwd_h, kernels.fwd_o, kernels.bwd_dh, kernels.bwd_dvg):
             tuner = autotuned(kernel)
             assert {kernels.lane_axis, "M", "NORM", "VARLEN"} <= set(tuner.keys)
             assert not {"T", "C", "NC", "VEC"} & set(tuner.keys)
@@ -114,14 +114,14 @@ class Recorder:
 def test_grids_do_not_grow_with_documents(kernels, monkeypatch):
     """100,000 documents: the grids of one, all of it on axis x, which alone holds more than 65,535."""
     carry = Recorder()
-    monkeypatch.setattr(triton_runtime, "carry_kernel", carry)
+    monkeypatch.setattr(triton_runtime, "chunk_lru_kernel_carry", carry)
     T, M, n = 200_000, 2, 3
     shape = (1, T, M, n) if kernels is bdlru_kernels else (1, T, n)
     v = torch.zeros(shape)
     g = torch.zeros(1, T, M, M + 1, n) if kernels is bdlru_kernels else torch.zeros(1, T, M + 1, n)
     found = []
     for cu_seqlens in (torch.tensor([0, T]), torch.arange(0, T + 1, 2)):
-        names = ("fwd_chunk", "fwd_scan", "bwd_chunk", "bwd_scan")
+        names = ("fwd_h", "fwd_o", "bwd_dh", "bwd_dvg")
         recorded = replace(kernels, **{name: Recorder() for name in names})
         o, _, h_in, P = triton_fwd(recorded, v, g, None, cu_seqlens, "softmax", True)
         triton_bwd(recorded, v, g, o, h_in, P, None, v, None, cu_seqlens, "softmax", True)
@@ -134,28 +134,33 @@ def test_grids_do_not_grow_with_documents(kernels, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- launched
 
 
+def kernel_name(op, kernel):
+    """What a profile shows, by FLA's pattern."""
+    return "chunk_lru_kernel_carry" if kernel == "carry" else f"chunk_{op}_{kernel.replace('_', '_kernel_')}"
+
+
 @pytest.mark.timeout(900)
 def test_kernels_are_launched():
     """Through Triton's own launcher, on a driver that runs nothing; in a process of its own."""
     for case in _run_script("launch_kernels.py"):
         op, chunked = case["op"], case["T"] == 3000
-        passes = {"fwd": ["fwd_scan"], "bwd": ["bwd_scan"]}
+        passes = {"fwd": ["fwd_o"], "bwd": ["bwd_dvg"]}
         if chunked:
-            passes = {name: [f"{name}_chunk", "carry", *last] for name, last in passes.items()}
+            passes = {name: [f"{name}_{first}", "carry", *last] for first, (name, last) in zip(("h", "dh"), passes.items())}
         if case["T"] == 0:
             passes = {"fwd": [], "bwd": []}
         for name, side in (("fwd", "forward"), ("bwd", "backward")):
-            expected = ["carry_kernel" if kernel == "carry" else f"{op}_{kernel}_kernel" for kernel in passes[name]]
+            expected = [kernel_name(op, kernel) for kernel in passes[name]]
             assert [launch["kernel"] for launch in case[side]] == expected, case
             assert all(launch["grid"][1:] == [1, 1] and launch["warps"] == 1 for launch in case[side]), case
         tried = Counter(launch["kernel"] for launch in case["tried"])
-        of_choice = {f"{op}_{kernel}_kernel" for found in passes.values() for kernel in found if kernel != "carry"}
+        of_choice = {kernel_name(op, kernel) for found in passes.values() for kernel in found if kernel != "carry"}
         assert tried == (dict.fromkeys(of_choice, 2) if case.get("tuned") else {}), case  # two widths each
 
 
 # ------------------------------------------------------------------------------------------------------- compiled
 
-KERNELS = ("fwd_chunk", "fwd_scan", "bwd_chunk", "bwd_scan", "carry")
+KERNELS = ("fwd_h", "fwd_o", "bwd_dh", "bwd_dvg", "carry")
 
 
 def jobs():
@@ -214,7 +219,7 @@ def test_compiled_kernels_stay_in_registers_and_in_their_lane(compiled):
 def test_cross_lane_instructions_show():
     """On purpose: tiles of 32 lanes for AMD's warps of 64, and two blocks a lane where their number is odd."""
     wrong = [{"op": "bdlru", "M": 4, "arch": "gfx942", "WARP": 32}, {"op": "bdlru", "M": 2, "n": 33, "VEC": 2}]
-    rows = [row for row in _run_script("compile_kernels.py", json.dumps(wrong)) if row["kernel"] == "fwd_scan"]
+    rows = [row for row in _run_script("compile_kernels.py", json.dumps(wrong)) if row["kernel"] == "fwd_o"]
     assert [row["shuffles"] > 4 for row in rows] == [True, True], rows
 
 
@@ -230,7 +235,7 @@ def test_first_call_compiles_quickly(compiled):
     """The kernels of a forward and backward pass together, M <= 8, in seconds of a processor."""
     for M in (1, 2, 3, 4, 5, 6, 8):
         for op in ("bdlru", "hlru"):
-            chosen = (op, M, "bf16 sm_90 softmax", lanes_per_thread(M, 1024))
-            rows = [r for r in compiled if (r["op"], r["M"], r["variant"], r["VEC"]) == chosen]
+            chosen = (op, M, 1024, "bf16 sm_90 softmax", lanes_per_thread(M, 1024))
+            rows = [r for r in compiled if (r["op"], r["M"], r["n"], r["variant"], r["VEC"]) == chosen]
             assert len(rows) == len(KERNELS)
             assert sum(row["seconds"] for row in rows) < 10, (op, M)

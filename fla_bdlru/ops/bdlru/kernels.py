@@ -75,7 +75,7 @@ def _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def bdlru_fwd_chunk_kernel(
+def chunk_bdlru_fwd_kernel_h(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, CC: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
@@ -132,7 +132,7 @@ def bdlru_fwd_chunk_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def bdlru_fwd_scan_kernel(
+def chunk_bdlru_fwd_kernel_o(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
@@ -178,7 +178,7 @@ def bdlru_fwd_scan_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def bdlru_bwd_chunk_kernel(
+def chunk_bdlru_bwd_kernel_dh(
     g, do, dht, starts, ends, end, T, C, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
@@ -213,7 +213,7 @@ def bdlru_bwd_chunk_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def bdlru_bwd_scan_kernel(
+def chunk_bdlru_bwd_kernel_dvg(
     g, v, o, h0, h_in, do, dht, u_in, starts, ends, dg, dv, dh0, T, C, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, NORM: tl.constexpr,
     HAS_H0: tl.constexpr, HAS_H_IN: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
@@ -268,6 +268,6 @@ def bdlru_bwd_scan_kernel(
 
 
 KERNELS = Kernels(
-    bdlru_fwd_chunk_kernel, bdlru_fwd_scan_kernel, bdlru_bwd_chunk_kernel, bdlru_bwd_scan_kernel,
+    chunk_bdlru_fwd_kernel_h, chunk_bdlru_fwd_kernel_o, chunk_bdlru_bwd_kernel_dh, chunk_bdlru_bwd_kernel_dvg,
     lane_axis="H", unrolled=lambda M: {"UNROLL": M <= MAX_UNROLLED}, min_chunk=lambda M: MIN_CHUNK,
 )  # fmt: skip

@@ -47,7 +47,7 @@ def _carried(column, x, VARLEN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["NC", "zero"])
-def carry_kernel(
+def chunk_lru_kernel_carry(
     end, P, x0, x_in, x_last, NC, zero,
     H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, WARP: tl.constexpr, AHEAD: tl.constexpr, HAS_X0: tl.constexpr,
     REVERSE: tl.constexpr, VARLEN: tl.constexpr,

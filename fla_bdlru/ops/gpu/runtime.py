@@ -16,7 +16,7 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
 from fla_bdlru.ops.gpu.gates import NORM_CODES
-from fla_bdlru.ops.gpu.lanes import carry_kernel
+from fla_bdlru.ops.gpu.lanes import chunk_lru_kernel_carry
 
 MIN_CHUNK = 32
 MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
@@ -33,10 +33,10 @@ class Kernels:
     `min_chunk(M)` how many steps a chunk must have for its transition P to cost little beside them.
     """
 
-    fwd_chunk: triton.JITFunction
-    fwd_scan: triton.JITFunction
-    bwd_chunk: triton.JITFunction
-    bwd_scan: triton.JITFunction
+    fwd_h: triton.JITFunction
+    fwd_o: triton.JITFunction
+    bwd_dh: triton.JITFunction
+    bwd_dvg: triton.JITFunction
     lane_axis: str
     unrolled: Callable[[int], dict]
     min_chunk: Callable[[int], int]
@@ -173,7 +173,7 @@ class Launch:
             kernel[grid](*arguments, VEC=self.VEC, **options, **self.options, **OPTIONS)
 
     def carry(self, end, P, x0, x_in, x_last, reverse: bool) -> None:
-        carry_kernel[(triton.cdiv(self.n, warp_size()) * self.B,)](
+        chunk_lru_kernel_carry[(triton.cdiv(self.n, warp_size()) * self.B,)](
             end, P, x0, x_in, x_last, self.NC, 0,
             H=self.n, **self.shape, AHEAD=chunks_ahead(self.M), HAS_X0=x0 is not None, REVERSE=reverse,
             VARLEN=self.starts is not None, **OPTIONS,
@@ -203,13 +203,13 @@ def triton_fwd(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
             h_in, P, end = k.chunk_states(), k.empty(k.B, k.NC, k.M, k.M, k.n), k.chunk_states()
             cols = columns(k.M)
             k.run(
-                kernels.fwd_chunk, g, v, h0, k.starts, end, P,
+                kernels.fwd_h, g, v, h0, k.starts, end, P,
                 programs=(k.M + cols) // cols, CC=cols, HAS_H0=packed and h0 is not None,
             )  # fmt: skip
             # documents take their states themselves; what enters and leaves the packed sequence is nothing
             k.carry(end, P, None if packed else h0, h_in, k.empty(k.B, k.M, k.n) if packed else ht, reverse=False)
         k.run(
-            kernels.fwd_scan, g, v, h0, k.starts, k.ends, h_in if chunked else h0, o, ht,
+            kernels.fwd_o, g, v, h0, k.starts, k.ends, h_in if chunked else h0, o, ht,
             HAS_H0=h0 is not None, HAS_H_IN=chunked or (h0 is not None and not packed), LAST=not (chunked or packed),
         )  # fmt: skip
     return o, ht, h_in, P
@@ -226,7 +226,7 @@ def triton_bwd(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, ch
     with k.context():
         if chunked:
             end, u_in = k.chunk_states(), k.chunk_states()
-            k.run(kernels.bwd_chunk, g, do, dht, k.starts, k.ends, end, **has)
+            k.run(kernels.bwd_dh, g, do, dht, k.starts, k.ends, end, **has)
             k.carry(end, P, None if packed else dht, u_in, k.empty(k.B, k.M, k.n) if packed else dh0, reverse=True)
         has |= {"HAS_H0": h0 is not None, "HAS_U_IN": chunked or (dht is not None and not packed)}
         has["LAST"] = not (chunked or packed)
@@ -235,5 +235,5 @@ def triton_bwd(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, ch
             before, documents_of = (h_in if chunked else h0,), ()
         else:
             before, documents_of = (), (k.seq, cu_seqlens)
-        k.run(kernels.bwd_scan, g, v, o, h0, *before, do, dht, u_in, k.starts, k.ends, *documents_of, dg, dv, dh0, **has)
+        k.run(kernels.bwd_dvg, g, v, o, h0, *before, do, dht, u_in, k.starts, k.ends, *documents_of, dg, dv, dh0, **has)
     return dv, dg, dh0

@@ -38,7 +38,7 @@ def _load_gates(p_g, lag, o_n, is_row, in_n, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def hlru_fwd_chunk_kernel(
+def chunk_hlru_fwd_kernel_h(
     g, v, h0, starts, end, P_out, T, C, NC, zero,
     N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr,
     CC: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr,
@@ -96,7 +96,7 @@ def hlru_fwd_chunk_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def hlru_fwd_scan_kernel(
+def chunk_hlru_fwd_kernel_o(
     g, v, h0, starts, ends, h_in, o, ht, T, C, NC, zero,
     N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
@@ -138,7 +138,7 @@ def hlru_fwd_scan_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def hlru_bwd_chunk_kernel(
+def chunk_hlru_bwd_kernel_dh(
     g, do, dht, starts, ends, end, T, C, NC, zero,
     N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr,
@@ -173,7 +173,7 @@ def hlru_bwd_chunk_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
-def hlru_bwd_scan_kernel(
+def chunk_hlru_bwd_kernel_dvg(
     g, v, o, h0, do, dht, u_in, starts, ends, seq, cu_seqlens, dg, dv, dh0, T, C, NC, zero,
     N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
     NORM: tl.constexpr, HAS_H0: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, HAS_U_IN: tl.constexpr,
@@ -237,6 +237,6 @@ def hlru_bwd_scan_kernel(
 
 
 KERNELS = Kernels(
-    hlru_fwd_chunk_kernel, hlru_fwd_scan_kernel, hlru_bwd_chunk_kernel, hlru_bwd_scan_kernel,
+    chunk_hlru_fwd_kernel_h, chunk_hlru_fwd_kernel_o, chunk_hlru_bwd_kernel_dh, chunk_hlru_bwd_kernel_dvg,
     lane_axis="N", unrolled=lambda M: {"TURN": M if M <= MAX_UNROLLED else 1}, min_chunk=lambda M: MIN_CHUNK * M,
 )  # fmt: skip
