@@ -53,7 +53,7 @@ CHECKS = {
     "Triton interprets": (*PYTEST, "tests/ops/triton_cases.py", "-k", "test_sizes and (3 or 4) or test_packed"),
 }  # fmt: skip
 HEAD = ("Python", *PACKAGES, *CHECKS)
-MARKS = ("<!-- versions -->", "<!-- /versions -->")
+PAGE, MARKS = ROOT / "docs" / "start.md", ("<!-- versions -->\n", "<!-- /versions -->")
 
 
 def run(*command, log: Path, **variables) -> int:
@@ -81,15 +81,15 @@ def try_row(folder: Path, row: tuple) -> list:
     Raises:
         RuntimeError: where the versions cannot be installed, now or at all.
     """
-    version, torch, triton, transformers, fla, numpy = row
-    venv, log = folder / f"python-{version}-torch-{torch}", folder / f"{'-'.join(row)}.log"
+    version, *pins = row
+    torch, triton, transformers, fla, numpy = map("==".join, zip(PACKAGES, pins))
+    venv, log = folder / f"python-{version}-torch-{pins[0]}", folder / f"{'-'.join(row)}.log"
     python, base = venv / "bin" / "python", shutil.which(f"python{version}")
     if not python.exists() and (base is None or run(base, "-m", "venv", venv, log=log)):
         raise RuntimeError(f"python{version} is not on the PATH, or makes no environment")
     pip = (python, "-m", "pip", "install", "--disable-pip-version-check")
-    wanted = (f"torch=={torch}", f"transformers=={transformers}", f"flash-linear-attention=={fla}", *TOOLS)
-    past_torch = ("--no-deps", f"triton=={triton}", f"numpy=={numpy}")  # whatever torch asks for
-    if run(*pip, *torch_index(has_gpu()), *wanted, log=log) or run(*pip, *past_torch, log=log):
+    past_torch = ("--no-deps", triton, numpy)  # whatever torch asks for
+    if run(*pip, *torch_index(has_gpu()), torch, transformers, fla, *TOOLS, log=log) or run(*pip, *past_torch, log=log):
         raise RuntimeError(f"pip could not install these versions together; {log} says why")
     code = f"import importlib.metadata as m; print(*map(m.version, {PACKAGES!r}))"
     cells = [version, *subprocess.check_output([python, "-c", code], text=True).split()]
@@ -106,19 +106,13 @@ def write(cells: list, page: Path) -> None:
     before, _, rest = page.read_text().partition(MARKS[0])
     old, found, after = rest.partition(MARKS[1])
     if not found:
-        raise SystemExit(f"{page} has no {MARKS[0]} ... {MARKS[1]} to put the table between.")
-    head, *rows = [line.strip("| ").split(" | ") for line in old.strip().splitlines()] or [[]]
-    rows = rows[1:] if head == [*HEAD] else []
-    versions = [tuple(cell.partition("+")[0] for cell in row[: len(ROWS[0])]) for row in (*rows, cells)]
-    table = dict(sorted(zip(versions, (*rows, cells)), key=lambda item: [*ROWS, item[0]].index(item[0])))
-    lines = ("| " + " | ".join(row) + " |\n" for row in (HEAD, ["---"] * len(HEAD), *table.values()))
-    page.write_text(f"{before}{MARKS[0]}\n{''.join(lines)}{MARKS[1]}{after}")
-
-
-def find_page() -> Path:
-    """The page that has the table."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-    return next(page for page in pages if MARKS[0] in page.read_text())
+        raise SystemExit(f"{page} has no {''.join(MARKS)} to put the table between.")
+    head, *rows = [line.strip("| ").split(" | ") for line in old.splitlines()] or [[]]
+    rows = [*rows[1:], cells] if head == [*HEAD] else [cells]
+    table = {tuple(cell.partition("+")[0] for cell in row[: len(ROWS[0])]): row for row in rows}
+    rows = (table[row] for row in dict.fromkeys((*ROWS, *table)) if row in table)
+    lines = ("| " + " | ".join(row) + " |\n" for row in (HEAD, ["---"] * len(HEAD), *rows))
+    page.write_text("".join((before, MARKS[0], *lines, MARKS[1], after)))
 
 
 def main() -> None:
@@ -127,8 +121,7 @@ def main() -> None:
     parser.add_argument("--row", type=int, action="append", choices=range(1, len(ROWS) + 1), metavar="N",
                         help=f"number of a row of ROWS, 1 to {len(ROWS)}; may be repeated (default: all)")  # fmt: skip
     parser.add_argument("--write", action="store_true", help="put each row into the table between the marks of its page")
-    options = parser.parse_args()
-    failed = []
+    options, failed = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +133,7 @@ def main() -> None:
                 continue
             print(*cells, sep=" | ")
             if options.write:
-                write(cells, find_page())
+                write(cells, PAGE)
     sys.exit("\n".join(failed) or 0)
 
 

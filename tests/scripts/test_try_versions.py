@@ -84,7 +84,7 @@ def test_a_row_runs_every_check_and_keeps_what_fails(try_versions, ran, tmp_path
 def test_rows_that_cannot_be_installed_are_named_and_others_go_on(try_versions, ran, tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("<!-- versions -->\n<!-- /versions -->")
-    monkeypatch.setattr(try_versions, "find_page", lambda: page)
+    monkeypatch.setattr(try_versions, "PAGE", page)
     monkeypatch.setattr(try_versions.shutil, "which", lambda name: None if name == "python3.12" else name)
     bad, good = (next(i for i, row in enumerate(try_versions.ROWS, 1) if row[0] == version) for version in ("3.12", "3.13"))
     rows = ["--row", str(bad), "--row", str(good), "--write"]
@@ -124,7 +124,7 @@ def test_a_row_takes_the_place_of_one_of_its_versions(try_versions, tmp_path):
 
 
 def test_the_table_is_of_these_checks_and_rows(try_versions):
-    after = try_versions.find_page().read_text().partition(try_versions.MARKS[0])[2]
+    after = try_versions.PAGE.read_text().partition(try_versions.MARKS[0])[2]
     lines = after.partition(try_versions.MARKS[1])[0].strip().splitlines()
     assert lines[0] == "| " + " | ".join(try_versions.HEAD) + " |"
     written = {tuple(cell.partition("+")[0] for cell in line.strip("| ").split(" | ")[:6]) for line in lines[2:]}
