@@ -1,5 +1,6 @@
 """What is released: both archives are built, checked, and installed where nothing of this checkout is on the path."""
 
+import compileall
 import os
 import re
 import shutil
@@ -91,3 +92,26 @@ def test_the_source_distribution_runs_its_tests(archives, tmp_path):
     smoke = (*files, "-k", "naive and not gradcheck or public or citation or house")
     passed = int(re.search(r"(\d+) passed", run(*pytest_command, *smoke, cwd=tmp_path / NAME))[1])
     assert passed > 10
+
+
+@pytest.mark.parametrize("kind", ["zip", "pyc"])
+def test_the_package_runs_from_a_zip_and_without_its_sources(tmp_path, kind):
+    folder = tmp_path / "lib"
+    shutil.copytree(ROOT / "fla_bdlru", folder / "fla_bdlru", ignore=shutil.ignore_patterns("__pycache__"))
+    if kind == "zip":
+        path = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", folder))
+        shutil.rmtree(folder)
+    else:
+        path = folder
+        compileall.compile_dir(folder, quiet=1, legacy=True)
+        for source in folder.rglob("*.py"):
+            source.unlink()
+    code = (
+        f"import sys; sys.path.insert(0, {str(path)!r}); import torch, fla_bdlru; from fla_bdlru.layers import HLRU; "
+        "HLRU(16, order=1)(torch.randn(1, 3, 16)); assert fla_bdlru.BDLRUConfig; print(fla_bdlru.__file__)"
+    )
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.startswith(str(path))
+    assert "cannot be used" not in done.stderr

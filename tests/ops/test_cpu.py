@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from itertools import product
 from pathlib import Path
 
@@ -425,6 +426,57 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
+
+
+def triple(x):
+    return 3 * x
+
+
+@pytest.fixture
+def run_kernel(tmp_path, monkeypatch):
+    """Compiles and runs a kernel as a new process would; returns how often it was read from disk, and what was warned of."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cpu_runtime, "_BUILD", 0)
+
+    def run():
+        cpu_runtime._warn_cache.cache_clear()
+        monkeypatch.setattr(triple, "__qualname__", "triple")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compiled = cpu_runtime.kernel(triple)
+            assert (compiled(7), compiled(0.5)) == (21, 1.5)
+        return sum(compiled.stats.cache_hits.values()), [str(w.message) for w in caught]
+
+    return run
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+@pytest.mark.parametrize("suffix", ["nbi", "1.nbc"], ids=["index", "object"])
+def test_a_damaged_cache_is_written_anew(run_kernel, tmp_path, suffix, kept):
+    assert run_kernel() == (0, [])
+    (path,) = tmp_path.rglob(f"*.{suffix}")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    hits, warned = run_kernel()
+    assert hits < 2
+    assert len(warned) == 1
+    assert re.search(r"cannot be used \((EOFError|UnpicklingError): .*compiled without it", warned[0])
+    assert run_kernel() == (2, [])
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"], ids=["index", "object"])
+def test_a_full_disk_is_warned_of_and_leaves_nothing(run_kernel, tmp_path, monkeypatch, suffix):
+    def full(path, mode="r", *args, **kwargs):
+        return open("/dev/full" if "w" in mode and f".{suffix}.tmp" in str(path) else path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(numba.core.caching, "open", full, raising=False)
+    hits, warned = run_kernel()
+    assert hits == 0
+    assert len(warned) == 1
+    assert "OSError: [Errno 28] No space left on device" in warned[0]
+    assert not list(tmp_path.rglob("*.nb*"))
+    monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert run_kernel()[1] == []
 
 
 def test_kernel_compiles_where_nothing_can_be_cached():

@@ -6,12 +6,15 @@ import ctypes
 import os
 import sys
 import threading
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from contextlib import suppress
+from functools import cache, partial, wraps
+from pkgutil import get_data
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +25,46 @@ from fla_bdlru.ops.cpu.lanes import LANES
 
 # numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
 SOURCES = ("cpu/gates.py", "cpu/lanes.py", "cpu/runtime.py", "common/gate_norm.py")
-_BUILD = zlib.crc32(b"".join((Path(__file__).parents[1] / name).read_bytes() for name in SOURCES))
+
+
+def _build() -> int:
+    try:
+        return zlib.crc32(b"".join(get_data("fla_bdlru.ops", name) for name in SOURCES))
+    except OSError:
+        return 0  # installed without sources, of which numba keeps nothing
+
+
+_BUILD = _build()
 
 INLINE_WORK = 1 << 20  # gates (about 0.3 ms); below, waking threads costs more than they save
 HUGE_PAGE_BYTES = 1 << 22
 MAX_TILES = 16  # tiles of LANES lanes that one task steps through together, so that reads are long rows
+
+
+@cache
+def _warn_cache(folder: str, reason: str) -> None:
+    warnings.warn(
+        f"numba's disk cache in {folder!r} cannot be used ({reason}), so kernels are compiled without it, seconds each; "
+        "damaged files are written anew, and NUMBA_CACHE_DIR names another folder.",
+        stacklevel=2,
+    )
+
+
+def _forgive(disk: Any, name: str) -> None:
+    """Has a method of numba's disk cache warn, once, where it raises: for a damaged file, or a full disk."""
+    method = getattr(disk, name)
+
+    @wraps(method)
+    def attempt(*args):
+        try:
+            return method(*args)
+        except Exception as error:  # whatever unpickling raises
+            with suppress(OSError):  # an index that names what is damaged, of older sources or not there
+                os.unlink(disk._cache_file._index_path)
+            _warn_cache(str(disk.cache_path), type(error).__name__ + (f": {error}" if str(error) else ""))
+            return None
+
+    setattr(disk, name, attempt)
 
 
 def kernel(function: Callable) -> Callable:
@@ -34,9 +72,12 @@ def kernel(function: Callable) -> Callable:
     options = {"nogil": True, "error_model": "numpy"}
     function.__qualname__ += f"_{_BUILD:08x}"  # part of the cache's file name
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # neither beside the source nor in a user cache directory
+        compiled = njit(cache=True, **options)(function)
+    except Exception:  # neither beside the source nor in a user cache directory, or there is no source
         return njit(**options)(function)
+    for name in ("load_overload", "save_overload"):
+        _forgive(compiled._cache, name)
+    return compiled
 
 
 # ------------------------------------------------------------------------------------------------------- tensors
