@@ -56,7 +56,7 @@ MUTATIONS = {
     ),
     "a document keeps the state before it": (
         "hlru/kernels.py",
-        "h = tl.zeros([MP, 32 * VEC], tl.float32)\n                        if HAS_H0",
+        "h = tl.zeros([MP, WARP * VEC], tl.float32)\n                        if HAS_H0",
         "h = h + 0.0\n                        if HAS_H0",
         "packed",
     ),
