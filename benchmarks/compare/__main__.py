@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import io
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ from benchmarks.compare.settings import FIELDS, FieldError, lay_out, parse_field
 if TYPE_CHECKING:
     from benchmarks.compare.settings import Part
     from benchmarks.records.cell import Cell
-
-# FLA says on import that there is no GPU; worker processes import this module first, too
-warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 DEVICES = ("auto", "cpu", "cuda")
 HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import traceback
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from benchmarks.lm.text import Corpus
     from benchmarks.lm.train import Run
     from benchmarks.records.store import ResultStore
-
-warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 GO_ON = "The same command goes on from there."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -200,6 +197,7 @@ def _train_all(
                 shutil.rmtree(out / "checkpoints" / run.key)
         if is_main:
             _show(console, say, store, preset, runs)
+    PartialState().destroy_process_group()  # its threads may abort the interpreter's end else
     return 1 if failed else 0
 
 

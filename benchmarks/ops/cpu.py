@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import statistics
 import time
-import warnings
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,6 @@ from rich.table import Table
 
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from benchmarks.records import machine
-
-# FLA says on import that there is no GPU
-warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 
 class Op(str, Enum):

@@ -5,15 +5,12 @@ python -m benchmarks.analysis results --what spectra,memory --task s3
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms", "lm")
 

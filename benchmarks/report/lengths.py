@@ -6,13 +6,10 @@ python -m benchmarks.report.lengths results --lengths 32,256,8192
 from __future__ import annotations
 
 import csv
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
 COLUMNS = ("key", "task", "variant", "seed", "lr", "length", "examples", "token_accuracy", "sequence_accuracy")
 

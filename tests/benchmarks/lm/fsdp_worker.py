@@ -43,6 +43,7 @@ def main(out: Path, *changes: str) -> None:
     if main_process:
         with ResultStore(out, "fsdp", ("key", "loss"), CURVE_COLUMNS) as store:
             store.add({"key": run.key, "loss": " ".join(map(str, result["losses"]))}, result["curve"])
+    PartialState().destroy_process_group()  # gloo's threads outlive the interpreter else, and may abort its end
 
 
 if __name__ == "__main__":
