@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms", "lm")
+KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms", "gates", "lm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -83,12 +83,25 @@ def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
     return [picture]
 
 
+def _gates(comparison, rows, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.report.gates import best_and_worst, draw_gates, read_panels
+
+    picture, numbers = (out / f"gates-{comparison.name}{end}" for end in (".png", ".csv"))
+    table = _table(numbers, folder, lambda: best_and_worst(folder, rows))
+    if table.empty:
+        return []
+    note = "A tile is a letter's matrix in the block with the most exact gates: blue 1, red -1; framed where it forgets."
+    draw_gates(read_panels(table), f"{comparison.heading}: what a block does at each letter", note, picture)
+    return [picture, numbers]
+
+
 EACH: dict[str, Callable] = {
     "accuracy": _accuracy,
     "spectra": _spectra,
     "memory": _memory,
     "flops": _costs,
     "gate-norms": _gate_norms,
+    "gates": _gates,
 }
 
 

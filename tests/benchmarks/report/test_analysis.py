@@ -17,6 +17,7 @@ from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
 from benchmarks.report.accuracy import block_size_lines, draw_block_sizes, draw_costs, draw_gate_norms
+from benchmarks.report.gates import are_permutations, letter_matrices, read_panels
 from benchmarks.report.lengths import app as lengths_app
 from benchmarks.report.overview import above_chance, draw_overview, overview
 from benchmarks.report.spectra import eigenvalues, memory, summarise_eigenvalues
@@ -52,7 +53,7 @@ def rows_of(trained, variant):
     return [row for row in trained[1].values() if row["variant"] == variant]
 
 
-@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview"])
+@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview", "gates"])
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"benchmarks.report.{name}")).failed == 0
 
@@ -181,6 +182,7 @@ def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
     for match in ("params", "state"):
         expected |= {f"spectra-s3-{match}{end}" for end in (".png", ".csv", "-values.csv")}
         expected |= {f"memory-s3-{match}{end}" for end in (".png", ".csv")}
+        expected |= {f"gates-s3-{match}{end}" for end in (".png", ".csv")}
         expected |= {f"flops-s3-{match}.png", f"gate-norms-s3-{match}.png", f"compare-s3-{match}.png"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     for path in tmp_path.glob("*.png"):
@@ -296,21 +298,36 @@ def test_costs_are_those_of_whole_mixers(make_row, tmp_path, texts):
 
 def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
     """What a checkout holds: rows and numbers, no weights."""
-    first = run(trained[0], "--what", "spectra,memory", "--out", tmp_path)
+    first = run(trained[0], "--what", "spectra,memory,gates", "--out", tmp_path)
     assert first.exit_code == 0, first.output
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "compare.csv").write_bytes((trained[0] / "compare.csv").read_bytes())
     numbers = {path.name: path.read_text() for path in tmp_path.glob("*.csv")}
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    again = run(tmp_path / "rows" / "compare.csv", "--what", "spectra,memory", "--out", tmp_path)  # a file will do
+    again = run(tmp_path / "rows" / "compare.csv", "--what", "spectra,memory,gates", "--out", tmp_path)  # a file will do
     assert again.exit_code == 0, again.output
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
-        f"{kind}-s3-{match}.png" for kind in ("spectra", "memory") for match in ("params", "state")
+        f"{kind}-s3-{match}.png" for kind in ("spectra", "memory", "gates") for match in ("params", "state")
     )
     assert {path.name: path.read_text() for path in tmp_path.glob("*values.csv")} == {
         name: text for name, text in numbers.items() if name.endswith("values.csv")
     }
+
+
+def test_a_solved_block_permutes_at_every_letter():
+    """The stored gates of S5: the model that holds it, and one that is stuck."""
+    held, stuck = read_panels(pd.read_csv("benchmarks/results/tracking/gates-s5-params.csv"))
+    assert held[1].shape == (120, 5, 5)
+    assert are_permutations(held[1]).all()
+    assert len({tuple(matrix.abs().round().flatten().tolist()) for matrix in held[1]}) == 120  # one each
+    assert not are_permutations(stuck[1]).all()
+
+
+def test_gates_of_a_letter_need_one_plain_layer(trained):
+    row = {**rows_of(trained, "bdlru-m3")[0], "layers": "2"}
+    with pytest.raises(ValueError, match="bdlru-m3 with 2 block"):
+        letter_matrices(trained[0], row)
 
 
 def test_stored_language_models_are_drawn(tmp_path):
