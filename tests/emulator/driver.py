@@ -1,10 +1,11 @@
-"""A Triton driver whose device is this machine: compiled PTX, translated to C, runs on CPU tensors.
+"""A Triton driver whose device is this machine: compiled PTX runs on CPU tensors, an operation of a warp at a time.
 
 Triton's own launcher specialises and compiles a kernel as for the GPU that is named; what comes out is executed here.
 """
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import subprocess
@@ -15,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import triton.compiler.compiler as compiler
 from triton.backends.compiler import GPUTarget
@@ -22,7 +24,9 @@ from triton.runtime import driver as triton_driver
 
 from emulator.ptx import CLASSES, Kernel
 
-FLAGS = ["-O1", "-ftree-vectorize", "-fvect-cost-model=unlimited", "-march=native", "-ffp-contract=off", "-fwrapv"]
+FOLDER = Path(os.environ.get("FLA_BDLRU_EMULATOR_CACHE", Path(tempfile.gettempdir()) / f"fla_bdlru_emulator_{os.getuid()}"))
+HEADER = (Path(__file__).parent / "warp.h").read_text()
+FLAGS = ["-O2", "-ftree-vectorize", "-fvect-cost-model=unlimited", "-march=native", "-ffp-contract=off", "-fwrapv"]
 FLAGS += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-w", "-shared", "-fPIC"]
 KINDS = (
     "",
@@ -48,20 +52,75 @@ class Device(ctypes.Structure):
     _fields_ += [("executed", ctypes.c_uint64 * len(CLASSES))] + [(name, ctypes.c_uint64) for name in COUNTERS[len(CLASSES) :]]
 
 
-def build(kernel):
-    """The kernel's `run`, compiled once for its text."""
-    folder = Path(
-        os.environ.get("FLA_BDLRU_EMULATOR_CACHE", Path(tempfile.gettempdir()) / f"fla_bdlru_emulator_{os.getuid()}")
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / (hashlib.sha256("".join([kernel.code, *FLAGS]).encode()).hexdigest()[:24] + ".so")
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            source = Path(scratch) / "kernel.c"
-            source.write_text(kernel.code)
+class Op(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("run", "to")] + [(name, ctypes.c_uint64) for name in ("line", "of")]
+    _fields_ += [("a", ctypes.c_void_p * 12)]
+
+
+@functools.cache
+def symbol(text):
+    return "form_" + hashlib.sha256("".join([text, HEADER, *FLAGS]).encode()).hexdigest()[:24]
+
+
+def compiled(texts):
+    """Functions by their text. New ones are compiled together; a link for each says in which library it is."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    missing = [text for text in dict.fromkeys(texts) if not (FOLDER / symbol(text)).exists()]
+    if missing:
+        with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+            source, library = Path(scratch) / "forms.c", FOLDER / f"{symbol(''.join(missing))}.so"
+            source.write_text("\n".join([HEADER, *(text.replace("@", symbol(text), 1) for text in missing)]))
             subprocess.run(["gcc", *FLAGS, source, "-o", source.with_suffix(".so"), "-lm"], check=True)
             source.with_suffix(".so").rename(library)
-    return ctypes.CDLL(str(library)).run
+            for text in missing:
+                (link := Path(scratch) / symbol(text)).symlink_to(library)
+                link.rename(FOLDER / link.name)
+    return {text: getattr(ctypes.CDLL(str(FOLDER / symbol(text))), symbol(text)) for text in set(texts)}
+
+
+class Program:
+    """A kernel ready to run: its operations, and the memory in which their operands lie, 32 words of 8 bytes each."""
+
+    def __init__(self, kernel):
+        self.kernel, operations = kernel, kernel.operations
+        places = {x: i for i, x in enumerate(dict.fromkeys(x for o in operations for x in o.operands), 2)}
+        self.memory = np.zeros((len(places) + 2, 32), np.uint64)
+        self.params = [(i, x[1]) for x, i in places.items() if x[0] == "param"]
+        self.grid = places.get(("grid",), 0)
+        at = {x: self.memory[1 if x == ("program",) else i].ctypes.data for x, i in places.items()}
+        for x, i in places.items():
+            if x[0] == "constant":
+                self.memory[i].view(f"u{x[1]}")[:32] = x[2]
+            elif x == ("lane",):
+                self.memory[i].view("u4")[:32] = range(32)
+        forms = compiled([RUN, *(o.text for o in operations)])
+        self.run_ = forms[RUN]
+        address = {text: ctypes.cast(form, ctypes.c_void_p).value for text, form in forms.items()}
+        self.code = (Op * len(operations))()
+        for op, o in zip(self.code, operations):
+            op.run, op.line, op.of = address[o.text], o.line, CLASSES.index(o.of)
+            op.to = ctypes.addressof(self.code) + kernel.labels[o.to] * ctypes.sizeof(Op) if o.to else None
+            op.a[: len(o.operands)] = [at[x] for x in o.operands]
+
+    def run(self, words, device, grid, first, last):
+        """Whether an error came up in the programs first .. last - 1 of the grid."""
+        for i, number in self.params:
+            self.memory[i] = words[number]
+        self.memory[self.grid].view("u4")[:32] = grid
+        program = ctypes.c_void_p(self.memory[1].ctypes.data)
+        return self.run_(ctypes.byref(device), self.code, program, first, last)
+
+
+# a text like a form's, which goes through operations
+RUN = """int @(Device *d, const Op *code, u32 *number, u32 first, u32 last) {
+  for (u32 program = first; program < last; program++) {
+    LANES number[l] = program;
+    for (const Op *op = code; op; op = op->run(d, op)) d->executed[op->of]++;
+    if (d->kind) return 1;
+  }
+  return 0;
+}
+"""
 
 
 class Driver:
@@ -113,15 +172,15 @@ class Driver:
 
     def launch(self, metadata, grid, values):
         if metadata.hash not in self.kernels:
-            kernel = Kernel(self.ptx[metadata.hash])
-            self.kernels[metadata.hash] = kernel, build(kernel)
-        kernel, run = self.kernels[metadata.hash]
+            self.kernels[metadata.hash] = Program(Kernel(self.ptx[metadata.hash]))
+        program = self.kernels[metadata.hash]
+        kernel = program.kernel
         tensors = {name: x for name, x in values.items() if isinstance(x, torch.Tensor) and x.numel()}
         words = [x.data_ptr() if isinstance(x, torch.Tensor) else int(x or 0) & (2**64 - 1) for x in values.values()]
         words += [0] * (len(kernel.params) - len(words))  # scratch memory, of which there is none
         spans = (Span * max(1, len(tensors)))(*map(self.span, tensors.values()))
         device = Device(spans=len(tensors), span=spans)
-        if grid and run((ctypes.c_uint64 * len(words))(*words), ctypes.byref(device), grid, *self.window(grid)):
+        if grid and program.run(words, device, grid, *self.window(grid)):
             places = ", ".join(f"{k} {tuple(x.shape)} at {x.data_ptr():#x}" for k, x in tensors.items())
             access = f"{'store' if device.store else 'load'} at {device.address:#x}, " if device.address else ""
             line = f"line {device.line + 1}, {kernel.lines[device.line].strip()}"

@@ -1,17 +1,21 @@
-"""PTX as C, a warp at a time: a register becomes an array of 32 lanes and an instruction a loop over them.
+"""PTX as a list of operations of a warp: a register is an array of 32 lanes, an instruction a loop over them.
+
+An instruction without the names of its operands is a form. Kernels of every size share about a hundred of them, C functions
+that are compiled once; an operation is a form, its line and where its operands lie, so a kernel needs no compiler of its own.
 
 What occurs in kernels of independent lanes is known; whatever else comes is refused with its line: barriers, shared memory,
 atomics, other warps, branches that lanes take differently (at run time). Approximate instructions are rounded correctly.
 """
 
 import re
-from pathlib import Path
+from dataclasses import dataclass, field
 
-HEADER = (Path(__file__).parent / "warp.h").read_text()
 SIZES = {"pred": 4, "f32": 4} | {f"{kind}{8 * size}": size for kind in "bus" for size in (1, 2, 4, 8)}
 CLASSES = ("float", "special", "integer", "move", "load", "store", "shuffle", "branch")
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "div": "/", "rem": "%"}
+SPECIAL = {"%tid.x": "lane", "%laneid": "lane", "%ctaid.x": "program", "%nctaid.x": "grid"}
+ZERO = {f"%{name}.{axis}" for name in ("tid", "ctaid") for axis in "yz"}
 CACHE_HINTS = {"global", "L1::evict_normal", "cs", "cg", "ca", "wt", "wb"}
 FUNCTIONS = {"f16": "from_f16", "bf16": "from_bf16"}
 
@@ -33,8 +37,28 @@ def wider(kind):
     return kind[0] + str(16 * SIZES[kind])
 
 
+@dataclass
+class Operation:
+    """A form, in which operands are A0, A1, ..; the line it came from, its operands, its class and a label to go to."""
+
+    line: int
+    operands: list = field(default_factory=list)
+    form: list = field(default_factory=list)
+    of: str = "move"
+    to: str = ""
+
+    @property
+    def text(self):
+        """The form's C function, @ for its name."""
+        names = "".join(f" void *A{i} = op->a[{i}];" for i in range(len(self.operands)))
+        return "\n".join([f"const Op *@(Device *d, const Op *op) {{{names}", *self.form, "return op + 1;", "}", ""])
+
+
 class Kernel:
-    """A kernel's C code (`code`), its name and its number of parameters, from PTX."""
+    """A kernel's name, parameters and `operations`, from PTX.
+
+    An operand is a register's name or a tuple: ("param", number), ("constant", size, bits), ("lane",), ("program",), ("grid",)
+    """
 
     def __init__(self, ptx):
         entry = re.search(r"\.visible \.entry (\w+)\(\s*(.*?)\)(.*?)\{", ptx, re.S)
@@ -42,7 +66,7 @@ class Kernel:
         self.params = re.findall(r"(\w+),?\s*$", entry[2], re.M)
         if not re.search(r"\.reqntid 32\b", entry[3]):
             raise Refused(f"{self.name}: more than one warp: {entry[3].strip()}")
-        self.registers, self.out, self.counts = {}, [], dict.fromkeys(CLASSES, 0)
+        self.registers, self.labels, self.operations = {}, {}, []
         self.lines = ptx.split("\n")
         first = ptx[: entry.end()].count("\n")
         for number, line in enumerate(self.lines[first + 1 :], first + 1):
@@ -50,33 +74,16 @@ class Kernel:
                 break
             self.number = number
             text = re.sub(r"//.*", "", line).strip()
-            if number > first and text and not text.startswith((".loc", ".pragma")):
+            if text and not text.startswith((".loc", ".pragma")):
                 self.statements(text)
-        self.code = HEADER + self.function()
-
-    def function(self):
-        body = "\n".join(self.out).rstrip().removesuffix("}")
-        return f"""
-static int warp(const u64 *params, Device *d, u32 grid, u32 program) {{
-u32 on[32]; u64 at[32];
-{body}
-return 0;
-}}
-int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
-  for (u32 program = first; program < last; program++) if (warp(params, d, grid, program)) return 1;
-  return 0;
-}}
-"""
 
     def statements(self, text):
         """A line's statements; inline assembly may have several, and braces of its own."""
         while text:
             if text[0] in "{}":
-                self.out.append(text[0])
                 text = text[1:].strip()
-            elif match := re.match(r"\$(\w+):", text):
-                self.flush()
-                self.out.append(f"{match[1]}: ;")
+            elif match := re.match(r"(\$\w+):", text):
+                self.labels[match[1]] = len(self.operations)
                 text = text[match.end() :].strip()
             else:
                 statement, _, text = text.partition(";")
@@ -91,48 +98,50 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
             for name in match[2].split(","):
                 name, _, count = name.strip().rstrip(">").partition("<")
                 for register in [f"{name}{i}" for i in range(int(count))] if count else [name]:
-                    self.registers[register] = match[1]
-                    self.out.append(f"{c_type(match[1])} {self.array(register)}[32];")
+                    if self.registers.setdefault(register, match[1]) != match[1]:
+                        raise Refused(f"{register} has two types")
             return
+        self.now = Operation(self.number)
         guard = None
         if match := re.match(r"@(!?)(%?\w+)\s+(.*)", text, re.S):
             guard, text = f"{'!' if match[1] else ''}{self.array(match[2])}[l]", match[3]
         op, _, arguments = text.replace("\t", " ").partition(" ")
         self.instruction(op, split(arguments), guard)
-
-    def flush(self):
-        """Counts what a stretch without a branch has executed."""
-        counted = [f"d->executed[{CLASSES.index(c)}] += {n};" for c, n in self.counts.items() if n]
-        self.out += [" ".join(counted)] if counted else []
-        self.counts = dict.fromkeys(CLASSES, 0)
+        self.operations.append(self.now)
 
     # ------------------------------------------------------------------------------------------------- operands
 
-    @staticmethod
-    def array(register):
-        return "R_" + register.lstrip("%")
+    def place(self, operand):
+        """An operand of the operation in work: its name in the form."""
+        if operand not in self.now.operands:
+            self.now.operands.append(operand)
+        return f"A{self.now.operands.index(operand)}"
+
+    def array(self, register):
+        return f"(({c_type(self.registers[register])} *){self.place(register)})"
+
+    def constant(self, number, size):
+        return self.place(("constant", size, number & (256**size - 1)))
 
     def value(self, x, kind):
         """An operand, of one lane, as C of the type `kind`."""
-        special = {"%tid.x": "l", "%laneid": "l", "%ctaid.x": "program", "%nctaid.x": "grid", "%ntid.x": "32"}
-        zero = {f"%{name}.{axis}": "0" for name in ("tid", "ctaid") for axis in "yz"}
-        if x in special or x in zero:
-            return f"(({c_type(kind)}){(special | zero)[x]})"
-        if match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", x):
-            return f"f_(0x{match[1]}u)" if kind == "f32" else f"0x{match[1]}u"
-        if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+U?", x):
-            return f"(({c_type(kind)}){x.rstrip('U')}{'ull' if x[0] == '0' and len(x) > 1 else 'll'})"
+        if x in SPECIAL:
+            return f"(({c_type(kind)})((u32 *){self.place((SPECIAL[x],))})[l])"
+        number = re.fullmatch(r"(?:0[fF]|(0x))([0-9a-fA-F]+)U?|(-?\d+)", {"%ntid.x": "32"}.get(x, "0" if x in ZERO else x))
+        if number and (kind != "f32" or number[2]):
+            number = int(number[3] or f"0x{number[2]}", 0)
+            return f"(({c_type(kind)} *){self.constant(number, SIZES[kind])})[l]"
         own = self.registers[x]
         if SIZES[own] == SIZES[kind]:
-            return f"(({c_type(kind)} *){self.array(x)})[l]"
+            return f"(({c_type(kind)} *){self.place(x)})[l]"
         return f"(({c_type(kind)}){self.array(x)}[l])"
 
     def put(self, x, kind, value, guard=None):
         own = self.registers[x]
         if SIZES[own] < SIZES[kind]:
             raise Refused(f"{x} is too narrow")
-        target = f"(({c_type(kind)} *){self.array(x)})[l]" if SIZES[own] == SIZES[kind] else f"{self.array(x)}[l]"
-        self.out.append(f"LANES {f'if ({guard}) ' if guard else ''}{target} = ({c_type(kind)})({value});")
+        target = f"(({c_type(kind)} *){self.place(x)})[l]" if SIZES[own] == SIZES[kind] else f"{self.array(x)}[l]"
+        self.now.form.append(f"LANES {f'if ({guard}) ' if guard else ''}{target} = ({c_type(kind)})({value});")
 
     # --------------------------------------------------------------------------------------------- instructions
 
@@ -150,18 +159,16 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
         elif name == "setp":
             self.compare(mods, a, guard)
         else:
-            result, value, of = self.expression(name, mods[:-1], kind, a)
+            result, value, self.now.of = self.expression(name, mods[:-1], kind, a)
             self.put(a[0], result, value, guard)
-            self.counts[of] += 1
 
     def branch(self, name, a, guard):
-        self.counts["branch"] += 1
-        self.flush()
-        jump = "return 0;" if name == "ret" else f"goto {a[0].lstrip('$')};"
+        self.now.of, self.now.to = "branch", "" if name == "ret" else a[0]
+        jump = "return 0;" if name == "ret" else "return op->to;"
         if guard:
-            self.out.append(f"LANES on[l] = {guard}; {{ u32 u = agree(on);")
-            jump = f"if (u == 2) return fail(d, DIVERGENT, {self.number}, 0, 0, 0); if (u) {jump} }}"
-        self.out.append(jump)
+            self.now.form.append(f"u32 on[32]; LANES on[l] = {guard}; u32 u = agree(on);")
+            jump = f"if (u == 2) return fail(d, DIVERGENT, op->line, 0, 0, 0); if (u) {jump}"
+        self.now.form.append(jump)
 
     def access(self, name, mods, a, guard):
         """A load or store of global memory."""
@@ -172,25 +179,27 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
         where, registers = a if name == "st" else a[::-1]
         base, offset = re.fullmatch(r"\[\s*(%\w+)\s*(?:\+\s*(-?\d+))?\s*\]", where).groups()
         registers, size, store = split(registers.strip("{} ")), SIZES[kind], int(name == "st")
-        self.out.append(f"LANES {{ on[l] = {guard or 1}; at[l] = {self.array(base)}[l] + ({int(offset or 0)}ll); }}")
-        self.out.append(f"if (request(d, at, on, {parts}, {size}, {store}, {self.number})) return 1;")
+        at = f"{self.array(base)}[l] + ((s64 *){self.constant(int(offset or 0), 8)})[l]"
+        self.now.form += [
+            f"u32 on[32]; u64 at[32]; LANES {{ on[l] = {guard or 1}; at[l] = {at}; }}",
+            f"if (request(d, at, on, {parts}, {size}, {store}, op->line)) return 0;",
+        ]
         for i, register in enumerate(registers):
             if store:
-                self.out.append(f"STORE({c_type(kind)}, {self.value(register, kind)}, at, {i * size});")
+                self.now.form.append(f"STORE({c_type(kind)}, {self.value(register, kind)}, at, {i * size});")
             else:
-                self.out.append(f"LOAD({c_type(kind)}, {self.array(register)}, at, {i * size});")
+                self.now.form.append(f"LOAD({c_type(kind)}, {self.array(register)}, at, {i * size});")
         assert len(registers) == parts
-        self.counts["store" if store else "load"] += 1
+        self.now.of = "store" if store else "load"
 
     def shuffle(self, mods, a, guard):
         """Plain indexing, counted: no kernel here should have one."""
         if mods[0] != "sync" or mods[-1] != "b32" or mods[1] not in ("idx", "bfly") or guard or a[3] != "31":
             raise Refused("a mode that is not known")
         lane = self.value(a[2], "b32") + (" & 31" if mods[1] == "idx" else " ^ l")
-        self.out.append(f"{{ u32 x[32]; LANES x[l] = {self.value(a[1], 'b32')};")
+        self.now.form.append(f"u32 x[32]; LANES x[l] = {self.value(a[1], 'b32')};")
         self.put(a[0].split("|")[0], "b32", f"x[({lane}) & 31]")
-        self.out.append("}")
-        self.counts["shuffle"] += 1
+        self.now.of = "shuffle"
 
     def pack(self, a, kind, guard):
         """mov between a register and a group of narrower ones."""
@@ -205,7 +214,6 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
             for i, x in enumerate(parts):
                 if x != "_":
                     self.put(x, part, f"{self.value(whole, kind)} >> {i * bits}", guard)
-        self.counts["move"] += 1
 
     def compare(self, mods, a, guard):
         test, *mods, kind = mods
@@ -226,7 +234,6 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
                 if kind[0] not in "usbp" or kind.startswith("bf"):
                     value = f"{unordered} | ({value})" if test != base else f"!{unordered} & ({value})"
             self.put(target, "pred", value, guard)
-        self.counts["move"] += 1
 
     def expression(self, name, mods, kind, a):
         """The type, the value and the class of an instruction that computes one register from others."""
@@ -235,7 +242,7 @@ int run(const u64 *params, Device *d, u32 grid, u32 first, u32 last) {{
             return [self.value(operand, of) for operand in a[1:]]
 
         if name == "ld":  # of a parameter
-            return kind, f"params[{self.params.index(a[1].strip('[]'))}]", "move"
+            return kind, f"((u64 *){self.place(('param', self.params.index(a[1].strip('[]'))))})[l]", "move"
         if name == "mov":
             return ("b32" if kind == "f32" else kind), self.value(a[1], "b32" if kind == "f32" else kind), "move"
         if name == "selp":

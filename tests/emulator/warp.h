@@ -1,11 +1,11 @@
-/* What a translated kernel is made of: a register is an array of 32 lanes, an instruction a loop over them. */
+/* What forms are made of: a register is an array of 32 lanes, an instruction a loop over them. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
 typedef int16_t s16; typedef int32_t s32; typedef int64_t s64;
-#define LANES for (int l = 0; l < 32; l++)
+#define LANES _Pragma("GCC ivdep") for (int l = 0; l < 32; l++)
 
 typedef struct { u64 low, high; u8 *written; } Span; /* written: a byte for each byte, or null where all are */
 enum { OUTSIDE = 1, MISALIGNED, UNWRITTEN, DIVERGENT };
@@ -14,6 +14,8 @@ typedef struct {
   u64 kind, line, lane, address, store; /* of the first error */
   u64 executed[8], requests, sectors, fewest, read, wrote;
 } Device;
+typedef struct Op Op;
+struct Op { const Op *(*run)(Device *, const Op *); const Op *to; u64 line, of; void *a[12]; };
 
 static inline float f_(u32 x) { float f; memcpy(&f, &x, 4); return f; }
 static inline u32 u_(float f) { u32 x; memcpy(&x, &f, 4); return x; }
@@ -36,23 +38,23 @@ static inline float ex2(float y) {
   return (float)((p * f + 1.0) * scale);
 }
 
-static int fail(Device *d, u64 kind, u64 line, u64 lane, u64 address, u64 store) {
+static const Op *fail(Device *d, u64 kind, u64 line, u64 lane, u64 address, u64 store) {
   d->kind = kind; d->line = line; d->lane = lane; d->address = address; d->store = store;
-  return 1;
+  return 0;
 }
 
 /* One request of a warp: `parts` elements of `size` bytes a lane, aligned to all of them, inside one tensor, written before. */
-__attribute__((noinline)) static int request(Device *d, const u64 *address, const u32 *on, u32 parts, u32 size, u64 store, u64 line) {
+__attribute__((noinline)) static u64 request(Device *d, const u64 *address, const u32 *on, u32 parts, u32 size, u64 store, u64 line) {
   u32 bytes = parts * size, any = 0, sectors = 0, distinct = 0;
   u64 last = ~0ull, sector = ~0ull;
   const Span *s = d->span;
   LANES {
     if (!on[l]) continue;
     u64 a = address[l];
-    if (a % bytes) return fail(d, MISALIGNED, line, l, a, store);
+    if (a % bytes) return fail(d, MISALIGNED, line, l, a, store), d->kind;
     if (a < s->low || a + bytes > s->high) {
       for (s = d->span; s < d->span + d->spans && (a < s->low || a + bytes > s->high); s++);
-      if (s == d->span + d->spans) return fail(d, OUTSIDE, line, l, a, store);
+      if (s == d->span + d->spans) return fail(d, OUTSIDE, line, l, a, store), d->kind;
     }
     if (s->written) {
       u8 *w = s->written + (a - s->low);
@@ -60,7 +62,7 @@ __attribute__((noinline)) static int request(Device *d, const u64 *address, cons
       else for (u32 i = 0; i < bytes; i += size) {
         u32 missing = 0, poison = 1;
         for (u32 k = i; k < i + size; k++) { missing |= !w[k]; poison &= ((const u8 *)a)[k] == 255; }
-        if (missing && poison) return fail(d, UNWRITTEN, line, l, a, store);
+        if (missing && poison) return fail(d, UNWRITTEN, line, l, a, store), d->kind;
       }
     }
     any = 1;
