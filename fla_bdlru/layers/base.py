@@ -212,6 +212,12 @@ def check_number(field: str, value: object) -> None:
         raise ValueError(f"{field} must be a positive number; got {value!r}.")
 
 
+def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{field}={value!r} is not known; expected one of {', '.join(map(repr, choices))}.")
+
+
 def check_switch(field: str, value: object) -> None:
     """Raises `ValueError` unless `value` is `True` or `False`: any other would be taken for one of them."""
     if not isinstance(value, bool):

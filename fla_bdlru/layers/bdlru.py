@@ -6,7 +6,7 @@ import torch
 
 from fla_bdlru.layers.base import channels_from, check_count
 from fla_bdlru.layers.gate_bias import memory_gates_bdlru, time_constants
-from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.layers.gated import GatedRecurrence, takes_options
 from fla_bdlru.ops.bdlru import chunk_bdlru, fused_recurrent_bdlru
 
 
@@ -69,24 +69,11 @@ class BDLRU(GatedRecurrence):
         >>> assert o.shape == (2, 10, 64) and layer.num_blocks == 16 and layer.state_size() == 64
     """
 
+    ops = chunk_bdlru, fused_recurrent_bdlru
+
+    @takes_options
     def __init__(
-        self,
-        hidden_size: int,
-        block_size: int = 4,
-        num_blocks: int | None = None,
-        expand: float = 1.0,
-        gate_norm: str = "softmax",
-        selective: bool = True,
-        gate_bias: str = "uniform",
-        memory_range: tuple[float, float] = (2.0, 1024.0),
-        use_short_conv: bool = False,
-        conv_size: int = 4,
-        conv_bias: bool = False,
-        use_output_gate: bool = False,
-        output_gate_activation: str = "swish",
-        norm_eps: float = 1e-5,
-        mode: str = "chunk",
-        layer_idx: int | None = None,
+        self, hidden_size: int, block_size: int = 4, num_blocks: int | None = None, expand: float = 1.0, **options
     ) -> None:
         super().__init__()
         check_count("block_size", block_size)
@@ -94,31 +81,15 @@ class BDLRU(GatedRecurrence):
         self.num_blocks = channels_from("num_blocks", num_blocks, block_size, hidden_size, expand, "block_size")
         self.gate_shape = (block_size, block_size + 1, self.num_blocks)
         self.width = self.readout_width = block_size * self.num_blocks
-        self.build(
-            hidden_size,
-            gate_norm=gate_norm,
-            selective=selective,
-            gate_bias=gate_bias,
-            memory_range=memory_range,
-            use_short_conv=use_short_conv,
-            conv_size=conv_size,
-            conv_bias=conv_bias,
-            use_output_gate=use_output_gate,
-            output_gate_activation=output_gate_activation,
-            norm_eps=norm_eps,
-            mode=mode,
-            layer_idx=layer_idx,
-        )
+        self.build(hidden_size, **options)
 
     def initial_gates(self) -> torch.Tensor:
         return memory_gates_bdlru(self.block_size, time_constants(self.num_blocks, self.memory_range))
 
     def recur(self, v: torch.Tensor, g: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
-        step = v.shape[1] == 1 and not torch.is_grad_enabled()
-        op = fused_recurrent_bdlru if step or self.mode == "fused_recurrent" else chunk_bdlru
         # views: [B, T, M, H] -> [B, T, H, M] and [B, T, M, M+1, H] -> [B, T, H, M, M+1]
         v = v.unflatten(-1, (self.block_size, self.num_blocks)).transpose(2, 3)
-        o, state = op(v, g.permute(0, 1, 4, 2, 3), **options)
+        o, state = self.op(v)(v, g.permute(0, 1, 4, 2, 3), **options)
         return o.transpose(2, 3).flatten(2), state
 
     def state_size(self) -> int:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fla_bdlru.layers.base import Mixer, check_count, check_number, check_switch, fla_part
+from fla_bdlru.layers.base import Mixer, check_choice, check_count, check_number, check_switch, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits, rounded_down
 from fla_bdlru.ops.common.context_parallel import entering_tokens
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
-
-MODES = ("chunk", "fused_recurrent")
 
 
 class ConstantGates(nn.Module):
@@ -40,13 +41,28 @@ def gathered(parameter: nn.Parameter) -> AbstractContextManager:
     return GatheredParameters([parameter], modifier_rank=0)
 
 
+def takes_options(init: Callable) -> Callable:
+    """Writes the options of `GatedRecurrence.build` into the signature of a constructor that hands `**options` on to it."""
+    own, shared = (inspect.signature(f).parameters.values() for f in (init, GatedRecurrence.build))
+    options = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in shared if p.kind is p.KEYWORD_ONLY]
+    signature = inspect.Signature([*(p for p in own if p.kind is not p.VAR_KEYWORD), *options])
+
+    @wraps(init)
+    def __init__(*args, **kwargs):
+        init(**signature.bind(*args, **kwargs).arguments)
+
+    __init__.__signature__ = signature
+    return __init__
+
+
 class GatedRecurrence(Mixer):
     """Base of the layers: `o_proj(readout(recurrence(v_proj(x), a_proj(x))))`.
 
-    A subclass sets `gate_shape`, `width` (channels of v) and `readout_width` before `build`, and gives `recur`,
-    `initial_gates` and `state_size`.
+    A subclass sets `gate_shape`, `width` (channels of v) and `readout_width` before `build`, and gives `ops` (chunkwise, step
+    by step), `recur`, `initial_gates` and `state_size`.
     """
 
+    ops: tuple[Callable, Callable]
     gate_shape: tuple[int, ...]
     width: int
     readout_width: int
@@ -56,18 +72,18 @@ class GatedRecurrence(Mixer):
         self,
         hidden_size: int,
         *,
-        gate_norm: str,
-        selective: bool,
-        gate_bias: str,
-        memory_range: tuple[float, float],
-        use_short_conv: bool,
-        conv_size: int,
-        conv_bias: bool,
-        use_output_gate: bool,
-        output_gate_activation: str,
-        norm_eps: float,
-        mode: str,
-        layer_idx: int | None,
+        gate_norm: str = "softmax",
+        selective: bool = True,
+        gate_bias: str = "uniform",
+        memory_range: tuple[float, float] = (2.0, 1024.0),
+        use_short_conv: bool = False,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        use_output_gate: bool = False,
+        output_gate_activation: str = "swish",
+        norm_eps: float = 1e-5,
+        mode: str = "chunk",
+        layer_idx: int | None = None,
     ) -> None:
         """Checks the options that the layers share and makes the parameters."""
         check_gate_norm(gate_norm)
@@ -77,14 +93,9 @@ class GatedRecurrence(Mixer):
         switches = {"selective": selective, "use_short_conv": use_short_conv, "conv_bias": conv_bias}
         for field, value in {**switches, "use_output_gate": use_output_gate}.items():
             check_switch(field, value)
-        if gate_bias not in GATE_BIASES:
-            raise ValueError(f"gate_bias={gate_bias!r} is not known; expected one of {', '.join(map(repr, GATE_BIASES))}.")
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r} is not known; expected one of {', '.join(map(repr, MODES))}.")
-        if output_gate_activation not in ("swish", "silu", "sigmoid"):
-            raise ValueError(
-                f"output_gate_activation={output_gate_activation!r} is not known; expected 'swish', 'silu' or 'sigmoid'."
-            )
+        check_choice("gate_bias", gate_bias, GATE_BIASES)
+        check_choice("mode", mode, ("chunk", "fused_recurrent"))
+        check_choice("output_gate_activation", output_gate_activation, ("swish", "silu", "sigmoid"))
         self.hidden_size = hidden_size
         self.gate_norm = gate_norm
         self.selective = selective
@@ -96,7 +107,7 @@ class GatedRecurrence(Mixer):
         self.mode = mode
         self.layer_idx = layer_idx
 
-        num_gates = torch.Size(self.gate_shape).numel()
+        num_gates = self.num_gates()
         self.v_proj = nn.Linear(hidden_size, self.width, bias=False)
         self.a_proj = nn.Linear(hidden_size, num_gates, bias=True) if selective else ConstantGates(num_gates)
         if use_short_conv:
@@ -150,6 +161,15 @@ class GatedRecurrence(Mixer):
         """
         raise NotImplementedError
 
+    def num_gates(self) -> int:
+        """Number of gate logits of a step."""
+        return torch.Size(self.gate_shape).numel()
+
+    def op(self, v: torch.Tensor) -> Callable:
+        """The op for inputs v `[B, T, ...]`."""
+        step = v.shape[1] == 1 and not torch.is_grad_enabled()
+        return self.ops[step or self.mode == "fused_recurrent"]
+
     def conv_state_size(self) -> int:
         """Number of values in the short convolution's cache."""
         return self.width * self.conv_size if self.use_short_conv else 0
@@ -159,10 +179,8 @@ class GatedRecurrence(Mixer):
 
         Projections and the recurrence are counted in full, the gates' norm as three operations per logit.
         """
-        num_gates = torch.Size(self.gate_shape).numel()
         linear = sum(m.weight.numel() for m in self.children() if isinstance(m, nn.Linear))
-        conv = self.conv_state_size()
-        return 2 * (linear + conv + num_gates) + 3 * num_gates
+        return 2 * (linear + self.conv_state_size()) + 5 * self.num_gates()
 
     def mix(
         self,

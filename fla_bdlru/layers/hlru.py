@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.layers.base import channels_from, check_count
+from fla_bdlru.layers.base import channels_from, check_choice, check_count
 from fla_bdlru.layers.gate_bias import memory_gates_hlru, time_constants
-from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.layers.gated import GatedRecurrence, takes_options
 from fla_bdlru.ops.common.context_parallel import entering_states
 from fla_bdlru.ops.hlru import chunk_hlru, fused_recurrent_hlru, hlru_window
 
@@ -73,6 +73,9 @@ class HLRU(GatedRecurrence):
         >>> assert o.shape == (2, 10, 64) and layer.num_channels == 64 and layer.state_size() == 192
     """
 
+    ops = chunk_hlru, fused_recurrent_hlru
+
+    @takes_options
     def __init__(
         self,
         hidden_size: int,
@@ -80,55 +83,27 @@ class HLRU(GatedRecurrence):
         num_channels: int | None = None,
         expand: float = 1.0,
         readout: str = "window",
-        gate_norm: str = "softmax",
-        selective: bool = True,
-        gate_bias: str = "uniform",
-        memory_range: tuple[float, float] = (2.0, 1024.0),
-        use_short_conv: bool = False,
-        conv_size: int = 4,
-        conv_bias: bool = False,
-        use_output_gate: bool = False,
-        output_gate_activation: str = "swish",
-        norm_eps: float = 1e-5,
-        mode: str = "chunk",
-        layer_idx: int | None = None,
+        **options,
     ) -> None:
         super().__init__()
         check_count("order", order)
-        if readout not in READOUTS:
-            raise ValueError(f"readout={readout!r} is not known; expected one of {', '.join(map(repr, READOUTS))}.")
+        check_choice("readout", readout, READOUTS)
         self.order = order
         self.readout = readout
         self.num_channels = self.width = channels_from("num_channels", num_channels, 1, hidden_size, expand)
         self.gate_shape = (order + 1, self.num_channels)
         self.readout_width = self.num_channels * (order if readout == "window" else 1)
-        self.build(
-            hidden_size,
-            gate_norm=gate_norm,
-            selective=selective,
-            gate_bias=gate_bias,
-            memory_range=memory_range,
-            use_short_conv=use_short_conv,
-            conv_size=conv_size,
-            conv_bias=conv_bias,
-            use_output_gate=use_output_gate,
-            output_gate_activation=output_gate_activation,
-            norm_eps=norm_eps,
-            mode=mode,
-            layer_idx=layer_idx,
-        )
+        self.build(hidden_size, **options)
 
     def initial_gates(self) -> torch.Tensor:
         return memory_gates_hlru(self.order, time_constants(self.num_channels, self.memory_range))
 
     def recur(self, v: torch.Tensor, g: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
-        step = v.shape[1] == 1 and not torch.is_grad_enabled()
-        op = fused_recurrent_hlru if step or self.mode == "fused_recurrent" else chunk_hlru
         cp_context, window = options["cp_context"], self.readout == "window"
         if cp_context is not None and window:
             options["output_final_state"] = True
         # view: [B, T, M+1, N] -> [B, T, N, M+1]
-        o, state = op(v, g.transpose(2, 3), **options)
+        o, state = self.op(v)(v, g.transpose(2, 3), **options)
         if window:
             initial_state = options["initial_state"]
             if cp_context is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from fla.models.utils import Cache
 
 aten = torch.ops.aten
 # tagged as elementwise, but they only move numbers
@@ -75,16 +80,10 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             return layer.flops_per_token()
         except NotImplementedError:
             raise ValueError(f"{type(layer).__name__} has no flops_per_token(); give it one.") from None
-    from fla.models.utils import Cache
-
-    training, layer_idx = layer.training, layer.layer_idx
-    layer.eval()
-    layer.layer_idx = 0
     x = torch.zeros(1, context, layer.hidden_size)
     attention = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     try:
-        cache = Cache()
-        with torch.no_grad():
+        with decoding(layer) as cache:
             if context > 1:
                 layer(x[:, :-1], past_key_values=cache, use_cache=True)
             products, others = FlopCounterMode(display=False, custom_mapping=attention), _ElementwiseCounter()
@@ -95,10 +94,23 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             f"{type(layer).__name__} cannot take a decoding step on the CPU, so its FLOPs cannot be counted; give it a "
             f"flops_per_token(). {type(error).__name__}: {error}"
         ) from error
+    return products.get_total_flops() + others.flops
+
+
+@contextmanager
+def decoding(layer: nn.Module) -> Iterator[Cache]:
+    """A cache for a layer that stands alone, which is put into eval mode meanwhile."""
+    from fla.models.utils import Cache
+
+    training, layer_idx = layer.training, layer.layer_idx
+    layer.eval()
+    layer.layer_idx = 0
+    try:
+        with torch.no_grad():
+            yield Cache()
     finally:
         layer.train(training)
         layer.layer_idx = layer_idx
-    return products.get_total_flops() + others.flops
 
 
 def _attention_flops(q_shape, k_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
@@ -154,23 +166,9 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tok
     """
     if callable(getattr(layer, "state_size", None)):
         return layer.state_size()
-    from fla.models.utils import Cache
-
-    parameter = next(layer.parameters())
-    training, layer_idx = layer.training, layer.layer_idx
-    layer.eval()
-    layer.layer_idx = 0
-    try:
-        cache = Cache()
-        with torch.no_grad():
-            layer(
-                torch.zeros(1, tokens, layer.hidden_size, device=parameter.device, dtype=dtype),
-                past_key_values=cache,
-                use_cache=True,
-            )
-    finally:
-        layer.train(training)
-        layer.layer_idx = layer_idx
+    x = torch.zeros(1, tokens, layer.hidden_size, device=next(layer.parameters()).device, dtype=dtype)
+    with decoding(layer) as cache:
+        layer(x, past_key_values=cache, use_cache=True)
     return _numel(cache[0])
 
 

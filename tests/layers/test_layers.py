@@ -1,5 +1,6 @@
 """The layers against the published equations, and what FLA asks of a layer: cache, padding, packing, initialisation."""
 
+import inspect
 import itertools
 import math
 
@@ -400,6 +401,27 @@ def test_no_tokens(name, batch):
         assert layer(x[:, :0], past_key_values=cache, use_cache=True)[0].shape == (batch, 0, D)
     for key in ("recurrent_state", "conv_state"):
         assert before[key] is cache[0][key] is None or torch.equal(cache[0][key], before[key])
+
+
+SHARED = [
+    "gate_norm", "selective", "gate_bias", "memory_range", "use_short_conv", "conv_size", "conv_bias", "use_output_gate",
+    "output_gate_activation", "norm_eps", "mode", "layer_idx",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cls, own", [(BDLRU, ["block_size", "num_blocks"]), (HLRU, ["order", "num_channels"])], ids=["bdlru", "hlru"]
+)
+def test_public_signature(cls, own):
+    """Options that are written once stand in each signature, in this order, and are taken by position too."""
+    readout = ["readout"] if cls is HLRU else []
+    signature = inspect.signature(cls)
+    assert list(signature.parameters) == ["hidden_size", *own, "expand", *readout, *SHARED]
+    defaults = [parameter.default for parameter in signature.parameters.values()][1:]
+    by_position = cls(D, *defaults[: len(own) + 1 + len(readout)], "tanh", *defaults[len(own) + 2 + len(readout) :])
+    assert (by_position.gate_norm, by_position.selective, by_position.mode) == ("tanh", True, "chunk")
+    with pytest.raises(TypeError, match="'blocks'"):
+        cls(D, blocks=4)
 
 
 def test_time_constants_spread():
