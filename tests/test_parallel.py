@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 import fla_bdlru  # noqa: F401
 from examples.convert_checkpoint import dcp_to_hf, hf_to_dcp
 
-MIXERS = {"bdlru": {"block_size": 4, "gate_bias": "memory"}, "hlru": {"order": 3, "gate_bias": "memory"}}
+MIXERS = {
+    "bdlru": {"block_size": 4, "gate_bias": "memory"},
+    "hlru": {"order": 3, "gate_bias": "memory", "recompute_gates": True},
+}
 each_mixer = pytest.mark.parametrize("mixer", MIXERS)
 KEYS = {"bdlru": "", "hlru": "model"}  # where a checkpoint holds the weights
 each_way = pytest.mark.parametrize("way", ["ddp", "fsdp"])

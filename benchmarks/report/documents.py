@@ -135,7 +135,21 @@ def _gpu(name: str) -> str:
     return _markdown(["op", "m", "B x T", "forward", "forward and backward"], rows) + under
 
 
+def _memory(name: str) -> str:
+    """What layers keep for the backward, without and with `recompute_gates` (`benchmarks.ops.memory`)."""
+    table = pd.read_csv(RESULTS / name / "memory.csv")
+    rows = []
+    for row in table.itertuples():
+        ours = f"{row.recomputed:,.0f} ({row.recomputed / row.kept:.0%})", f"{row.price:.2f}"
+        ours = ("", "") if pd.isna(row.recomputed) else ours
+        rows.append([f"`{row.layer}`", f"{row.params / 1e6:.1f}M", f"{row.state:,}", f"{row.kept:,.0f}", *ours])
+    first = table.iloc[0]
+    under = f"\nTimes on {first.device}, {first.threads} thread; {first.versions}, commit {first.commit}.\n"
+    return _markdown(["", "parameters", "state", "bytes a token", "`recompute_gates`", "time"], rows) + under
+
+
 KINDS = {
+    "memory": _memory,
     "lengths": _lengths,
     "gpu": _gpu,
     "spectra": _spectra,

@@ -16,6 +16,7 @@ from fla_bdlru.layers.base import Mixer, check_choice, check_count, check_number
 from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits, rounded_down
 from fla_bdlru.ops.common.context_parallel import entering_tokens
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
+from fla_bdlru.ops.common.recompute import with_gates
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
@@ -84,6 +85,7 @@ class GatedRecurrence(Mixer):
         norm_eps: float = 1e-5,
         mode: str = "chunk",
         layer_idx: int | None = None,
+        recompute_gates: bool = False,
     ) -> None:
         """Checks the options that the layers share and makes the parameters."""
         check_gate_norm(gate_norm)
@@ -91,7 +93,7 @@ class GatedRecurrence(Mixer):
         check_number("norm_eps", norm_eps)
         check_memory_range(memory_range)
         switches = {"selective": selective, "use_short_conv": use_short_conv, "conv_bias": conv_bias}
-        for field, value in {**switches, "use_output_gate": use_output_gate}.items():
+        for field, value in {**switches, "use_output_gate": use_output_gate, "recompute_gates": recompute_gates}.items():
             check_switch(field, value)
         check_choice("gate_bias", gate_bias, GATE_BIASES)
         check_choice("mode", mode, ("chunk", "fused_recurrent"))
@@ -106,6 +108,7 @@ class GatedRecurrence(Mixer):
         self.conv_size = conv_size
         self.mode = mode
         self.layer_idx = layer_idx
+        self.recompute_gates = recompute_gates
 
         num_gates = self.num_gates()
         self.v_proj = nn.Linear(hidden_size, self.width, bias=False)
@@ -165,6 +168,10 @@ class GatedRecurrence(Mixer):
         """Number of gate logits of a step."""
         return torch.Size(self.gate_shape).numel()
 
+    def gates(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Gate logits `[B, T, *gate_shape]`."""
+        return self.a_proj(hidden_states).unflatten(-1, self.gate_shape)
+
     def op(self, v: torch.Tensor) -> Callable:
         """The op for inputs v `[B, T, ...]`."""
         step = v.shape[1] == 1 and not torch.is_grad_enabled()
@@ -190,14 +197,21 @@ class GatedRecurrence(Mixer):
         cu_seqlens: torch.LongTensor | None,
         cp_context: FLACPContext | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
-        readout, state = self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context)
+        v = self.v_proj(hidden_states)
+        readout, state = with_gates(
+            self.gates,
+            hidden_states,
+            lambda g: self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context),
+            recompute=self.recompute_gates,
+            is_random=type(self.a_proj) not in (nn.Linear, ConstantGates),  # LoRA has dropout
+            can_trace=cp_context is None,
+        )
         return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
 
     def mix_steps(
         self, hidden_states: torch.Tensor, last_state: dict | None, num_steps: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, list[dict | None]]:
-        v, g = self.v_proj(hidden_states), self.a_proj(hidden_states)
+        v, g = self.v_proj(hidden_states), self.gates(hidden_states)
         first = hidden_states.shape[1] - num_steps
         pieces = [first] * (first > 0) + [1] * num_steps
         # a snapshot: the cache's own dictionary is about to change
@@ -232,7 +246,7 @@ class GatedRecurrence(Mixer):
             v, conv_state = self.v_conv1d(v, cache=conv_state, output_final_state=use_cache, cu_seqlens=cu_seqlens)
         readout, state = self.recur(
             v,
-            g.unflatten(-1, self.gate_shape),
+            g,
             initial_state=None if last_state is None else last_state["recurrent_state"],
             output_final_state=use_cache,
             gate_norm=self.gate_norm,

@@ -405,7 +405,7 @@ def test_no_tokens(name, batch):
 
 SHARED = [
     "gate_norm", "selective", "gate_bias", "memory_range", "use_short_conv", "conv_size", "conv_bias", "use_output_gate",
-    "output_gate_activation", "norm_eps", "mode", "layer_idx",
+    "output_gate_activation", "norm_eps", "mode", "layer_idx", "recompute_gates",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from fla_bdlru.ops.common.checks import check_cu_seqlens
 from fla_bdlru.ops.common.custom_op import Recurrence, as_input, once_differentiable
+from fla_bdlru.ops.common.recompute import gates_of, save_with_gates
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
@@ -145,13 +146,14 @@ class ContextParallel(torch.autograd.Function):
         o, ht, h, P = result
         ctx.cp_context, ctx.op, ctx.parts, ctx.options = cp_context, op, parts, options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v, g, o, h, P, h0, start, cu_seqlens, chain)
+        save_with_gates(ctx, g, v, o, h, P, h0, start, cu_seqlens, chain)
         return o, ht
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, do, dht):
-        v, g, o, h, P, h0, start, cu_seqlens, chain = saved
+        g, v, o, h, P, h0, start, cu_seqlens, chain = saved
+        g = gates_of(ctx, g)
         continued = [part for part in ctx.parts if not part.starts]
         open_ended = [part for part in ctx.parts if not part.ends]
         do = None if do is None else as_input(do)

@@ -11,6 +11,7 @@ import torch
 
 from fla_bdlru.ops.common.checks import check_cu_seqlens
 from fla_bdlru.ops.common.dispatch import resolve_backend
+from fla_bdlru.ops.common.recompute import gates_of, save_with_gates
 
 
 class Recurrence(NamedTuple):
@@ -139,12 +140,13 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
         v, g, h0, cu_seqlens, ctx.gate_norm, ctx.chunk = inputs
         o, _, h, P = output
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v, g, o, h, P, h0, cu_seqlens)
+        save_with_gates(ctx, g, v, o, h, P, h0, cu_seqlens)
 
     def backward(ctx, saved, do, dht, bwd):
         if do is None and dht is None:
             return (None,) * 6
-        v, g, o, h, P, h0, cu_seqlens = saved
+        g, v, o, h, P, h0, cu_seqlens = saved
+        g = gates_of(ctx, g)
         do, dht = (None if x is None else as_input(x) for x in (do, dht))
         dv, dg, dh0 = bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
         return dv, dg, None if h0 is None else dh0, None, None, None

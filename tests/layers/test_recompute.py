@@ -1,0 +1,166 @@
+"""`recompute_gates`: the same gradients, to the bit, without the logits that are kept for the backward otherwise."""
+
+import pytest
+import torch
+from fla.models.utils import Cache
+from torch import nn
+
+from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
+
+D, B, T = 16, 2, 6
+LAYERS = {
+    "bdlru": lambda **kw: BDLRU(D, block_size=4, **kw),
+    "bdlru-constant": lambda **kw: BDLRU(D, block_size=2, selective=False, mode="fused_recurrent", **kw),
+    "bdlru-conv-gate": lambda **kw: BDLRU(D, block_size=4, use_short_conv=True, use_output_gate=True, **kw),
+    "hlru": lambda **kw: HLRU(D, order=3, **kw),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+PADDED = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+
+
+class LoRA(nn.Module):
+    """A projection that is frozen, with a trained detour through dropout."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.bias = base.requires_grad_(False), base.bias
+        self.down, self.up = nn.Linear(D, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(nn.functional.dropout(self.down(x)))
+
+
+def build(name, recompute, change=None):
+    torch.manual_seed(0)
+    layer = LAYERS[name](recompute_gates=recompute, layer_idx=0)
+    nn.init.normal_(layer.a_proj.bias)
+    if change is not None:
+        change(layer)
+    return layer
+
+
+def run(layer, grad=True, **kwargs):
+    """Outputs and every gradient."""
+    torch.manual_seed(1)
+    x = torch.randn(B, T, D).requires_grad_(grad)
+    if "cu_seqlens" in kwargs:
+        x = x.detach().view(1, B * T, D).requires_grad_(grad)
+    o = layer(x, **kwargs)[0]
+    torch.rand(3)  # the random state moves on before the backward
+    o.float().square().sum().backward()
+    return {"o": o.detach(), "x": x.grad, **{key: p.grad for key, p in layer.named_parameters()}}
+
+
+def assert_equal(got, expected):
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert got[key] is value is None or torch.equal(got[key], value), key
+
+
+def saved_bytes(layer, x):
+    """Bytes of the tensors that are saved for the backward, parameters aside."""
+    own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        o = layer(x)[0]
+    assert o.requires_grad
+    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in own)
+
+
+@each_layer
+def test_the_logits_are_not_kept(name):
+    x = torch.randn(B, T, D, requires_grad=True)
+    plain, ours = (saved_bytes(build(name, recompute), x) for recompute in (False, True))
+    assert plain - ours == 4 * B * T * build(name, True).num_gates()
+
+
+CALLS = {
+    "plain": dict,
+    "frozen input": lambda: {"grad": False},
+    "padded": lambda: {"attention_mask": PADDED},
+    "packed": lambda: {"cu_seqlens": torch.tensor([0, 1, 1, 7, 12])},
+    "cached": lambda: {"past_key_values": Cache(), "use_cache": True},
+}
+
+
+@each_layer
+@pytest.mark.parametrize("call", CALLS)
+def test_gradients_are_equal(name, call):
+    assert_equal(*(run(build(name, recompute), **CALLS[call]()) for recompute in (True, False)))
+
+
+def freeze(layer):
+    layer.a_proj.requires_grad_(False)
+
+
+def hook(layer):
+    layer.a_proj.register_forward_hook(lambda module, args, output: output.tanh())
+
+
+def lora(layer):
+    layer.a_proj = LoRA(layer.a_proj)
+    nn.init.normal_(layer.a_proj.up.weight)
+
+
+@pytest.mark.parametrize("change", [freeze, hook, lora], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_whatever_the_projection_is(change, autocast):
+    """The backward runs outside of autocast, and from another random state."""
+
+    class Called:
+        def __init__(self, layer):
+            self.layer, self.named_parameters = layer, layer.named_parameters
+
+        def __call__(self, x):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return self.layer(x)
+
+    got, expected = (run(Called(build("bdlru", recompute, change))) for recompute in (True, False))
+    assert_equal(got, expected)
+    assert got["o"].dtype == (torch.bfloat16 if autocast else torch.float32)
+
+
+def test_backward_twice_and_an_input_that_changed():
+    layer, x = build("bdlru", True), torch.randn(B, T, D)
+    o = layer(x)[0].sum()
+    grads = [torch.autograd.grad(o, layer.v_proj.weight, retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*grads)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        o.backward()
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_models_with_checkpointing(reentrant):
+    """The field of a config reaches the layers, and checkpoints of whole blocks hold one."""
+
+    def train(recompute):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": D, "num_hidden_layers": 2, "vocab_size": 32, "hidden_ratio": 2}
+        model = BDLRUForCausalLM(BDLRUConfig(block_size=4, recompute_gates=recompute, **sizes))
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        ids = torch.arange(12).view(2, 6)
+        model(ids, labels=ids).loss.backward()
+        assert model.model.layers[1].attn.recompute_gates is recompute
+        return {key: p.grad for key, p in model.named_parameters()}
+
+    assert_equal(train(True), train(False))
+
+
+@pytest.mark.parametrize("name", ["bdlru", "hlru"])
+def test_compiled(name):
+    """One graph, that keeps no logits either."""
+    x = torch.randn(B, T, D, requires_grad=True)
+    plain, ours = build(name, False), torch.compile(build(name, True), fullgraph=True, backend="aot_eager_decomp_partition")
+    expected, got = run(plain), run(ours)
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key if key in got else f"_orig_mod.{key}"], value, rtol=1e-5, atol=1e-5, msg=key)
+    assert saved_bytes(ours, x) < saved_bytes(plain, x) - 2 * B * T * plain.num_gates()
