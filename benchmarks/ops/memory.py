@@ -2,10 +2,10 @@
 
     python -m benchmarks.ops.memory                      # rows go to benchmarks/results/memory/memory.csv
 
-Layers of 4.2M parameters at width 1,024, in bfloat16, run what they run on a GPU, on CPU tensors, with every kernel left out: the
-code around kernels allocates and saves what it does there, and is not asked for values. Hooks on saved tensors count each
+Layers of 4.2M parameters at width 1,024, in bfloat16, run what they run on a GPU, on CPU tensors, with every kernel left out:
+the code around kernels allocates and saves what it does there, and is not asked for values. Hooks on saved tensors count each
 storage once, the layer's input included, parameters aside. The price is timed on this CPU, where our kernels do run: forward
-and backward of a layer that computes its gates again, over those of one that keeps them, by turns.
+and backward of a layer that computes its gates again, over those of one that keeps them.
 """
 
 from __future__ import annotations
@@ -100,15 +100,16 @@ def kept_on_a_gpu(layer: nn.Module, recompute: bool | None = None) -> float:
 
 
 def price(layer: nn.Module, turns: int) -> float:
-    """Time of forward and backward with `recompute_gates` over that without."""
+    """Processor time of forward and backward with `recompute_gates` over that without, by turns, on one thread."""
+    torch.set_num_threads(1)  # one thread's time does not count what else the machine does
     x = torch.randn(2, 512, WIDTH, requires_grad=True)
     times: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(2 * turns + 2):
         layer.recompute_gates = bool(turn % 2)
-        start = time.perf_counter()
+        start = time.process_time()
         layer(x)[0].sum().backward()
         if turn > 1:
-            times[layer.recompute_gates].append(time.perf_counter() - start)
+            times[layer.recompute_gates].append(time.process_time() - start)
     return statistics.median(times[True]) / statistics.median(times[False])
 
 

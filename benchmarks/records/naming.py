@@ -14,6 +14,7 @@ SUFFIXES: dict[str, dict] = {
     "memory": {"gate_bias": "memory"},
     "conv": {"use_short_conv": True},
     "gated": {"use_output_gate": True},
+    "start": {"initial_state": "learned"},
 }
 _NAME = re.compile(r"(bdlru|hlru)-m([1-9][0-9]?)((?:-[a-z]+)*)")
 

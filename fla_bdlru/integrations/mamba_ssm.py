@@ -119,13 +119,15 @@ class MambaProtocol(GatedRecurrence):
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """States of zeros, `(conv_state, ssm_state)`, as `step` takes them; their size does not depend on `max_seqlen`.
+        """States to begin with, `(conv_state, ssm_state)`, as `step` takes them; their size does not depend on `max_seqlen`.
 
         `dtype` is that of `conv_state` (default: the weights'); `ssm_state` is float32.
         """
         weight = self.o_proj.weight
         *_, columns, num = self.gate_shape
         ssm_state = weight.new_zeros(batch_size, columns - 1, num, dtype=torch.float32).transpose(1, 2)
+        if self.initial_state is not None:
+            ssm_state += self.start(batch_size).detach()
         if not self.use_short_conv:
             return None, ssm_state
         return torch.zeros(

@@ -55,6 +55,11 @@ class BDLRU(GatedRecurrence):
             Default: `"chunk"`.
         layer_idx (int, Optional):
             Index of the layer in its model, which a cache needs. Default: `None`.
+        recompute_gates (bool, Optional):
+            Whether to keep the layer's input for the backward instead of the gate logits, which are computed again: the
+            same gradients, in less memory and more time. Default: `False`.
+        initial_state (str, Optional):
+            What sequences and packed documents begin with: `"zero"`, or `"learned"`, a parameter. Default: `"zero"`.
 
     Raises:
         ValueError: if an option is not known, or the widths do not divide.

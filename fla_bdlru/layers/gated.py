@@ -42,6 +42,9 @@ def gathered(parameter: nn.Parameter) -> AbstractContextManager:
     return GatheredParameters([parameter], modifier_rank=0)
 
 
+START_STD = 0.1  # of a learned initial state: TODO
+
+
 def takes_options(init: Callable) -> Callable:
     """Writes the options of `GatedRecurrence.build` into the signature of a constructor that hands `**options` on to it."""
     own, shared = (inspect.signature(f).parameters.values() for f in (init, GatedRecurrence.build))
@@ -86,6 +89,7 @@ class GatedRecurrence(Mixer):
         mode: str = "chunk",
         layer_idx: int | None = None,
         recompute_gates: bool = False,
+        initial_state: str = "zero",
     ) -> None:
         """Checks the options that the layers share and makes the parameters."""
         check_gate_norm(gate_norm)
@@ -96,6 +100,7 @@ class GatedRecurrence(Mixer):
         for field, value in {**switches, "use_output_gate": use_output_gate, "recompute_gates": recompute_gates}.items():
             check_switch(field, value)
         check_choice("gate_bias", gate_bias, GATE_BIASES)
+        check_choice("initial_state", initial_state, ("zero", "learned"))
         check_choice("mode", mode, ("chunk", "fused_recurrent"))
         check_choice("output_gate_activation", output_gate_activation, ("swish", "silu", "sigmoid"))
         self.hidden_size = hidden_size
@@ -123,35 +128,56 @@ class GatedRecurrence(Mixer):
                 hidden_size=self.readout_width, eps=norm_eps, activation=output_gate_activation
             )
         self.o_proj = nn.Linear(self.readout_width, hidden_size, bias=False)
+        *_, columns, num = self.gate_shape
+        learned = initial_state == "learned"
+        self.initial_state = nn.Parameter(torch.empty(columns - 1, num)) if learned else None  # gate-major
         self.reset_parameters()
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those that a model's own `_init_weights` does not draw as this layer wants them."""
+        return [self.a_proj.bias] if self.initial_state is None else [self.a_proj.bias, self.initial_state]
+
     def reset_parameters(self) -> None:
-        """(Re)initialises the gates' bias, all that differs from what a model's own `_init_weights` draws.
+        """(Re)initialises the gates' bias and the initial state.
 
-        A bias that transformers has loaded stays, and transformers leaves alone one that is set here.
+        What transformers has loaded stays, and transformers leaves alone what is set here.
         """
-        bias = self.a_proj.bias
-        bias._no_weight_decay = True
-        loaded = getattr(bias, "_is_hf_initialized", False) and not getattr(bias, "_is_set_here", False)
-        if bias.is_meta or loaded:
-            return
-        with torch.no_grad(), gathered(bias):
-            if self.gate_bias == "memory":
-                logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
-                if self.gate_norm == "none":
-                    logits = rounded_down(logits, bias.dtype)
-                if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
-                    from torch.distributed.tensor import distribute_tensor
+        for parameter in self.own_parameters():
+            parameter._no_weight_decay = True
+            loaded = getattr(parameter, "_is_hf_initialized", False) and not getattr(parameter, "_is_set_here", False)
+            if parameter.is_meta or loaded:
+                continue
+            with torch.no_grad(), gathered(parameter):
+                if parameter is self.initial_state:
+                    nn.init.normal_(parameter, std=START_STD)
+                else:
+                    self.reset_bias(parameter)
+            parameter._is_set_here = parameter._is_hf_initialized = True
 
-                    logits = distribute_tensor(
-                        logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
-                    )
-                bias.copy_(logits)
-            elif self.selective:
-                nn.init.zeros_(bias)
-            else:
-                nn.init.normal_(bias)  # nothing else tells the rows apart
-        bias._is_set_here = bias._is_hf_initialized = True
+    def reset_bias(self, bias: nn.Parameter) -> None:
+        """Starts the gates' bias as `gate_bias` says."""
+        if self.gate_bias == "memory":
+            logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
+            if self.gate_norm == "none":
+                logits = rounded_down(logits, bias.dtype)
+            if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
+                from torch.distributed.tensor import distribute_tensor
+
+                logits = distribute_tensor(
+                    logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
+                )
+            bias.copy_(logits)
+        elif self.selective:
+            nn.init.zeros_(bias)
+        else:
+            nn.init.normal_(bias)  # nothing else tells the rows apart
+
+    def start(self, num_seqs: int) -> torch.Tensor | None:
+        """The learned state `[num_seqs, H, M]` that sequences begin with, in float32; `None` for zeros."""
+        if self.initial_state is None:
+            return None
+        state = self.initial_state.to(torch.promote_types(self.initial_state.dtype, torch.float32))
+        return state.t().expand(num_seqs, -1, -1)
 
     def initial_gates(self) -> torch.Tensor:
         """Gates of shape `gate_shape` with time constants spread over `memory_range`."""
@@ -235,7 +261,7 @@ class GatedRecurrence(Mixer):
         cp_context: FLACPContext | None = None,
     ) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
-        conv_state = None
+        conv_state, num_seqs = None, len(v) if cu_seqlens is None else len(cu_seqlens) - 1
         if self.use_short_conv:
             if cp_context is not None and cp_context.group is not None and self.conv_size > 1:
                 # [num_seqs, width, conv_size]; the convolution does not look at the first column
@@ -247,7 +273,7 @@ class GatedRecurrence(Mixer):
         readout, state = self.recur(
             v,
             g,
-            initial_state=None if last_state is None else last_state["recurrent_state"],
+            initial_state=self.start(num_seqs) if last_state is None else last_state["recurrent_state"],
             output_final_state=use_cache,
             gate_norm=self.gate_norm,
             cu_seqlens=cu_seqlens,
@@ -262,4 +288,5 @@ class GatedRecurrence(Mixer):
         return self.o_proj(readout)
 
     def extra_repr(self) -> str:
-        return f"gate_norm={self.gate_norm}, selective={self.selective}, gate_bias={self.gate_bias}"
+        start = "zero" if self.initial_state is None else "learned"
+        return f"gate_norm={self.gate_norm}, selective={self.selective}, gate_bias={self.gate_bias}, initial_state={start}"

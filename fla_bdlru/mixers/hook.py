@@ -226,10 +226,9 @@ def install_hook() -> None:
 
     @wraps(original_initialize)
     def initialize_weights(self):
-        # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
-        layers = [module for module in self.modules() if isinstance(module, GatedRecurrence)]
-        for layer in layers:
-            if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
+        # what a checkpoint lacks comes here blank, and `_init_weights` would zero a bias as any other
+        for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
+            if not all(getattr(parameter, "_is_hf_initialized", False) for parameter in layer.own_parameters()):
                 layer.reset_parameters()
         original_initialize(self)
 

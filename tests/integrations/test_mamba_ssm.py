@@ -26,7 +26,7 @@ CFGS = {
     "bdlru-conv-gate": {"layer": "BDLRU", "block_size": 2, "use_short_conv": True, "use_output_gate": True},
     "bdlru-constant": {"layer": "BDLRU", "selective": False},
     "hlru": {"layer": "HLRU", "order": 3, "gate_norm": "tanh"},
-    "hlru-conv": {"layer": "HLRU", "order": 2, "use_short_conv": True, "gate_bias": "memory"},
+    "hlru-conv": {"layer": "HLRU", "order": 2, "use_short_conv": True, "gate_bias": "memory", "initial_state": "learned"},
 }
 each_cfg = pytest.mark.parametrize("name", CFGS)
 each_norm = pytest.mark.parametrize("fused_add_norm, rms_norm", [(True, True), (True, False), (False, True), (False, False)])

@@ -17,9 +17,9 @@ LAYERS = {
     "bdlru": lambda: BDLRU(D, block_size=2),
     "bdlru with all parts": lambda: BDLRU(D, block_size=4, gate_bias="memory", conv_bias=True, **PARTS),
     "bdlru, constant gates": lambda: BDLRU(D, block_size=4, selective=False),
-    "bdlru, gates computed again": lambda: BDLRU(D, block_size=2, recompute_gates=True),
+    "bdlru, gates computed again": lambda: BDLRU(D, block_size=2, recompute_gates=True, initial_state="learned"),
     "hlru, window longer than a slice": lambda: HLRU(D, order=5),
-    "hlru with all parts": lambda: HLRU(D, order=3, **PARTS),
+    "hlru with all parts": lambda: HLRU(D, order=3, initial_state="learned", **PARTS),
     "hlru, state": lambda: HLRU(D, order=3, readout="state", use_short_conv=True, conv_size=2),
 }
 SIZES = {"hidden_size": D, "num_hidden_layers": 2, "vocab_size": 32, "hidden_ratio": 2}

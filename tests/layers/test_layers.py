@@ -23,6 +23,8 @@ LAYERS = {
     "hlru-state": lambda **kw: HLRU(D, order=3, readout="state", num_channels=10, gate_norm="silu", **kw),
     "hlru-constant": lambda **kw: HLRU(D, order=3, selective=False, gate_bias="memory", **kw),
     "hlru-conv-gate": lambda **kw: HLRU(D, order=2, use_short_conv=True, conv_bias=True, use_output_gate=True, **kw),
+    "bdlru-start": lambda **kw: BDLRU(D, block_size=2, initial_state="learned", **kw),
+    "hlru-start": lambda **kw: HLRU(D, order=3, initial_state="learned", use_short_conv=True, **kw),
     "lstm": lambda **kw: LSTM(D, num_channels=12, **kw),
 }
 each_layer = pytest.mark.parametrize("name", LAYERS)
@@ -30,6 +32,8 @@ each_layer = pytest.mark.parametrize("name", LAYERS)
 
 def build(name, **kwargs):
     layer = LAYERS[name](**kwargs)
+    if getattr(layer, "initial_state", None) is not None:
+        nn.init.normal_(layer.initial_state)
     for module in layer.modules():  # livelier than the defaults, so that a mistake shows
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.5)
@@ -95,6 +99,26 @@ def test_hlru_layer_equals_the_published_equations(gate_norm, readout):
             for i in range(M if readout == "window" else 1):
                 expected[:, t] += past[i][:, None] * W_o[:, i * N + n]
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bdlru-start", "hlru-start"])
+def test_sequences_begin_with_the_learned_state(name):
+    """The op's initial state, feature order as the docstrings state it; with zeros the layer is one without it."""
+    layer, plain, x = build(name, layer_idx=0), build(name), torch.randn(2, 4, D)
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        plain.initial_state.zero_()
+    empty, cache = Cache(), Cache()
+    layer(x[:, :0], past_key_values=empty, use_cache=True)
+    begun = empty[0]["recurrent_state"]
+    M, H = layer.initial_state.shape
+    assert begun.shape == (2, H, M)
+    assert begun[1, H - 1, 0] == layer.initial_state[0, H - 1]
+    plain(x[:, :0], past_key_values=cache, use_cache=True)
+    assert not cache[0]["recurrent_state"].any()
+    cache[0]["recurrent_state"] = begun
+    torch.testing.assert_close(plain(x, past_key_values=cache)[0], layer(x)[0])
+    assert not torch.allclose(plain(x)[0], layer(x)[0])
 
 
 @each_layer
@@ -309,17 +333,19 @@ def test_memory_bias_reaches_the_layer(cls):
     assert remembered(layer) > 1e-2 > 1e-6 > remembered(cls(D))
 
 
-@pytest.mark.parametrize("options", [{}, {"selective": False}, {"gate_bias": "memory"}], ids=str)
-def test_a_loaded_bias_is_not_drawn_again(options):
+@pytest.mark.parametrize("options", [{}, {"selective": False}, {"gate_bias": "memory"}, {"initial_state": "learned"}], ids=str)
+def test_what_is_loaded_is_not_drawn_again(options):
     """transformers marks a parameter that it has loaded, and has every module initialised after that."""
     layer = BDLRU(D, **options)
-    layer.a_proj.bias = nn.Parameter(torch.full_like(layer.a_proj.bias, 3.0))
-    layer.a_proj.bias._is_hf_initialized = True
+    name, owner = ("initial_state", layer) if "initial_state" in options else ("bias", layer.a_proj)
+    setattr(owner, name, nn.Parameter(torch.full_like(getattr(owner, name), 3.0)))
+    loaded = getattr(owner, name)
+    loaded._is_hf_initialized = True
     layer.reset_parameters()
-    assert (layer.a_proj.bias == 3).all()
-    del layer.a_proj.bias._is_hf_initialized
+    assert (loaded == 3).all()
+    del loaded._is_hf_initialized
     layer.reset_parameters()
-    assert (layer.a_proj.bias != 3).any()
+    assert (loaded != 3).any()
 
 
 ERRORS = [
@@ -333,6 +359,8 @@ ERRORS = [
     (lambda: BDLRU(D, num_blocks=-1), "num_blocks must be positive; got -1"),
     (lambda: BDLRU(D, gate_norm="l1"), "gate_norm='l1' is not known; expected one of 'softmax'"),
     (lambda: BDLRU(D, gate_bias="ones"), "gate_bias='ones' is not known; expected one of 'uniform', 'memory'"),
+    (lambda: BDLRU(D, initial_state="bos"), "initial_state='bos' is not known; expected one of 'zero', 'learned'"),
+    (lambda: HLRU(D, recompute_gates="auto"), "recompute_gates must be True or False; got 'auto'"),
     (lambda: BDLRU(D, mode="parallel"), "mode='parallel' is not known; expected one of 'chunk', 'fused_recurrent'"),
     (lambda: BDLRU(D, gate_bias="memory", memory_range=(8, 2)), "memory_range must be two time constants"),
     (lambda: BDLRU(D, use_output_gate=True, output_gate_activation="gelu"), "output_gate_activation='gelu' is not known"),
@@ -406,6 +434,7 @@ def test_no_tokens(name, batch):
 SHARED = [
     "gate_norm", "selective", "gate_bias", "memory_range", "use_short_conv", "conv_size", "conv_bias", "use_output_gate",
     "output_gate_activation", "norm_eps", "mode", "layer_idx", "recompute_gates",
+    "initial_state",
 ]  # fmt: skip
 
 

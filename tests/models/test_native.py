@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.layers.gated import START_STD
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, BDLRUModel, HLRUConfig, HLRUForCausalLM, HLRUModel
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 64}
@@ -51,6 +52,34 @@ def test_config_takes_every_argument_of_the_layer(name):
     assert config.memory_range == [2.0, 1024.0]
     with pytest.raises(ValueError, match="gate_norm='l1' is not known"):
         CausalLM(Config(**SIZES, gate_norm="l1"))
+
+
+@each_family
+def test_a_checkpoint_without_a_learned_start_loads(name, tmp_path):
+    """The parameter that it lacks is drawn, the gates' bias beside it stays; decoding goes on from it, padded or not."""
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    old = CausalLM(Config(**SIZES, **options, gate_bias="memory"))
+    torch.nn.init.ones_(old.model.layers[0].attn.a_proj.bias)
+    old.save_pretrained(tmp_path)
+    model = CausalLM.from_pretrained(tmp_path, initial_state="learned").eval()
+    layer = model.model.layers[0].attn
+    assert (layer.a_proj.bias == 1).all()
+    assert 0.3 < layer.initial_state.std() / START_STD < 3
+    torch.nn.init.normal_(layer.initial_state, std=10)
+    model.save_pretrained(tmp_path)
+    again = CausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.model.layers[0].attn.initial_state, layer.initial_state)
+    ids = torch.randint(3, 40, (1, 4))
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), ids], 1)
+    mask = (torch.arange(6) >= 2).long()[None]
+    with torch.no_grad():
+        expected = again.generate(ids, max_new_tokens=4, do_sample=False)
+        greedy = ids
+        for _ in range(4):
+            greedy = torch.cat([greedy, again(greedy).logits[:, -1:].argmax(-1)], 1)
+        left = again.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(expected, greedy[:, : expected.shape[1]])
+    assert torch.equal(left[:, 2:], expected)
 
 
 @each_family

@@ -215,6 +215,7 @@ def test_flops_of_every_mixer_are_counted():
         ("bdlru-m4-sigmoid", {"block_size": 4, "gate_norm": "sigmoid"}),
         ("hlru-m3-none", {"order": 3, "gate_norm": "none"}),
         ("bdlru-m4-conv", {"block_size": 4, "use_short_conv": True}),
+        ("bdlru-m5-square-start", {"block_size": 5, "gate_norm": "square", "initial_state": "learned"}),
         ("hlru-m4-memory-gated", {"order": 4, "gate_bias": "memory", "use_output_gate": True}),
     ],
 )
