@@ -104,7 +104,7 @@ def test_hlru_layer_equals_the_published_equations(gate_norm, readout):
 @pytest.mark.parametrize("name", ["bdlru-start", "hlru-start"])
 def test_sequences_begin_with_the_learned_state(name):
     """The op's initial state, feature order as the docstrings state it; with zeros the layer is one without it."""
-    layer, plain, x = build(name, layer_idx=0), build(name), torch.randn(2, 4, D)
+    (layer, plain), x = (build(name, layer_idx=0) for _ in range(2)), torch.randn(2, 4, D)
     plain.load_state_dict(layer.state_dict())
     with torch.no_grad():
         plain.initial_state.zero_()
