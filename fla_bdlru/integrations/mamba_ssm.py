@@ -126,7 +126,7 @@ class MambaProtocol(GatedRecurrence):
         weight = self.o_proj.weight
         *_, columns, num = self.gate_shape
         ssm_state = weight.new_zeros(batch_size, columns - 1, num, dtype=torch.float32).transpose(1, 2)
-        if self.initial_state is not None:
+        if self.h0 is not None:
             ssm_state += self.start(batch_size).detach()
         if not self.use_short_conv:
             return None, ssm_state

@@ -59,7 +59,7 @@ class BDLRU(GatedRecurrence):
             Whether to keep the layer's input for the backward instead of the gate logits, which are computed again: the
             same gradients, in less memory and more time. Default: `False`.
         initial_state (str, Optional):
-            What sequences and packed documents begin with: `"zero"`, or `"learned"`, a parameter. Default: `"zero"`.
+            What sequences and packed documents begin with: `"zero"`, or `"learned"`, the parameter `h0`. Default: `"zero"`.
 
     Raises:
         ValueError: if an option is not known, or the widths do not divide.

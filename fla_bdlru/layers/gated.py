@@ -42,7 +42,7 @@ def gathered(parameter: nn.Parameter) -> AbstractContextManager:
     return GatheredParameters([parameter], modifier_rank=0)
 
 
-START_STD = 0.1  # of a learned initial state: TODO
+START_STD = 0.1  # of a learned initial state: about what a first token leaves in a new layer
 
 
 def takes_options(init: Callable) -> Callable:
@@ -114,6 +114,7 @@ class GatedRecurrence(Mixer):
         self.mode = mode
         self.layer_idx = layer_idx
         self.recompute_gates = recompute_gates
+        self.initial_state = initial_state
 
         num_gates = self.num_gates()
         self.v_proj = nn.Linear(hidden_size, self.width, bias=False)
@@ -129,13 +130,12 @@ class GatedRecurrence(Mixer):
             )
         self.o_proj = nn.Linear(self.readout_width, hidden_size, bias=False)
         *_, columns, num = self.gate_shape
-        learned = initial_state == "learned"
-        self.initial_state = nn.Parameter(torch.empty(columns - 1, num)) if learned else None  # gate-major
+        self.h0 = nn.Parameter(torch.empty(columns - 1, num)) if initial_state == "learned" else None  # gate-major
         self.reset_parameters()
 
     def own_parameters(self) -> list[nn.Parameter]:
         """Those that a model's own `_init_weights` does not draw as this layer wants them."""
-        return [self.a_proj.bias] if self.initial_state is None else [self.a_proj.bias, self.initial_state]
+        return [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]
 
     def reset_parameters(self) -> None:
         """(Re)initialises the gates' bias and the initial state.
@@ -148,7 +148,7 @@ class GatedRecurrence(Mixer):
             if parameter.is_meta or loaded:
                 continue
             with torch.no_grad(), gathered(parameter):
-                if parameter is self.initial_state:
+                if parameter is self.h0:
                     nn.init.normal_(parameter, std=START_STD)
                 else:
                     self.reset_bias(parameter)
@@ -174,10 +174,9 @@ class GatedRecurrence(Mixer):
 
     def start(self, num_seqs: int) -> torch.Tensor | None:
         """The learned state `[num_seqs, H, M]` that sequences begin with, in float32; `None` for zeros."""
-        if self.initial_state is None:
+        if self.h0 is None:
             return None
-        state = self.initial_state.to(torch.promote_types(self.initial_state.dtype, torch.float32))
-        return state.t().expand(num_seqs, -1, -1)
+        return self.h0.to(torch.promote_types(self.h0.dtype, torch.float32)).t().expand(num_seqs, -1, -1)
 
     def initial_gates(self) -> torch.Tensor:
         """Gates of shape `gate_shape` with time constants spread over `memory_range`."""
@@ -288,5 +287,5 @@ class GatedRecurrence(Mixer):
         return self.o_proj(readout)
 
     def extra_repr(self) -> str:
-        start = "zero" if self.initial_state is None else "learned"
-        return f"gate_norm={self.gate_norm}, selective={self.selective}, gate_bias={self.gate_bias}, initial_state={start}"
+        names = ("gate_norm", "selective", "gate_bias", "initial_state")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)

@@ -32,8 +32,8 @@ each_layer = pytest.mark.parametrize("name", LAYERS)
 
 def build(name, **kwargs):
     layer = LAYERS[name](**kwargs)
-    if getattr(layer, "initial_state", None) is not None:
-        nn.init.normal_(layer.initial_state)
+    if getattr(layer, "h0", None) is not None:
+        nn.init.normal_(layer.h0)
     for module in layer.modules():  # livelier than the defaults, so that a mistake shows
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.5)
@@ -107,13 +107,13 @@ def test_sequences_begin_with_the_learned_state(name):
     (layer, plain), x = (build(name, layer_idx=0) for _ in range(2)), torch.randn(2, 4, D)
     plain.load_state_dict(layer.state_dict())
     with torch.no_grad():
-        plain.initial_state.zero_()
+        plain.h0.zero_()
     empty, cache = Cache(), Cache()
     layer(x[:, :0], past_key_values=empty, use_cache=True)
     begun = empty[0]["recurrent_state"]
-    M, H = layer.initial_state.shape
+    M, H = layer.h0.shape
     assert begun.shape == (2, H, M)
-    assert begun[1, H - 1, 0] == layer.initial_state[0, H - 1]
+    assert begun[1, H - 1, 0] == layer.h0[0, H - 1]
     plain(x[:, :0], past_key_values=cache, use_cache=True)
     assert not cache[0]["recurrent_state"].any()
     cache[0]["recurrent_state"] = begun
@@ -337,7 +337,7 @@ def test_memory_bias_reaches_the_layer(cls):
 def test_what_is_loaded_is_not_drawn_again(options):
     """transformers marks a parameter that it has loaded, and has every module initialised after that."""
     layer = BDLRU(D, **options)
-    name, owner = ("initial_state", layer) if "initial_state" in options else ("bias", layer.a_proj)
+    name, owner = ("h0", layer) if "initial_state" in options else ("bias", layer.a_proj)
     setattr(owner, name, nn.Parameter(torch.full_like(getattr(owner, name), 3.0)))
     loaded = getattr(owner, name)
     loaded._is_hf_initialized = True

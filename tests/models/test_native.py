@@ -64,11 +64,11 @@ def test_a_checkpoint_without_a_learned_start_loads(name, tmp_path):
     model = CausalLM.from_pretrained(tmp_path, initial_state="learned").eval()
     layer = model.model.layers[0].attn
     assert (layer.a_proj.bias == 1).all()
-    assert 0.3 < layer.initial_state.std() / START_STD < 3
-    torch.nn.init.normal_(layer.initial_state, std=10)
+    assert 0.3 < layer.h0.std() / START_STD < 3
+    torch.nn.init.normal_(layer.h0, std=10)
     model.save_pretrained(tmp_path)
     again = CausalLM.from_pretrained(tmp_path).eval()
-    assert torch.equal(again.model.layers[0].attn.initial_state, layer.initial_state)
+    assert torch.equal(again.model.layers[0].attn.h0, layer.h0)
     ids = torch.randint(3, 40, (1, 4))
     padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), ids], 1)
     mask = (torch.arange(6) >= 2).long()[None]
