@@ -4,7 +4,7 @@
 #include <string.h>
 
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
-typedef int16_t s16; typedef int32_t s32; typedef int64_t s64;
+typedef int8_t s8; typedef int16_t s16; typedef int32_t s32; typedef int64_t s64;
 #define LANES _Pragma("GCC ivdep") for (int l = 0; l < 32; l++)
 
 typedef struct { u64 low, high; u8 *written; } Span; /* written: a byte for each byte, or null where all are */

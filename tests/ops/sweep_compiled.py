@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from emulator import emulated  # noqa: E402
+from emulator import EmulatorError, emulated  # noqa: E402
 
 import fla_bdlru.ops as ops  # noqa: E402
 from fla_bdlru.ops.gpu import runtime  # noqa: E402
@@ -87,8 +87,8 @@ def wrong(c):
     )
     try:
         got = results(getattr(ops, f"chunk_{c['op']}"), v, g, h0, c, do, dht)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    except EmulatorError as error:
+        return str(error)
     errors = {
         k: ((got[k] - x).abs().max() / x.abs().max().clamp_min(1)).item() if x.numel() else 0.0 for k, x in exact.items()
     }
