@@ -38,6 +38,9 @@ KINDS = (
 COUNTERS = (*CLASSES, "requests", "sectors", "fewest", "read", "wrote")
 
 
+PTX = {}  # of kernels by their hash, as Triton compiled or loaded them
+
+
 class EmulatorError(RuntimeError):
     """What a GPU would not say, or would say as an illegal access."""
 
@@ -128,7 +131,7 @@ class Driver:
 
     def __init__(self, arch=90):
         self.target = GPUTarget("cuda", arch, 32)
-        self.ptx, self.kernels, self.written, self.totals = {}, {}, {}, {}
+        self.kernels, self.written, self.totals = {}, {}, {}
         self.window = lambda grid: (0, grid)
         properties = {"max_shared_mem": 227 * 1024, "warpSize": 32, "multiprocessor_count": 132}
         self.utils = SimpleNamespace(
@@ -166,13 +169,14 @@ class Driver:
             if (y, z) != (1, 1) or metadata.num_warps != 1 or metadata.shared:
                 raise EmulatorError(f"{metadata.name}: one warp, one axis and no shared memory is what runs here")
             values = rest[-len(source.fn.arg_names) :]
-            self.launch(metadata, x, dict(zip(names, (values[place] for place in places))))
+            # what Triton has compiled stays with it, whoever drives
+            triton_driver.active.launch(metadata, x, dict(zip(names, (values[place] for place in places))))
 
         return launch
 
     def launch(self, metadata, grid, values):
         if metadata.hash not in self.kernels:
-            self.kernels[metadata.hash] = Program(Kernel(self.ptx[metadata.hash]))
+            self.kernels[metadata.hash] = Program(Kernel(PTX[metadata.hash]))
         program = self.kernels[metadata.hash]
         kernel = program.kernel
         tensors = {name: x for name, x in values.items() if isinstance(x, torch.Tensor) and x.numel()}
@@ -234,7 +238,7 @@ def emulated(arch=90):
 
     def remember(self, *args, **kwargs):
         init(self, *args, **kwargs)
-        driver.ptx[self.metadata.hash] = self.asm["ptx"]
+        PTX[self.metadata.hash] = self.asm["ptx"]
 
     compiler.CompiledKernel.__init__ = remember
     dispatch._why_not = lambda wanted, device, dtypes: None if device.type == "cpu" else why_not(wanted, device, dtypes)

@@ -24,17 +24,18 @@ def _load_row(p_g, rj, o_n, is_gate, in_n, M: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
+def _column_row(i, p_g, p_v, X, Y, has_input, rj, o_n, is_gate, in_n, CC: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
                 NORM: tl.constexpr):  # fmt: skip
     """Row i of the next columns Y from the columns X."""
     x, x_in = _load_row(p_g + i * ((M + 1) * H), rj, o_n, is_gate, in_n, M, H)
     b_v = tl.load(p_v + i * H + o_n, mask=in_n, other=0.0).to(tl.float32)
     f, f_in, _, _, r, _ = gate_row(x, x_in, is_gate, M, NORM)
-    b = f_in * b_v
     Z = ()
     for c in tl.static_range(CC):
-        a = (rows_sum(f * X[c], is_gate) + b * w[c]) * r
-        Z = Z + (tl.where(rj == i, a, Y[c]),)
+        a = rows_sum(f * X[c], is_gate)
+        if c == M % CC:
+            a += tl.where(has_input, f_in * b_v, 0.0)
+        Z = Z + (tl.where(rj == i, a * r, Y[c]),)
     return Z
 
 
@@ -91,12 +92,11 @@ def chunk_bdlru_fwd_kernel_h(
     n_t = tl.minimum(C, T - i_c * C)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
-    # columns c0 .. c0 + CC - 1; column M is the end state, which alone sees the inputs
+    # columns c0 .. c0 + CC - 1; column M, which is c = M % CC of the last program, is the end state and alone sees the inputs
+    has_input = c0 + M % CC == M
     X = ()
-    w = ()
     for c in tl.static_range(CC):
         X = X + (tl.where((rj == c0 + c) & in_n, 1.0, 0.0),)
-        w = w + (tl.where(c0 + c == M, 1.0, 0.0),)
     last_start = tl.full([], -1, tl.int64)
     for t in tl.range(0, n_t):
         if VARLEN:
@@ -108,17 +108,17 @@ def chunk_bdlru_fwd_kernel_h(
                     x = tl.load(h0 + doc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)
                 Z = ()
                 for c in tl.static_range(CC):
-                    Z = Z + (tl.where(c0 + c == M, x, 0.0),)
+                    Z = Z + (tl.where(has_input & (c == M % CC), x, 0.0),)
                 X = Z
         Y = ()
         for c in tl.static_range(CC):
             Y = Y + (tl.zeros([MP, WARP * VEC], tl.float32),)
         if UNROLL:
             for i in tl.static_range(M):
-                Y = _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC, M, H, NORM)
+                Y = _column_row(i, p_g, p_v, X, Y, has_input, rj, o_n, is_gate, in_n, CC, M, H, NORM)
         else:
             for i in tl.range(0, M):
-                Y = _column_row(i, p_g, p_v, X, Y, w, rj, o_n, is_gate, in_n, CC, M, H, NORM)
+                Y = _column_row(i, p_g, p_v, X, Y, has_input, rj, o_n, is_gate, in_n, CC, M, H, NORM)
         X = Y
         p_g += M * (M + 1) * H
         p_v += M * H
@@ -128,7 +128,8 @@ def chunk_bdlru_fwd_kernel_h(
         # no NaN of the document that goes on may reach those before it
         X_c = tl.where(last_start >= 0, 0.0, X[c]) if VARLEN else X[c]
         tl.store(p_P + (c0 + c) * H, X_c, mask=is_gate & in_n & (o_n < H * (c0 + c < M).to(tl.int32)))
-        tl.store(p_end, X[c], mask=is_gate & in_n & (o_n < H * (c0 + c == M).to(tl.int32)))
+        if c == M % CC:
+            tl.store(p_end, X[c], mask=is_gate & in_n & (o_n < H * has_input.to(tl.int32)))
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])

@@ -53,11 +53,10 @@ def chunk_hlru_fwd_kernel_h(
     t0 = i_c * C
     n_t = tl.minimum(C, T - t0)
     lag = _lag(0, rj, M)
+    has_input = c0 + M % CC == M  # in column c = M % CC
     X = ()
-    w = ()
     for c in tl.static_range(CC):
         X = X + (tl.where((lag == c0 + c) & is_row & in_n, 1.0, 0.0),)
-        w = w + (tl.where(c0 + c == M, 1.0, 0.0),)
     last_start = tl.full([], -1, tl.int64)
     for i_t in tl.range(0, n_t, TURN):
         for k in tl.static_range(TURN):
@@ -74,16 +73,17 @@ def chunk_hlru_fwd_kernel_h(
                             x = tl.load(h0 + doc * (M * N) + lag * N + o_n, mask=is_row & in_n, other=0.0)
                         Z = ()
                         for c in tl.static_range(CC):
-                            Z = Z + (tl.where(c0 + c == M, x, 0.0),)
+                            Z = Z + (tl.where(has_input & (c == M % CC), x, 0.0),)
                         X = Z
                 x, x_in = _load_gates(g + (i_b * T + t) * ((M + 1) * N), lag, o_n, is_row, in_n, M, N)
                 b_v = tl.load(v + (i_b * T + t) * N + o_n, mask=in_n, other=0.0).to(tl.float32)
                 f, f_in, _, _, r, _ = gate_row(x, x_in, is_row, M, NORM)
-                b = f_in * b_v
                 Z = ()
                 for c in tl.static_range(CC):
-                    a = (rows_sum(f * X[c], is_row) + b * w[c]) * r
-                    Z = Z + (tl.where(lag == M - 1, a, X[c]),)
+                    a = rows_sum(f * X[c], is_row)
+                    if c == M % CC:
+                        a += tl.where(has_input, f_in * b_v, 0.0)
+                    Z = Z + (tl.where(lag == M - 1, a * r, X[c]),)
                 X = Z
     lag = _lag((n_t % M).to(tl.int32), rj, M)
     p_end = end + i_bc * (M * N) + lag * N + o_n
@@ -92,7 +92,8 @@ def chunk_hlru_fwd_kernel_h(
         # no NaN of the document that goes on may reach those before it
         X_c = tl.where(last_start >= 0, 0.0, X[c]) if VARLEN else X[c]
         tl.store(p_P + (c0 + c) * N, X_c, mask=is_row & in_n & (o_n < N * (c0 + c < M).to(tl.int32)))
-        tl.store(p_end, X[c], mask=is_row & in_n & (o_n < N * (c0 + c == M).to(tl.int32)))
+        if c == M % CC:
+            tl.store(p_end, X[c], mask=is_row & in_n & (o_n < N * has_input.to(tl.int32)))
 
 
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
