@@ -142,7 +142,7 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
         {"params": [p for p in params if decays(p)], "weight_decay": cell.weight_decay},
         {"params": [p for p in params if not decays(p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=cell.lr)
+    return torch.optim.AdamW(groups, lr=cell.lr, fused=True)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_scheduler.LRScheduler:

@@ -230,10 +230,11 @@ class GroupComposition(Task):
 
     def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
         inputs = torch.randint(self.vocab_size, (batch_size, length), generator=generator)
-        products = [inputs[:, 0]]
-        for x in inputs.unbind(1)[1:]:
-            products.append(self.group.table[x, products[-1]])
-        return inputs, torch.stack(products, 1)
+        products, reach = inputs.clone(), 1  # products of the last `reach` elements
+        while reach < length:
+            products[:, reach:] = self.group.table[products[:, reach:], products[:, :-reach]]
+            reach *= 2
+        return inputs, products
 
 
 def _title(name: str) -> str:

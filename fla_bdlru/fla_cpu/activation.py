@@ -80,7 +80,11 @@ def swiglu_fwd(x, y):
 
 
 def swiglu_fwdbwd(x, y, g, use_weight):
-    return _glu_fwdbwd(_swish, x, y, g, use_weight)
+    # torch has the derivative in one pass
+    value, grad = F.silu(upcast(x)), upcast(g)
+    dx = torch.ops.aten.silu_backward(grad * upcast(y), upcast(x))
+    grads = _like(dx, x), _like(grad * value, y)
+    return (*grads, _like(value.mul_(upcast(y)), x)) if use_weight else grads
 
 
 def sigmoidglu_fwd(x, y):

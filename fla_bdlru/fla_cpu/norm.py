@@ -16,10 +16,10 @@ def _statistics(x: torch.Tensor, eps: float, is_rms_norm: bool) -> tuple[torch.T
 
 def _normalize_bwd(x_hat, dx_hat, rstd, is_rms_norm):
     """Gradient through x_hat = (x - mean) * rstd over the last axis."""
-    dx = dx_hat - x_hat * (x_hat * dx_hat).mean(-1, keepdim=True)
+    dx = torch.addcmul(dx_hat, x_hat, (x_hat * dx_hat).mean(-1, keepdim=True), value=-1)
     if not is_rms_norm:
-        dx = dx - dx_hat.mean(-1, keepdim=True)
-    return dx * rstd
+        dx -= dx_hat.mean(-1, keepdim=True)
+    return dx.mul_(rstd)
 
 
 def _gate(g: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,9 +47,9 @@ def layer_norm_fwd(
     y = (s if mean is None else s - mean) * rstd
     y = y.view(-1, num_groups, x.shape[-1])
     if weight is not None:
-        y = y * upcast(weight).view(num_groups, -1)
+        y *= upcast(weight).view(num_groups, -1)
     if bias is not None:
-        y = y + upcast(bias).view(num_groups, -1)
+        y += upcast(bias).view(num_groups, -1)
     y = y.view_as(x).to(x.dtype if out_dtype is None else out_dtype)
     return y, None if mean is None else mean.flatten(), rstd.flatten(), residual_out
 
