@@ -164,3 +164,11 @@ def test_compiled(name):
     for key, value in expected.items():
         torch.testing.assert_close(got[key if key in got else f"_orig_mod.{key}"], value, rtol=1e-5, atol=1e-5, msg=key)
     assert saved_bytes(ours, x) < saved_bytes(plain, x) - 2 * B * T * plain.num_gates()
+
+
+def test_exported():
+    """An exported graph has no backward, and holds no checkpoint."""
+    layer, x = build("bdlru", True), torch.randn(B, T, D)
+    program = torch.export.export(layer, (x,), strict=True)
+    assert not any("checkpoint" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0])

@@ -42,7 +42,7 @@ def with_gates(gates: Callable, x: torch.Tensor, run: Callable, recompute: bool,
         can_trace (bool):
             Whether torch.compile can look into `run`.
     """
-    if not (recompute and torch.is_grad_enabled()):
+    if not (recompute and torch.is_grad_enabled()) or torch.compiler.is_exporting():
         return run(gates(x))
     if torch.compiler.is_compiling() and can_trace:
         contexts = partial(create_selective_checkpoint_contexts, _keep_recurrences)
