@@ -133,16 +133,12 @@ class GatedRecurrence(Mixer):
         self.h0 = nn.Parameter(torch.empty(columns - 1, num)) if initial_state == "learned" else None  # gate-major
         self.reset_parameters()
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Those that a model's own `_init_weights` does not draw as this layer wants them."""
-        return [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]
-
     def reset_parameters(self) -> None:
-        """(Re)initialises the gates' bias and the initial state.
+        """(Re)initialises the gates' bias and the initial state, all that differs from what a model's `_init_weights` draws.
 
         What transformers has loaded stays, and transformers leaves alone what is set here.
         """
-        for parameter in self.own_parameters():
+        for parameter in [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]:
             parameter._no_weight_decay = True
             loaded = getattr(parameter, "_is_hf_initialized", False) and not getattr(parameter, "_is_set_here", False)
             if parameter.is_meta or loaded:

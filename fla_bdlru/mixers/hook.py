@@ -226,9 +226,9 @@ def install_hook() -> None:
 
     @wraps(original_initialize)
     def initialize_weights(self):
-        # what a checkpoint lacks comes here blank, and `_init_weights` would zero a bias as any other
+        # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
         for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
-            if not all(getattr(parameter, "_is_hf_initialized", False) for parameter in layer.own_parameters()):
+            if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
                 layer.reset_parameters()
         original_initialize(self)
 

@@ -263,7 +263,7 @@ def test_autocast_and_bfloat16(name):
     assert layer.bfloat16()(x.bfloat16())[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["bdlru", "bdlru-constant", "hlru", "hlru-state"])
+@pytest.mark.parametrize("name", ["bdlru-start", "bdlru-constant", "hlru", "hlru-state"])
 def test_compile_fullgraph_equals_eager(name):
     layer, x = build(name), torch.randn(2, 6, D)
     expected = layer(x)[0]
