@@ -14,6 +14,7 @@ import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
+import benchmarks.compare.mixers  # noqa: F401  registers them
 from benchmarks.compare.presets import MATCHES
 from benchmarks.compare.readout import AutoEncoder
 from benchmarks.records.naming import SUFFIXES, parse_name
@@ -61,6 +62,10 @@ def _hlru(m: int, **args) -> Variant:
     return Variant("hlru", (lambda width, n: {"num_channels": n},), {"order": m, **args})
 
 
+def _slice(m: int) -> Variant:
+    return Variant("slice", (lambda width, n: {"num_blocks": n},), {"block_size": m})
+
+
 def _ratio(n: int, width: int) -> float:
     # FLA's layers take widths as ratios of the model's and truncate: make sure that n comes back
     ratio = n / width
@@ -94,6 +99,11 @@ _MAMBA2 = tuple(
     for s, h in ((64, 4), (64, 2), (16, 2), (16, 1), (4, 1))
 )
 
+
+def _deltaproduct(reflections: int) -> Variant:
+    return Variant("gated_deltaproduct", _GATED_DELTA, {"allow_neg_eigval": True, "num_householder": reflections})
+
+
 VARIANTS: dict[str, Variant] = {
     **{f"bdlru-m{m}": _bdlru(m) for m in (1, 2, 3, 4, 5, 8)},
     **{f"bdlru-m{m}-tanh": _bdlru(m, gate_norm="tanh") for m in (1, 2, 4)},
@@ -103,11 +113,14 @@ VARIANTS: dict[str, Variant] = {
     "delta_net-neg": Variant("delta_net", _DELTA, {"allow_neg_eigval": True}),
     "gated_deltanet": Variant("gated_deltanet", _GATED_DELTA),
     "gated_deltanet-neg": Variant("gated_deltanet", _GATED_DELTA, {"allow_neg_eigval": True}),
-    "gated_deltaproduct-neg": Variant("gated_deltaproduct", _GATED_DELTA, {"allow_neg_eigval": True, "num_householder": 2}),
+    "gated_deltaproduct-neg": _deltaproduct(2),
+    **{f"gated_deltaproduct-neg-r{n}": _deltaproduct(n) for n in (4, 8)},
     "gla": Variant("gla", _GLA),
     "hgrn": Variant("hgrn", (lambda width, n: {"expand_ratio": _ratio(n, width)},)),
     "mamba": Variant("mamba", _MAMBA),
     "mamba2": Variant("mamba2", _MAMBA2),
+    "pd_ssm": Variant("pd_ssm", (lambda width, n: {"d_state": n},)),
+    **{f"slice-m{m}": _slice(m) for m in (2, 3, 4, 5)},
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
 }
 

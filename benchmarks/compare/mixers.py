@@ -1,0 +1,222 @@
+"""Mixers of the comparison alone: PD-SSM and block-diagonal SLiCE, written from their papers, and FLA's RWKV-7 by itself.
+
+The first two train and score whole sequences: no cache, no padding, no packed documents.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from fla.layers.rwkv7 import RWKV7Attention
+from torch import nn
+
+from fla_bdlru.layers.measure import linear_flops_per_token
+from fla_bdlru.mixers import register_mixer
+from fla_bdlru.ops import chunk_bdlru
+
+TIME_STEP = 1 / 40  # of SLiCE: what the increments of its path are scaled by at the start
+
+
+def _keep_init(*modules: nn.Module) -> None:
+    # the host model would draw them anew
+    for parameter in (p for module in modules for p in module.parameters()):
+        parameter._is_hf_initialized = not parameter.is_meta
+
+
+def _whole_sequences(layer: nn.Module, attention_mask, past_key_values, use_cache, cu_seqlens) -> None:
+    given = {"attention_mask": attention_mask, "past_key_values": past_key_values, "cu_seqlens": cu_seqlens}
+    given["use_cache"] = use_cache or None
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is set; {type(layer).__name__} takes whole sequences only, expected None.")
+
+
+def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
+    r"""A one in every column where its logit is largest, with the gradient of the column's softmax.
+
+    Args:
+        logits (torch.Tensor):
+            Shape `[..., N, N]`; column j is `logits[..., :, j]`.
+
+    Returns:
+        torch.Tensor:
+            Zeros and ones, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.compare.mixers import column_one_hot
+        >>> column_one_hot(torch.tensor([[0.1, 3.0], [0.2, -1.0]])).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    soft = logits.softmax(-2)
+    hard = torch.zeros_like(soft).scatter_(-2, logits.argmax(-2, keepdim=True), 1.0)
+    return hard + (soft - soft.detach())  # in this order the sum is exact
+
+
+class PDSSM(nn.Module):
+    r"""PD-SSM: the transition is a column one-hot matrix times a complex diagonal one.
+
+        x_t = P_t D_t x_{t-1} + B u_t,    y_t = W [Re x_t; Im x_t] + b + d * u_t
+
+    P_t is the hard maximum, column by column, of a mixture of `dictionary` learned matrices, weighed by softmax(S u_t); its
+    gradient is that of the softmax. Magnitudes (sigmoid) and phases (2 pi sigmoid) of D_t come from two MLPs of u_t with one
+    GELU layer of width 2 `d_state`. The state starts at (1, 0, .., 0), the weights as in its authors' code.
+
+    Args:
+        hidden_size (int):
+            Width of inputs and outputs.
+        d_state (int, Optional):
+            Number N of complex state values. Default: `hidden_size // 2`.
+        dictionary (int, Optional):
+            Number of matrices that P_t mixes. Default: 8.
+        layer_idx (int, Optional):
+            Index of the layer in its model. Default: `None`.
+
+    Source: arXiv 2509.22284.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.compare.mixers import PDSSM
+        >>> layer = PDSSM(16, d_state=4)
+        >>> assert layer(torch.randn(2, 6, 16))[0].shape == (2, 6, 16) and layer.state_size() == 8
+    """
+
+    def __init__(self, hidden_size: int, d_state: int | None = None, dictionary: int = 8, layer_idx: int | None = None):
+        super().__init__()
+        self.hidden_size, self.layer_idx, self.dictionary = hidden_size, layer_idx, dictionary
+        self.d_state = N = d_state or hidden_size // 2
+        self.selector = nn.Linear(hidden_size, dictionary, bias=False)
+        self.matrices = nn.Parameter(torch.randn(dictionary, N, N) / math.sqrt(N))
+        self.magnitude, self.phase = (
+            nn.Sequential(nn.Linear(hidden_size, 2 * N), nn.GELU(), nn.Linear(2 * N, N), nn.Sigmoid()) for _ in range(2)
+        )
+        self.b_proj = nn.Linear(hidden_size, 2 * N, bias=False)  # real and imaginary parts, side by side
+        nn.init.normal_(self.b_proj.weight, std=1 / math.sqrt(2 * N))
+        self.o_proj = nn.Linear(2 * N, hidden_size)
+        self.skip = nn.Parameter(torch.randn(hidden_size) / math.sqrt(hidden_size))
+        _keep_init(self)
+
+    def transitions(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """P [B, T, N, N], real, and D [B, T, N], complex."""
+        mixed = self.selector(u).softmax(-1) @ self.matrices.flatten(1)
+        P = column_one_hot(mixed.unflatten(-1, (self.d_state, self.d_state)))
+        return P, torch.polar(self.magnitude(u), 2 * math.pi * self.phase(u))
+
+    def forward(
+        self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, cu_seqlens=None, **kwargs
+    ) -> tuple[torch.Tensor, None, None]:
+        _whole_sequences(self, attention_mask, past_key_values, use_cache, cu_seqlens)
+        P, D = self.transitions(hidden_states)
+        inputs = self.b_proj(hidden_states).unflatten(-1, (self.d_state, 2))
+        x = torch.zeros_like(inputs[:, 0])
+        x[:, 0, 0] = 1
+        states = []
+        for P_t, D_t, b_t in zip(P.unbind(1), D.unbind(1), inputs.unbind(1)):
+            x = torch.baddbmm(b_t, P_t, torch.view_as_real(D_t * torch.view_as_complex(x)))
+            states.append(x)
+        return self.o_proj(torch.stack(states, 1).flatten(-2)) + self.skip * hidden_states, None, None
+
+    def state_size(self) -> int:
+        """Real numbers."""
+        return 2 * self.d_state
+
+    def flops_per_token(self) -> int:
+        """Linear maps, the mixture and its columns' maxima, D x, P times it, the inputs, and what is elementwise."""
+        N = self.d_state
+        elementwise = 2 * 3 * N + 4 * N + 2 * self.hidden_size  # GELUs, sigmoids, polar form; skip
+        return linear_flops_per_token(self) + (2 * self.dictionary + 1) * N * N + (6 + 2 + 2) * N + elementwise
+
+
+class SLiCE(nn.Module):
+    r"""Block-diagonal SLiCE: a linear controlled differential equation in Euler's steps, its blocks dense and unbounded.
+
+        h_t = h_{t-1} + sum_i w_t^i A_i h_{t-1} + B w_t,    h_0 = 0,    y_t = W h_t
+
+    w_t = (1, u_t), so the biases of A and B are the channel of time; each A_i has blocks of size `block_size`. The paper
+    starts its experiments from a linear map of the first token, without B; that is what B makes of h_0 = 0, and later tokens
+    keep it. A starts as in its authors' code (normal, 1/40 over the root of the block size).
+
+    Args:
+        hidden_size (int):
+            Width of inputs and outputs.
+        block_size (int, Optional):
+            Channels of a block. Default: 4.
+        num_blocks (int, Optional):
+            Number of blocks. Default: `hidden_size // block_size`.
+        layer_idx (int, Optional):
+            Index of the layer in its model. Default: `None`.
+
+    Source: arXiv 2505.17761.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.compare.mixers import SLiCE
+        >>> layer = SLiCE(16, block_size=2)
+        >>> assert layer(torch.randn(2, 6, 16))[0].shape == (2, 6, 16) and layer.state_size() == 16
+    """
+
+    def __init__(self, hidden_size: int, block_size: int = 4, num_blocks: int | None = None, layer_idx: int | None = None):
+        super().__init__()
+        self.hidden_size, self.layer_idx, self.block_size = hidden_size, layer_idx, block_size
+        self.num_blocks = num_blocks or hidden_size // block_size
+        width = block_size * self.num_blocks
+        self.a_proj = nn.Linear(hidden_size, block_size * width)
+        for parameter in self.a_proj.parameters():
+            nn.init.normal_(parameter, std=TIME_STEP / math.sqrt(block_size))
+        self.b_proj = nn.Linear(hidden_size, width)
+        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+        _keep_init(self.a_proj)
+
+    def forward(
+        self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, cu_seqlens=None, **kwargs
+    ) -> tuple[torch.Tensor, None, None]:
+        _whole_sequences(self, attention_mask, past_key_values, use_cache, cu_seqlens)
+        m = self.block_size
+        # BD-LRU's recurrence without its norm: its gates are I + A, and 1 for the input
+        gates = self.a_proj(hidden_states).unflatten(-1, (m, m, self.num_blocks))
+        gates = F.pad(gates + torch.eye(m, device=gates.device, dtype=gates.dtype)[..., None], (0, 0, 0, 1), value=1.0)
+        v = self.b_proj(hidden_states).unflatten(-1, (m, self.num_blocks))
+        h, _ = chunk_bdlru(v.transpose(2, 3), gates.permute(0, 1, 4, 2, 3), gate_norm="none")
+        return self.o_proj(h.transpose(2, 3).flatten(2)), None, None
+
+    def state_size(self) -> int:
+        return self.block_size * self.num_blocks
+
+    def flops_per_token(self) -> int:
+        """Linear maps, A h, and the sums with h and the input."""
+        return linear_flops_per_token(self) + 2 * self.block_size * self.state_size() + 2 * self.state_size()
+
+
+class RWKV7(RWKV7Attention):
+    r"""FLA's RWKV-7 time mixing, without the values that its model hands from the first layer to the others.
+
+    Args:
+        hidden_size (int):
+            Width of inputs and outputs.
+        num_heads (int, Optional):
+            Number of heads. Default: 4.
+        layer_idx (int, Optional):
+            Index of the layer in its model; every layer is a first one. Default: `None`.
+
+    Source: arXiv 2503.14456.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.compare.mixers import RWKV7
+        >>> assert len(RWKV7(32)(torch.randn(2, 6, 32))) == 3
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int = 4, layer_idx: int | None = None):
+        # the number of layers sets initial values only
+        super().__init__(hidden_size=hidden_size, head_dim=None, num_heads=num_heads, layer_idx=0, num_hidden_layers=2)
+        _keep_init(self)
+
+    def forward(self, *args, **kwargs) -> tuple[torch.Tensor, None, object]:
+        return super().forward(*args, **kwargs)[:3]
+
+
+register_mixer("rwkv7", RWKV7)
+register_mixer("pd_ssm", PDSSM)
+register_mixer("slice", SLiCE)
