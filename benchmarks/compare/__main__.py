@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.records.cell import Cell
 
 DEVICES = ("auto", "cpu", "cuda")
+SWEPT = ("layers", "width", "weight_decay")  # settings that may be lists, each value a picture of its own
 HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -240,8 +241,8 @@ def _pictures(parts: list[Part]) -> list[str]:
     names = []
     for part in parts:
         alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
-        sizes = [{"budget": p.budget, "layers": p.settings.layers, "width": p.settings.width} for p in alike]
-        apart = distinguish([{name: str(size) for name, size in s.items()} for s in sizes])[alike.index(part)]
+        told = [{"budget": p.budget, **{name: getattr(p.settings, name) for name in SWEPT}} for p in alike]
+        apart = distinguish([{name: str(value) for name, value in t.items()} for t in told])[alike.index(part)]
         names.append(f"{join_name('compare', part.task, part.match, apart=apart)}.png")
     return names
 

@@ -1,8 +1,8 @@
 """What a sweep consists of: fields from a grid file and from flags, checked, and multiplied out.
 
-A grid file is TOML, or YAML where its name ends in .yaml or .yml; `task`, `match`, `budget`, `width` and `layers` may be
-lists, and every combination is a comparison of all `mixers` at all `lr` and `seeds`. `[settings.<task>]` says what differs for
-one task:
+A grid file is TOML, or YAML where its name ends in .yaml or .yml; `task`, `match`, `budget`, `width`, `layers` and
+`weight_decay` may be lists, and every combination is a comparison of all `mixers` at all `lr` and `seeds`. `[settings.<task>]`
+says what differs for one task:
 
     task = ["s3", "recall"]
     mixers = ["bdlru-m1", "bdlru-m4", "lstm"]
@@ -154,6 +154,9 @@ FIELDS = {
         _real(lambda x: 0 < x < math.inf),
         "numbers greater than 0 such as 3e-3",
         "Peak learning rate; of a comma list, each mixer's best on validation is shown.",
+    ),
+    "weight_decay": Field(
+        _real(lambda x: 0 <= x <= 1), "numbers from 0 to 1", "AdamW's decay of matrices, or a list. Default: as preset."
     ),
     "seeds": Field(
         _whole(0),
@@ -324,7 +327,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
 
     Returns:
         list[Part]:
-            One per combination of task, rule of matching, budget, width and number of layers.
+            One per combination of task, rule of matching, budget, width, number of layers and weight decay.
 
     Raises:
         FieldError: if there are fewer steps than training lengths, or a budget for two rules of matching.
@@ -353,9 +356,10 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             values.get("budget", (None,)),
             values.get("width", (base.width,)),
             values.get("layers", (base.layers,)),
+            values.get("weight_decay", (base.weight_decay,)),
         )
-        for match, budget, width, layers in sizes:
+        for match, budget, width, layers, decay in sizes:
             mlp_width = base.mlp_width * width // base.width
-            sized = replace(base, width=width, layers=layers, mlp_width=mlp_width)
+            sized = replace(base, width=width, layers=layers, mlp_width=mlp_width, weight_decay=decay)
             parts.append(Part(task, values.get("mixers", DEFAULT_VARIANTS), match, budget, sized))
     return parts

@@ -1,0 +1,197 @@
+"""Figures and tables of the studies: a matrix whose cells say how many seeds, or how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import BinaryIO
+
+from benchmarks.records.naming import FAMILIES, parse_name
+from benchmarks.records.style import OTHER, picture
+from benchmarks.records.summary import OURS, SOLVED
+from benchmarks.tasks import get_task
+from benchmarks.tasks.groups import find_group
+
+KEPT = "8x"  # the length at which a group counts as kept
+BLANK = "#f3f4f6"
+
+
+@dataclass(frozen=True)
+class Panel:
+    r"""A matrix: by (row, column) a share from 0 to 1, which is its colour, and a word.
+
+    Attributes:
+        title (str):
+            Stands above it.
+        rows, columns (list[str]):
+            Names.
+        cells (dict[tuple[str, str], tuple[float, str]]):
+            What has not run is not there.
+        borders (dict[str, str]):
+            By column, the row above which a border runs, if every column has one. Default: none.
+    """
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    cells: dict[tuple[str, str], tuple[float, str]]
+    borders: dict[str, str] | None = None
+
+    def draw(self, axes) -> None:
+        """Draws it into empty axes."""
+        from matplotlib import colormaps
+        from matplotlib.patches import Rectangle
+
+        for y, row in enumerate(self.rows):
+            for x, column in enumerate(self.columns):
+                share, word = self.cells.get((row, column), (None, ""))
+                colour = BLANK if share is None else colormaps["Blues"](0.08 + 0.8 * share)
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour))
+                ink = "white" if share is not None and share > 0.6 else "black"
+                axes.text(x, y, word, ha="center", va="center", size=8.5, color=ink)
+        places = [self.rows.index(row) for column in self.columns if (row := (self.borders or {}).get(column)) in self.rows]
+        if len(places) == len(self.columns):
+            edges = [(x + side, y - 0.5) for x, y in enumerate(places) for side in (-0.5, 0.5)]
+            axes.plot(*zip(*edges), color="#D55E00", linewidth=2.5, clip_on=False)
+        axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5))
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=30 if max(map(len, self.columns)) > 5 else 0)
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        for label, row in zip(axes.get_yticklabels(), self.rows):
+            label.set(weight="bold" if row.startswith((*OURS, *FAMILIES.values())) else "normal")
+        axes.set_title(self.title, loc="left", color=OTHER)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+    def table(self) -> str:
+        """The same in Markdown."""
+        lines = [["", *self.columns], ["---", *[":-:"] * len(self.columns)]]
+        lines += [[row, *(self.cells.get((row, column), (0, ""))[1] for column in self.columns)] for row in self.rows]
+        return "\n".join(["**" + self.title + "**", "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels one below the other, with a title and a note."""
+
+    title: str
+    note: str
+    panels: list[Panel]
+
+    def draw(self, path: Path | BinaryIO) -> None:
+        """Draws all panels."""
+        heights = [len(panel.rows) + 1.5 for panel in self.panels]
+        with picture(path, 1.1 + 0.3 * sum(heights), self.title, self.note) as figure:
+            axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+            for panel, place in zip(self.panels, axes):
+                panel.draw(place)
+
+    def table(self) -> str:
+        """All panels' tables."""
+        return "\n".join(panel.table() for panel in self.panels)
+
+
+def best_runs(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    r"""By (variant, task), the runs at the learning rate and weight decay that did best on validation data.
+
+    Of those with most seeds; a seed counts once.
+
+    Example:
+        >>> from benchmarks.studies.figures import best_runs
+        >>> row = {"variant": "lstm", "task": "s3", "seed": "0", "finished": "", "weight_decay": "0"}
+        >>> rows = [{**row, "lr": lr, "validation_token_accuracy": v} for lr, v in (("0.1", "0.2"), ("0.01", "0.9"))]
+        >>> best_runs(rows)["lstm", "s3"][0]["lr"]
+        '0.01'
+    """
+    groups: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
+    for row in rows:
+        choices = groups.setdefault((row["variant"], row["task"]), {})
+        choices.setdefault((row["lr"], row["weight_decay"]), []).append(row)
+
+    def quality(runs: list[dict]) -> tuple[int, float]:
+        return len(runs), mean(float(run["validation_token_accuracy"]) for run in runs)
+
+    return {name: max(map(_one_a_seed, choices.values()), key=quality) for name, choices in groups.items()}
+
+
+def _one_a_seed(runs: list[dict]) -> list[dict]:
+    return list({run["seed"]: run for run in sorted(runs, key=lambda run: run["finished"])}.values())
+
+
+def _solved(runs: list[dict], multiple: str) -> tuple[float, str]:
+    k = sum(float(run[f"token_accuracy_{multiple}"]) >= SOLVED for run in runs)
+    return k / len(runs), f"{k}/{len(runs)}"
+
+
+def _in_order(names) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def state_tracking(rows: list[dict]) -> Figure:
+    """Seeds that solved each group at the training length, and at 8 times that."""
+    best = best_runs(rows)
+    mixers, tasks = _in_order(row["variant"] for row in rows), sorted({row["task"] for row in rows}, key=_difficulty)
+    panels = [
+        Panel(title, mixers, tasks, {name: _solved(runs, multiple) for name, runs in best.items()})
+        for multiple, title in (("1x", "at the training length, 32"), (KEPT, "at 256"))
+    ]
+    note = f"Seeds of which at least {SOLVED:.0%} of tokens are right, at each mixer's best learning rate on validation data."
+    return Figure("Groups that are learned, and kept", note, panels)
+
+
+def _difficulty(task: str) -> tuple[int, int]:
+    return smallest_block(task), find_group(task).order
+
+
+def smallest_block(task: str) -> int:
+    r"""The smallest block size with which one layer of BD-LRU with signed gates can hold a group, by the law.
+
+    That is the largest orbit of its smallest signed permutations, as blocks are as many as needed; Q8 is also a quotient of a
+    group of signed permutations of two things, twice (docs: groups).
+
+    Example:
+        >>> from benchmarks.studies.figures import smallest_block
+        >>> assert [smallest_block(g) for g in ("z2", "z4", "q8", "z6", "s4", "a5")] == [1, 2, 2, 3, 3, 5]
+    """
+    return 2 if task == "q8" else max(orbit.size for orbit in find_group(task).orbits(signed=True))
+
+
+def law(rows: list[dict]) -> Figure:
+    """Seeds that kept each group at 8 times the training length, over the block size, with the law's border."""
+    best = best_runs(rows)
+    tasks = sorted({row["task"] for row in rows}, key=_difficulty)
+    label = lambda name: f"{FAMILIES[parse_name(name).family]}, m = {parse_name(name).size}"  # noqa: E731
+    sizes = sorted({row["variant"] for row in rows}, key=lambda name: (parse_name(name).family, parse_name(name).size))
+    cells = {(label(variant), task): _solved(runs, KEPT) for (variant, task), runs in best.items()}
+    borders = {task: label(f"bdlru-m{smallest_block(task)}") for task in tasks}
+    panel = Panel(
+        "one block, signed gates (sinh), at 8 times the training length", list(map(label, sizes)), tasks, cells, borders
+    )
+    note = (
+        f"Seeds of which at least {SOLVED:.0%} of tokens are right. Below the thick line BD-LRU can hold the group, by the "
+        "law; H-LRU can hold powers of Z2 alone. Grey: not run."
+    )
+    return Figure("Which block holds which group", note, [panel])
+
+
+def mad(rows: list[dict]) -> Figure:
+    """Median token accuracy of MAD's tasks."""
+    best = best_runs(rows)
+    cells = {}
+    for name, runs in best.items():
+        value = median(float(run["token_accuracy_1x"]) for run in runs)
+        cells[name] = value, f"{value:.2f}"
+    mixers, tasks = _in_order(row["variant"] for row in rows), _in_order(row["task"] for row in rows)
+    seeds = sorted({len(runs) for runs in best.values()})
+    note = (
+        "Each mixer at the learning rate and weight decay that did best on validation data; "
+        f"{' to '.join(map(str, _in_order((seeds[0], seeds[-1]))))} seed(s), medians. Guessing: "
+        + ", ".join(f"{task} {get_task(task).chance:.2f}" for task in tasks)
+        + "."
+    )
+    return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", mixers, tasks, cells)])
+
+
+FIGURES: dict[str, Callable[[list[dict]], Figure]] = {"state_tracking": state_tracking, "law": law, "mad": mad}

@@ -1,0 +1,115 @@
+"""Studies: a command that resumes, from stored rows too, and figures that say what the rows say."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.compare.models import quiet
+from benchmarks.compare.plan import plan
+from benchmarks.compare.settings import lay_out, read_grid
+from benchmarks.lm.settings import load_settings
+from benchmarks.records.store import read_folder
+from benchmarks.studies import __main__ as studies
+from benchmarks.studies.figures import FIGURES, smallest_block
+from benchmarks.tasks.groups import find_group
+
+ROW = {"task": "s3", "variant": "bdlru-m3-sinh", "lr": 0.01, "weight_decay": 0.01, "finished": "1"}
+
+
+def row(seed, first=1.0, kept=1.0, **more):
+    scores = {"token_accuracy_1x": first, "token_accuracy_8x": kept, "validation_token_accuracy": first}
+    return {**ROW, "seed": seed, **scores, **more}
+
+
+def command(*arguments):
+    result = CliRunner().invoke(studies.app, [*map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    # a study of two short runs, without stored rows
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    fields = 'preset = "tracking"\ntask = ["z2", "s3"]\nmixers = "bdlru-m1-sinh"\nsteps = 10\nseeds = 1\nwidth = 16\n'
+    (folder / "law.toml").write_text(fields)
+    monkeypatch.setattr(studies, "FOLDER", folder)
+    return tmp_path
+
+
+def test_a_study_runs_what_is_left_and_says_so(small):
+    out = small / "out"
+    assert "Nothing has run yet" in command("law", "--status", "--out", out)[1]
+    code, said = command("law", "--out", out, "--workers", 1)
+    assert code == 0
+    assert "2 runs, 0 of them" in said
+    table = (out / "law.md").read_text().splitlines()
+    assert table[2] == "|  | z2 | s3 |"
+    assert table[4].startswith("| BD-LRU, m = 1 | ")
+    assert (out / "law.png").stat().st_size > 10_000
+
+    # half of them by others: stored rows count, and the rest is run
+    stored = small / "results" / "tracking"
+    stored.mkdir(parents=True)
+    head, first, _ = (out / "compare.csv").read_text().splitlines()
+    (stored / "compare.csv").write_text(f"{head}\n{first}\n")
+    said = command("law", "--status", "--out", small / "new")[1]
+    assert "1 done, 1 left: about 0.0 h" in said
+    shutil.copy(out / "compare.csv", stored)
+    assert "All of it is done" in command("law", "--status", "--out", small / "new")[1]
+    code, said = command("law", "--out", small / "new", "--workers", 1)
+    assert "2 runs, 2 of them" in said
+    assert (small / "new" / "law.md").read_text() == (out / "law.md").read_text()
+
+
+def test_wrong_names_are_refused():
+    assert "'laws' is not known; expected one of state_tracking, law, mad, lm" in command("laws")[1].replace("│ ", "")
+    assert "'all' is not known; expected quick" in command("law", "--only", "all")[1].replace("│ ", "")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(studies.FOLDER.glob("*.toml"))])
+def test_every_grid_can_be_read(name):
+    path = studies.FOLDER / f"{name}.toml"
+    if name.startswith("lm"):
+        assert load_settings(str(path), ()).mixers
+    else:
+        assert lay_out({}, *read_grid(path))
+    assert name.removesuffix("-quick") in studies.STORED
+
+
+def test_stored_rows_are_those_of_the_study():
+    quiet()
+    (part,) = (p for p in lay_out({}, *read_grid(studies.FOLDER / "state_tracking.toml")) if p.task == "s5")
+    stored = read_folder(studies.FOLDER.parent / "results" / "tracking")
+    names = ("bdlru-m5-sinh", "bdlru-m5-square", "bdlru-m5", "lstm")
+    grid, _ = plan("s5", names, part.match, part.budget, replace(part.settings, seeds=(0, 1, 2, 3, 4)), "cpu")
+    ours = {key for key, row in stored.items() if row["task"] == "s5" and row["variant"] in names}
+    assert ours <= {p.cell.key for p in grid}
+    assert len(ours) >= 16
+
+
+def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
+    rows = [row(0), row(1, kept=0.5), row(1, finished="2"), row(0, task="z5"), row(0, kept=0.2, variant="bdlru-m2-sinh")]
+    (panel,) = FIGURES["law"]([*rows, row(0, variant="hlru-m2-sinh", kept=0.0)]).panels
+    assert panel.columns == ["s3", "z5"]
+    assert panel.rows == ["BD-LRU, m = 2", "BD-LRU, m = 3", "H-LRU, m = 2"]
+    assert panel.cells["BD-LRU, m = 3", "s3"] == (1.0, "2/2")  # the later row of seed 1
+    assert panel.cells["BD-LRU, m = 2", "s3"] == (0.0, "0/1")
+    assert panel.borders == {"s3": "BD-LRU, m = 3", "z5": "BD-LRU, m = 5"}
+
+
+def test_each_mixer_is_shown_at_its_best_rate_and_decay():
+    rows = [row(s, first=0.5, lr=0.1) for s in range(2)] + [row(s, first=0.9, weight_decay=0.1) for s in range(2)]
+    (panel,) = FIGURES["mad"](rows).panels
+    assert panel.cells == {("bdlru-m3-sinh", "s3"): (0.9, "0.90")}
+    first, kept = FIGURES["state_tracking"]([row(0, kept=0.1), row(1)]).panels
+    assert first.cells["bdlru-m3-sinh", "s3"] == (1.0, "2/2")
+    assert kept.cells["bdlru-m3-sinh", "s3"] == (0.5, "1/2")
+    assert "| bdlru-m3-sinh | 1/2 |" in kept.table()
+
+
+def test_one_layer_never_needs_more_than_one_block():
+    for name in ("z2", "z3", "z4", "z6", "z8", "s3", "d4", "q8", "a4", "s4", "z2xz4", "a5"):
+        assert smallest_block(name) <= find_group(name).signed_degree
