@@ -38,7 +38,7 @@ KINDS = (
 COUNTERS = (*CLASSES, "requests", "sectors", "fewest", "read", "wrote")
 
 
-PTX = {}  # of kernels by their hash, as Triton compiled or loaded them
+COMPILED = {}  # what Triton made of a kernel, by its hash: "ptx", "cubin" and what else there is
 
 
 class EmulatorError(RuntimeError):
@@ -176,7 +176,7 @@ class Driver:
 
     def launch(self, metadata, grid, values):
         if metadata.hash not in self.kernels:
-            self.kernels[metadata.hash] = Program(Kernel(PTX[metadata.hash]))
+            self.kernels[metadata.hash] = Program(Kernel(COMPILED[metadata.hash]["ptx"]))
         program = self.kernels[metadata.hash]
         kernel = program.kernel
         tensors = {name: x for name, x in values.items() if isinstance(x, torch.Tensor) and x.numel()}
@@ -238,7 +238,7 @@ def emulated(arch=90):
 
     def remember(self, *args, **kwargs):
         init(self, *args, **kwargs)
-        PTX[self.metadata.hash] = self.asm["ptx"]
+        COMPILED[self.metadata.hash] = self.asm
 
     compiler.CompiledKernel.__init__ = remember
     dispatch._why_not = lambda wanted, device, dtypes: None if device.type == "cpu" else why_not(wanted, device, dtypes)

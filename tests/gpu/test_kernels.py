@@ -12,10 +12,9 @@ import torch
 
 import fla_bdlru.ops as ops
 from fla_bdlru.ops import GATE_NORMS, normalize_gates
-from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
-from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels
 
 NAMES = ("bdlru", "hlru")
+SEVERAL_CHUNKS = 260  # steps
 SIZES = (1, 2, 3, 4, 5, 6, 8, 16)
 each_op = pytest.mark.parametrize("name", NAMES)
 
@@ -24,12 +23,6 @@ def make_inputs(device, name, B=2, T=130, width=70, M=2, num_seqs=None, scale=1.
     shape = (B, T, width, M) if name == "bdlru" else (B, T, width)
     v, g = torch.randn(shape, device=device), scale * torch.randn(*shape, M + 1, device=device)
     return v, g, torch.randn(num_seqs or B, width, M, device=device)
-
-
-def several_chunks(name, M):
-    """Steps that are cut into three chunks or more."""
-    kernels = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}[name]
-    return max(260, 3 * kernels.min_chunk(M) + 5)
 
 
 def run(op, v, g, h0, do, dht, **kwargs):
@@ -79,7 +72,7 @@ def plain(name):
 def test_float32(device, name, M, gate_norm, kind):
     if M == 16 and gate_norm not in ("softmax", "silu"):
         pytest.skip("the other norms share all of their code with these; compiling M = 16 takes 20 s a norm")
-    v, g, h0 = make_inputs(device, name, M=M, T=several_chunks(name, M) if kind == "chunk" else 33)
+    v, g, h0 = make_inputs(device, name, M=M, T=SEVERAL_CHUNKS if kind == "chunk" else 33)
     g = g / (M + 1) if gate_norm == "none" else g
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -96,7 +89,7 @@ def test_float32(device, name, M, gate_norm, kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types(device, name, M, gate_norm, dtype):
     """At most twice the error of PyTorch computing in the same type."""
-    v, g, h0 = make_inputs(device, name, M=M, T=several_chunks(name, M))
+    v, g, h0 = make_inputs(device, name, M=M, T=SEVERAL_CHUNKS)
     v, g = v.to(dtype), g.to(dtype)
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)

@@ -67,10 +67,11 @@ def cuobjdump(option, path):
 
 
 def longest_loop(code):
-    """Instructions of the longest loop in machine code: what branches back, and the way to there."""
+    """The instructions of the longest loop in machine code: what branches back, and the way to there."""
     lines = {int(m[1], 16): m[2] for m in re.finditer(r"^\s+/\*([0-9a-f]{4,6})\*/\s+(.*?);", code, re.MULTILINE)}
     back = [(int(m[1], 16), at) for at, x in lines.items() if (m := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", x))]
-    return max((sum(to <= at <= end for at in lines) for to, end in back if to < end), default=0)
+    loops = ([lines[at] for at in sorted(lines) if to <= at <= end] for to, end in back if to < end)
+    return max(loops, key=len, default=[])
 
 
 def read_amd(binary):
@@ -108,7 +109,7 @@ def read(binary):
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.(b\d+)", ptx)
     return {
         "registers": registers,
-        "instructions": longest_loop(code),
+        "instructions": len(longest_loop(code)),
         "stack": stack,
         "local": local,
         "shared": binary.metadata.shared,

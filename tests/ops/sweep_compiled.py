@@ -81,7 +81,7 @@ def wrong(c):
     )
     h0 = torch.randn(sequences, c["width"], M) if c["state"] else None
     do, dht = torch.randn(shape, dtype=torch.float64), torch.randn(sequences, c["width"], M, dtype=torch.float64)
-    runtime.chunk_length = lambda B, T, n, M, min_chunk: min(c["chunk"] or max(T, 1), max(T, 1))
+    runtime.chunk_length = lambda B, T, n, M, warps: min(c["chunk"] or max(T, 1), max(T, 1))
     exact = results(
         getattr(ops, f"naive_recurrent_{c['op']}"), v.double(), g.double(), None if h0 is None else h0.double(), c, do, dht
     )

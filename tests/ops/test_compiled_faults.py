@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from emulator import PTX, EmulatorError, Kernel, Program, emulated
+from emulator import COMPILED, EmulatorError, Kernel, Program, emulated
 
 import fla_bdlru.ops as ops
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
@@ -44,7 +44,7 @@ V, H0 = (1, 70, 66, 2), (1, 66, 2)
 
 @pytest.fixture
 def driver(monkeypatch):
-    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, min_chunk: min(T, 14))
+    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, warps: min(T, 14))
     with emulated() as driver:
         yield driver
 
@@ -68,7 +68,7 @@ def test_faults_of_compiled_code_are_noticed(driver, monkeypatch):
     for what, (ending, pattern, replacement) in FAULTS.items():
         key = next(k for k, program in driver.kernels.items() if program.kernel.name.endswith("kernel" + ending))
         right = driver.kernels[key]
-        text, found = re.subn(pattern, replacement, PTX[key])
+        text, found = re.subn(pattern, replacement, COMPILED[key]["ptx"])
         assert found, f"{what}: {pattern} is not in {right.kernel.name}"
         driver.kernels[key] = Program(Kernel(text))
         missed += [what] if noticed(driver, exact) is None else []
@@ -133,7 +133,7 @@ def test_offsets_beyond_int32(driver, name):
     for x, y in zip(run(), exact):
         assert (x - y).abs().max() < 2e-2 * y.abs().max()
     key = next(k for k, program in driver.kernels.items() if program.kernel.name.endswith("kernel_dvg"))
-    text, found = re.subn(r"(?:mul|mad)\.lo\.s64 \s*(%rd\d+), .*;", r"\g<0> cvt.s64.s32 \1, \1;", PTX[key])
+    text, found = re.subn(r"(?:mul|mad)\.lo\.s64 \s*(%rd\d+), .*;", r"\g<0> cvt.s64.s32 \1, \1;", COMPILED[key]["ptx"])
     driver.kernels[key] = Program(Kernel(text))  # offsets in 32 bits
     assert found
     dg[:, last] = 0

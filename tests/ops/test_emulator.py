@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from emulator import PTX, EmulatorError, Kernel, Refused, emulated
+from emulator import COMPILED, EmulatorError, Kernel, Refused, emulated
 
 import fla_bdlru.ops as ops
 
@@ -92,7 +92,7 @@ def test_lanes_that_branch_apart_are_an_error(driver):
 
     registers = ".reg .pred %p<2>;\n.reg .b32 %r<2>;\n"
     body = "mov.u32 %r1, %tid.x;\nsetp.lt.s32 %p1, %r1, 7;\n@%p1 bra $L_1;\n$L_1:\nret;\n"
-    PTX["apart"] = f"{HEAD}{registers}{body}$L__func_end0:\n}}"
+    COMPILED["apart"] = {"ptx": f"{HEAD}{registers}{body}$L__func_end0:\n}}"}
     with pytest.raises(EmulatorError, match="lanes branch apart"):
         driver.launch(Metadata, 1, {})
 
@@ -103,6 +103,6 @@ def test_misaligned_accesses_are_an_error(driver):
 
     registers = ".reg .b32 %r<3>;\n.reg .b64 %rd<2>;\n"
     body = registers + "ld.param.b64 %rd1, [f_param_0];\nld.global.v2.b32 {%r1, %r2}, [%rd1 + 4];\nret;\n"
-    PTX["odd"] = f"{HEAD}{body}$L__func_end0:\n}}"
+    COMPILED["odd"] = {"ptx": f"{HEAD}{body}$L__func_end0:\n}}"}
     with pytest.raises(EmulatorError, match="not aligned to its size"):
         driver.launch(Metadata, 1, {"x": torch.zeros(64)})

@@ -19,7 +19,6 @@ from fla_bdlru.ops.gpu.runtime import (
     autotuned,
     chunk_length,
     columns,
-    fill,
     lanes_per_thread,
     triton_bwd,
     triton_fwd,
@@ -50,13 +49,17 @@ def test_kernels_in_the_interpreter():
 
 def test_chunk_length():
     """One pass where lanes fill the device; else chunks, as long as the device stays full, and never too short for P."""
-    assert chunk_length(B=64, T=2048, n=8192, M=2, min_chunk=32) == 2048
-    assert chunk_length(B=8, T=2048, n=512, M=4, min_chunk=32) == 63
-    assert chunk_length(B=1, T=131_072, n=512, M=4, min_chunk=32) == 497
-    assert chunk_length(B=1, T=100, n=64, M=16, min_chunk=512) == 100
+    assert chunk_length(B=64, T=2048, n=8192, M=2, warps=28) == 2048
+    assert chunk_length(B=8, T=2048, n=512, M=4, warps=16) == 63
+    assert chunk_length(B=1, T=131_072, n=512, M=4, warps=16) == 497
+    assert chunk_length(B=1, T=100, n=64, M=16, warps=8) == 32
     for T in (1, 100, 5000, 2**20):
-        C = chunk_length(1, T, 512, 2, 32)
-        assert C == T or (C >= 32 and fill(2) >= 4 * -(-T // C))
+        C = chunk_length(1, T, 512, 2, 28)
+        assert C == T or (C >= 32 and 4 * -(-T // C) <= 132 * 28)
+    # 1,664 programs would be 80 more than run at once, and all the time of a second round
+    assert chunk_length(B=32, T=512, n=128, M=8, warps=12) == 43
+    # pass 2 is serial, and slow where M is large
+    assert chunk_length(B=1, T=32_768, n=64, M=16, warps=8) == 128
 
 
 def test_tiles():
@@ -211,8 +214,9 @@ def test_compiled_kernels_stay_in_registers_and_in_their_lane(compiled):
         assert row["registers"] <= 255, row
         if row["M"] <= 4 and row["dtype"] != "fp32" and row["VEC"] > 1:
             assert row["narrowest_load"] >= 4, row
-        # as many programs at once as fill() counts on
-        assert "gfx" in row["variant"] or row["registers"] * 32 * (fill(row["M"]) // 132) <= 65536, row
+        # as many programs at once as chunk_length counts on
+        warps = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}[row["op"]].warps(row["M"])
+        assert "gfx" in row["variant"] or row["registers"] * 32 * warps <= 65536, row
 
 
 @pytest.mark.timeout(300)

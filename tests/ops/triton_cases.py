@@ -41,7 +41,7 @@ def _triton(monkeypatch):
 @pytest.fixture
 def chunks(monkeypatch):
     """Cuts time into chunks of 4 steps, though it is short."""
-    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, min_chunk: min(4, T))
+    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, warps: min(4, T))
 
 
 def make_inputs(name, B=1, T=9, width=5, M=2, num_seqs=None, dtype=torch.float32, scale=1.0):
@@ -195,7 +195,7 @@ def test_no_decay(name, chunks):
 def test_random_shapes_norms_chunks_and_documents(name, data, monkeypatch):
     """Whatever T, width, M, norm and chunk length, dense or packed, with boundaries anywhere."""
     T, width, M, length = (data.draw(st.integers(1, most)) for most in (12, 40, 6, 13))
-    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, min_chunk: min(length, T))
+    monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, warps: min(length, T))
     kwargs = {"gate_norm": data.draw(st.sampled_from(GATE_NORMS[:-1]))}
     B = 1
     if data.draw(st.booleans()):
@@ -291,7 +291,7 @@ def test_fake_kernels_know_the_shapes(name, chunks):
 
 def run_slice_in_chunks(rank, case):
     os.environ["FLA_BDLRU_BACKEND"] = "triton"
-    runtime.chunk_length = lambda B, T, n, M, min_chunk: min(3, T)
+    runtime.chunk_length = lambda B, T, n, M, warps: min(3, T)
     return slices.run_slice(rank, case)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from fla_bdlru.ops.gpu.gates import gate_grad, gate_row, rows_sum
 from fla_bdlru.ops.gpu.lanes import lanes, pick, program
-from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
+from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, Kernels
 
 
 @triton.jit
@@ -270,5 +270,6 @@ def chunk_bdlru_bwd_kernel_dvg(
 
 KERNELS = Kernels(
     chunk_bdlru_fwd_kernel_h, chunk_bdlru_fwd_kernel_o, chunk_bdlru_bwd_kernel_dh, chunk_bdlru_bwd_kernel_dvg,
-    lane_axis="H", unrolled=lambda M: {"UNROLL": M <= MAX_UNROLLED}, min_chunk=lambda M: MIN_CHUNK,
+    lane_axis="H", unrolled=lambda M: {"UNROLL": M <= MAX_UNROLLED},
+    warps=lambda M: 32 if M == 1 else 28 if M == 2 else 16 if M <= 6 else 12 if M <= 8 else 8,
 )  # fmt: skip

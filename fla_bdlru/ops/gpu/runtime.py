@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fla_bdlru.ops.gpu.gates import NORM_CODES
 from fla_bdlru.ops.gpu.lanes import chunk_lru_kernel_carry
 
 MIN_CHUNK = 32
+MULTIPROCESSORS = 132  # of a large GPU
 MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
 # nothing crosses lanes, so a program is one warp; a product and a sum are one instruction
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
@@ -30,7 +32,7 @@ class Kernels:
     """The kernels of an op and what sets the two ops apart.
 
     `lane_axis` names the constant that counts lanes, `unrolled(M)` gives the constants that say what is unrolled, and
-    `min_chunk(M)` how many steps a chunk must have for its transition P to cost little beside them.
+    `warps(M)` how many programs of pass 1, a warp each, the registers of a multiprocessor hold.
     """
 
     fwd_h: triton.JITFunction
@@ -39,12 +41,7 @@ class Kernels:
     bwd_dvg: triton.JITFunction
     lane_axis: str
     unrolled: Callable[[int], dict]
-    min_chunk: Callable[[int], int]
-
-
-def fill(M: int) -> int:
-    """Programs of one warp that fill a large GPU of 132 multiprocessors, as the registers of pass 1 allow."""
-    return 132 * (32 if M == 1 else 28 if M == 2 else 16 if M <= 5 else 12 if M <= 8 else 8)
+    warps: Callable[[int], int]
 
 
 @functools.cache
@@ -81,14 +78,16 @@ def chunks_ahead(M: int) -> int:
     return min(8, max(96 // (M * M + M), 2 if M <= 8 else 1)) if M <= MAX_UNROLLED else 0
 
 
-def chunk_length(B: int, T: int, n: int, M: int, min_chunk: int) -> int:
-    """Steps of a chunk: as many as leave the device full. T where one pass is better.
+def chunk_length(B: int, T: int, n: int, M: int, warps: int) -> int:
+    """Steps of a chunk: as few as leave the device full and no program waiting. T where one pass is better.
 
     In chunks the inputs are read twice, and what is gained is that more programs run at once. Two chunks gain no more than
-    they cost.
+    they cost. Pass 2 is serial, and a chunk in it takes a tenth as long as a step of all other passes together (half, where
+    it can read no chunk ahead), so it ends with them where C = T / C / 10.
     """
-    tiles = -(-n // (warp_size() * lanes_per_thread(M, n)))
-    C = max(min_chunk, -(-B * T * tiles // fill(M)))
+    tiles = B * -(-n // (warp_size() * lanes_per_thread(M, n)))
+    most = max(MULTIPROCESSORS * warps // max(tiles, 1), 1)
+    C = max(MIN_CHUNK, -(-T // most), math.isqrt(T // (10 if M <= 8 else 2)))
     return C if 2 * C < T else max(T, 1)
 
 
@@ -103,7 +102,7 @@ def documents(cu_seqlens: torch.Tensor, T: int) -> tuple[torch.Tensor, torch.Ten
 def num_chunks(kernels: Kernels, v: torch.Tensor, g: torch.Tensor, chunk: bool) -> int:
     """Into how many chunks a call cuts time."""
     B, T, M, n = *v.shape[:2], g.shape[-2] - 1, g.shape[-1]
-    return -(-T // chunk_length(B, T, n, M, kernels.min_chunk(M))) if chunk else 1
+    return -(-T // chunk_length(B, T, n, M, kernels.warps(M))) if chunk else 1
 
 
 @functools.cache

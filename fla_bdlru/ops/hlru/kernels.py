@@ -15,7 +15,7 @@ import triton.language as tl
 
 from fla_bdlru.ops.gpu.gates import gate_grad, gate_row, rows_sum
 from fla_bdlru.ops.gpu.lanes import lanes, pick, program
-from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, MIN_CHUNK, Kernels
+from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, Kernels
 
 
 @triton.jit
@@ -239,5 +239,6 @@ def chunk_hlru_bwd_kernel_dvg(
 
 KERNELS = Kernels(
     chunk_hlru_fwd_kernel_h, chunk_hlru_fwd_kernel_o, chunk_hlru_bwd_kernel_dh, chunk_hlru_bwd_kernel_dvg,
-    lane_axis="N", unrolled=lambda M: {"TURN": M if M <= MAX_UNROLLED else 1}, min_chunk=lambda M: MIN_CHUNK * M,
+    lane_axis="N", unrolled=lambda M: {"TURN": M if M <= MAX_UNROLLED else 1},
+    warps=lambda M: 28 if M <= 2 else 20 if M <= 6 else 16 if M <= 8 else 8,
 )  # fmt: skip
