@@ -1,5 +1,11 @@
 """The executor itself: compiled kernels against the naive recurrences, and what it refuses."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import triton
@@ -40,6 +46,28 @@ def test_compiled_kernels_equal_the_naive_recurrence(driver, name, M, width, pac
     parts = ("fwd_kernel_h", "fwd_kernel_o", "bwd_kernel_dh", "bwd_kernel_dvg")
     assert set(driver.totals) == {"chunk_lru_kernel_carry", *(f"chunk_{name}_{part}" for part in parts)}
     assert all(counts["float"] and counts["sectors"] >= counts["fewest"] > 0 for counts in driver.totals.values())
+
+
+# of tests/gpu, a test for each of sizes, types, documents, widths, what is never forgotten, layers and decoding
+KERNELS = (
+    "float32[chunk-softmax-3-bdlru]", "float32[fused_recurrent-silu-2-hlru]", "half_types[dtype0-tanh-2-hlru]",
+    "half_types[dtype1-softmax-4-bdlru]", "packed[chunk-2-bdlru]", "packed[chunk-2-hlru]", "awkward_shapes[33-65-hlru]",
+    "no_decay[2-bdlru]", "a_nan_is_not_hidden[relu-bdlru]",
+)  # fmt: skip
+MODELS = ("layer_equals_the_cpu_path[True-bdlru]", "decoding_in_a_cuda_graph[HLRU]")
+
+
+@pytest.mark.timeout(600)
+def test_a_part_of_the_gpu_tests_runs_here():
+    """`FLA_BDLRU_DEVICE=emulated pytest tests/gpu -m gpu` runs all of them, but for devices, streams, graphs and clocks."""
+    folder = Path(__file__).parents[1] / "gpu"
+    chosen = [f"{folder}/test_{file}.py::test_{x}" for file, of in (("kernels", KERNELS), ("models", MODELS)) for x in of]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", *chosen],
+        capture_output=True, text=True, timeout=580, env={**os.environ, "FLA_BDLRU_DEVICE": "emulated"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == len(chosen)
 
 
 # ----------------------------------------------------------------------------------------------------- what it refuses
