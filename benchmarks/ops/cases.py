@@ -65,6 +65,7 @@ def op_cases() -> list[Case]:
     cases += [replace(case, B=B) for case in middle for B in (1, 32)]
     cases += [replace(case, dtype=dtype) for case in middle for dtype in ("float32", "float16")]
     cases += [Case("bdlru", m, 8, 2048, 1020 // m * m) for m in (3, 5, 6)]
+    cases += [Case("bdlru", m, 4, 16_384, 1946) for m in (1, 2)]  # as published: see README
     return cases
 
 

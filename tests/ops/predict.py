@@ -3,9 +3,9 @@
 `python tests/ops/predict.py` runs forward and backward at B=8, T=2048, 1,024 channels in bfloat16 and writes a row a kernel to
 `benchmarks/results/gpu/predicted.csv`, of which `python -m benchmarks.report.documents` makes tables.
 
-A pass takes (memory^3 + issue^3 + wait^3)^(1/3). Memory: its 32-byte sectors at 3.35 TB/s. Issue: its machine instructions, four
-a cycle and multiprocessor. Wait: steps of a chunk times the cycles that a lone warp takes for one, in order, each load 600 cycles
-away, times the rounds in which programs run.
+A pass takes (memory^3 + issue^3 + wait^3)^(1/3). Memory: its 32-byte sectors at 3.35 TB/s. Issue: its machine instructions,
+four a cycle and multiprocessor. Wait: steps of a chunk times the cycles that a lone warp takes for one, in order, a load 600
+cycles away, times the rounds in which programs run.
 """
 
 import csv
