@@ -148,7 +148,41 @@ def _memory(name: str) -> str:
     return _markdown(["", "parameters", "state", "bytes a token", "`recompute_gates`", "time"], rows) + under
 
 
+def _passes(name: str) -> str:
+    """What each pass asks of an H100, predicted from executed code (`tests/ops/predict.py`)."""
+    table = pd.read_csv(RESULTS / name / "predicted.csv")
+    passes = {"1": "fwd_kernel_h", "3": "fwd_kernel_o", "back 1": "bwd_kernel_dh", "back 3": "bwd_kernel_dvg"}
+    rows = []
+    for (op, m), part in table.groupby(["op", "m"]):
+        cells = []
+        for kernel in passes.values():
+            x = part[part.kernel.str.endswith(kernel)].iloc[0]
+            times = f"{x.memory_us:.0f} / {x.issue_us:.0f} / {x.wait_us:.0f}"
+            cells.append(f"{x.registers}, {x.warps}; {x.instructions_a_gate:.1f}; {times}")
+        rows.append([op, str(m), str(part.chunks.iloc[0]), *cells])
+    return _markdown(["op", "m", "chunks", *(f"pass {name}" for name in passes)], rows)
+
+
+def _predicted(name: str) -> str:
+    """The sum of the passes, beside what a GPU was measured to take at the same shape."""
+    table, measured = pd.read_csv(RESULTS / name / "predicted.csv"), pd.read_csv(RESULTS / name / "gpu.csv")
+    measured = measured[(measured.contender == "chunk") & (measured.dtype == "bfloat16") & (measured.channels == 1024)]
+    measured = measured[(measured.B == 8) & (measured["T"] == 2048)].set_index(["op", "m", "mode"])
+    rows = []
+    for (op, m), part in table.groupby(["op", "m"]):
+        cells = [op, str(m)]
+        for mode, of in (("fwd", part[part.direction == "forward"]), ("fwd+bwd", part)):
+            least, time = of.groupby("direction").least_bytes.first().sum(), of.us.sum()
+            share, was = least / time / 3.35e6, measured.copy_fraction[op, m, mode]
+            cells += [f"{of.bytes.sum() / least:.2f}", f"{time:.0f}", f"{share:.2f}", f"{was:.2f}"]
+        rows.append([*cells, f"{part.sectors_over_fewest.max():.2f}"])
+    head = ["bytes over bound", "us", "share", "H200"]
+    return _markdown(["op", "m", *head, *(f"both: {x}" for x in head), "sectors over fewest"], rows)
+
+
 KINDS = {
+    "passes": _passes,
+    "predicted": _predicted,
     "memory": _memory,
     "lengths": _lengths,
     "gpu": _gpu,
