@@ -15,13 +15,13 @@ from fla_bdlru.layers import BDLRU, HLRU
 
 __version__ = "0.2.0"
 
-_NEED_FLA = ("fla_cpu", "mixers", "models", "integrations", "decoding")
+_NEED_FLA = ("fla_cpu", "mixers", "models", "integrations", "decoding", "generation")
 _NAMES = {
     "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
     "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
     "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
     "swap_mixers": "mixers",
-    "rewind_cache": "decoding",
+    "rewind_cache": "decoding", "SpeculativeDecoding": "generation",
 }  # fmt: skip
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "HLRUConfig",
     "HLRUForCausalLM",
     "HLRUModel",
+    "SpeculativeDecoding",
     "available_mixers",
     "build_mixer",
     "fla_cpu",

@@ -31,7 +31,8 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
 
     Raises:
         ValueError: if `num_tokens` is negative, no integer or more than the cache holds, a layer did not keep the
-            state, or its block keeps another (RWKV's feed-forward layers); the message names the layer.
+            state, its block keeps another (RWKV's feed-forward layers), or attention with a window has dropped keys;
+            the message names the layer.
 
     Example:
         >>> import torch
@@ -58,13 +59,19 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         layer.state = dict(layer.state or {})  # which decoding changes
         length = layer.get_seq_length() - num_tokens
         if num_tokens == 0 or not any(layer.state.get(name) is not None for name in RECURRENT):
+            if num_tokens and layer.window_size is not None and layer.get_seq_length() > layer.window_size:
+                raise ValueError(
+                    f"num_tokens={num_tokens}: layer {layer_idx} is attention with a window of {layer.window_size}, which has "
+                    "dropped the keys before it; run the model again from an earlier cache."
+                )
             layer.crop(max(length, 0))  # a negative one would count from the end
             continue
         kept = layer.state.get("step_states") or []
         if len(kept) < num_tokens or kept[-num_tokens] is None:
             raise ValueError(
                 f"num_tokens={num_tokens}: layer {layer_idx} kept {sum(state is not None for state in kept)} earlier states; "
-                "call the model with step_states set to the number of tokens that may be taken back."
+                "call the model with step_states set to the number of tokens that may be taken back (only BD-LRU and H-LRU "
+                "layers keep them)."
             )
         if layer.state.get("ffn_state") is not None:
             raise ValueError(

@@ -29,8 +29,8 @@ def run(code: str, hidden: tuple[str, ...] = ()) -> str:
 def test_public_names():
     assert fla_bdlru.__all__ == [
         "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
-        "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models", "ops", "patches",
-        "register_mixer", "rewind_cache", "swap_mixers",
+        "SpeculativeDecoding", "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models",
+        "ops", "patches", "register_mixer", "rewind_cache", "swap_mixers",
     ]  # fmt: skip
     assert all(hasattr(fla_bdlru, name) for name in fla_bdlru.__all__)
     assert set(fla_bdlru.__all__) <= set(dir(fla_bdlru))
@@ -130,6 +130,7 @@ def test_docstring_examples(name):
 def test_public_functions_and_classes_have_examples():
     public = [getattr(package, name) for package in (fla_bdlru.ops, fla_bdlru.layers) for name in package.__all__]
     public += [fla_bdlru.register_mixer, fla_bdlru.build_mixer, fla_bdlru.available_mixers, fla_bdlru.rewind_cache]
+    public += [fla_bdlru.SpeculativeDecoding]
     for thing in public:
         if callable(thing):
             assert ">>>" in thing.__doc__, thing

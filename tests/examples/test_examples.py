@@ -72,3 +72,10 @@ def test_flame_configs(path):
     assert any(isinstance(module, BDLRU) for module in model.modules())
     assert set(json.loads(path.read_text())) <= set(config.to_dict())
     assert 300e6 < sum(p.numel() for p in model.parameters()) < 450e6
+
+
+def test_speculative_decoding():
+    printed = run("runpy", EXAMPLES / "speculative_decoding.py", "--steps", 2, "--hidden-size", 16, "--new-tokens", 20)
+    lines = printed.strip().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["assistant", "prompt lookup"]
+    assert all("20 tokens in" in line and line.endswith("as plain greedy: True") for line in lines)

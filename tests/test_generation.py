@@ -1,0 +1,205 @@
+"""Speculative decoding gives what `generate` gives: greedy token by token, samples of the same distribution."""
+
+import pytest
+import torch
+from fla.models import TransformerConfig, TransformerForCausalLM
+from fla.models.modeling_utils import FLAPreTrainedModel
+from fla.models.utils import Cache
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import MaxLengthCriteria, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM, SpeculativeDecoding
+from fla_bdlru.generation import Lookup
+
+VOCAB, EOS, PAD = 24, 2, 0
+SIZES = {"hidden_size": 16, "vocab_size": VOCAB, "intermediate_size": 16, "eos_token_id": EOS, "pad_token_id": PAD}
+MODELS = {
+    "bdlru": (BDLRUForCausalLM, BDLRUConfig, {"num_hidden_layers": 2, "use_short_conv": True}),
+    "hlru": (HLRUForCausalLM, HLRUConfig, {"num_hidden_layers": 1, "order": 3}),
+    "hybrid": (
+        TransformerForCausalLM,
+        TransformerConfig,
+        {"num_hidden_layers": 2, "num_heads": 2, "mixer": ["bdlru", "native"], "mixer_config": {"use_short_conv": True}},
+    ),
+    "small": (HLRUForCausalLM, HLRUConfig, {"num_hidden_layers": 1}),
+}
+
+
+def build(name, **fields):
+    make, config, options = MODELS[name]
+    model = make(config(**{**SIZES, **options, **fields})).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def prompts(count, longest=9):
+    """Rows of their own lengths, padded on the left, and their mask."""
+    ids, mask = torch.randint(3, VOCAB, (count, longest)), torch.zeros(count, longest, dtype=torch.long)
+    for row, length in zip(mask, torch.randint(1, longest + 1, (count,))):
+        row[longest - length :] = 1
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize("name", ["bdlru", "hlru", "hybrid"])
+def test_greedy_output_is_plain_greedys(name):
+    """200 prompts, with and without padding; drafts of another model, of the model itself, of the text."""
+    model = build(name)
+    ids, mask = prompts(200)
+    plain = model.generate(ids, attention_mask=mask, max_new_tokens=8)
+    ways = {"other": SpeculativeDecoding(build("small")), "same": SpeculativeDecoding(model), "text": SpeculativeDecoding()}
+    rates = {way: [] for way in ways}
+    for i, (row, seen, expected) in enumerate(zip(ids, mask, plain)):
+        way = list(ways)[i % 3]
+        first = 0 if i % 2 else int((seen == 0).sum())
+        out = model.generate(row[None, first:], attention_mask=seen[None, first:], max_new_tokens=8, custom_generate=ways[way])
+        assert torch.equal(out[0], expected[first : first + out.shape[1]])
+        assert (expected[first + out.shape[1] :] == PAD).all()  # other rows went on
+        assert out.shape[1] == len(expected) - first or out[0, -1] == EOS
+        rates[way].append(ways[way].report.acceptance_rate)
+    means = {way: sum(found) / len(found) for way, found in rates.items()}
+    assert means["same"] > 0.8  # all but what lies behind EOS
+    assert 0 < means["text"] < 0.5
+    assert 0 < means["other"] < 0.5
+
+
+def test_drafts_save_calls():
+    """A model that repeats itself: the text drafts what comes next."""
+    model, lookup = build("bdlru", vocab_size=4, eos_token_id=None, pad_token_id=None), SpeculativeDecoding(num_tokens=7)
+    prompt = torch.randint(4, (1, 4))
+    plain = model.generate(prompt, max_new_tokens=60, eos_token_id=None)
+    assert torch.equal(model.generate(prompt, max_new_tokens=60, eos_token_id=None, custom_generate=lookup), plain)
+    report = lookup.report
+    assert report.tokens == 60 == report.calls + report.accepted
+    assert report.calls < 30
+    assert report.tokens_per_second == report.tokens / report.seconds
+    assert str(report).startswith(f"60 tokens in {report.calls} calls, {report.accepted} of {report.drafted} drafted")
+
+
+class Table(FLAPreTrainedModel):
+    """The next token's logits by the last token, in no time; the cache holds the tokens."""
+
+    def __init__(self):
+        super().__init__(BDLRUConfig(**SIZES))
+        self.table = torch.nn.Parameter(torch.randn(4, 4))
+
+    @classmethod
+    def can_generate(cls):
+        return True
+
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        cache = Cache() if past_key_values is None else past_key_values
+        cache.update(attn_state=(input_ids[..., None],), layer_idx=0)
+        return CausalLMOutputWithPast(logits=self.table[input_ids], past_key_values=cache)
+
+
+@pytest.mark.parametrize("assistant", [True, False], ids=["assistant", "text"])
+def test_samples_are_of_the_models_distribution(assistant):
+    """Frequencies of three tokens in 3,000 samples, with top-k and a temperature, against their probabilities."""
+    model, prompt, counts, rates = Table(), torch.tensor([[1, 3, 0, 2, 1, 3]]), torch.zeros(4, 4, 4), []
+    decoding = SpeculativeDecoding(Table() if assistant else None, num_tokens=2)
+    processors = LogitsProcessorList([TemperatureLogitsWarper(1.5), TopKLogitsWarper(3)])
+    criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
+    with torch.no_grad():
+        for _ in range(3000):
+            config = GenerationConfig(do_sample=True, max_length=9, use_cache=True)
+            counts[tuple(decoding(model, prompt, processors, criteria, config)[0, 6:])] += 1
+            rates.append(decoding.report.acceptance_rate)
+        p = processors(None, model.table.clone()).softmax(-1)
+    expected = 3000 * p[3][:, None, None] * p[:, :, None] * p
+    assert counts[expected == 0].sum() == 0
+    assert 0.02 < sum(rates) / 3000 < 0.9
+    often = expected > 5
+    chi_squared = ((counts - expected) ** 2 / expected)[often].sum()
+    assert often.sum() > 12
+    assert chi_squared < 2.5 * often.sum()  # more has a probability under 1e-3; a wrong distribution has ten times as much
+
+
+class Seen(StoppingCriteria):
+    """Stops behind a pair of tokens that add up to more than a limit; another criterion than length and EOS."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -2:].sum(-1) > 1.6 * VOCAB
+
+
+class Streamer(list):
+    def put(self, tokens):
+        self.append(tokens.tolist())
+
+    def end(self):
+        self.append("end")
+
+
+def test_options_of_generate():
+    """Criteria, processors, scores, streams, a prefix's cache, chunks of the prompt: as without a draft."""
+    model, streamer = build("hybrid"), Streamer()
+    decoding = SpeculativeDecoding(model, streamer=streamer)
+    prompt = torch.randint(3, VOCAB, (1, 7))
+    processors = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 4}
+    options = {
+        **processors,
+        "max_new_tokens": 14,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+    }
+    for extra in ({}, {"stopping_criteria": [Seen()]}, {"prefill_chunk_size": 2}):
+        plain = model.generate(prompt, **options, stopping_criteria=extra.get("stopping_criteria"))
+        ours = model.generate(prompt, custom_generate=decoding, **options, **extra)
+        assert torch.equal(ours.sequences, plain.sequences)
+        torch.testing.assert_close(ours.scores, plain.scores, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.logits, plain.logits, rtol=1e-4, atol=1e-4)
+        assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+        new = plain.sequences[0, 7:].tolist()
+        assert streamer == [prompt.tolist(), *([token] for token in new), "end"]
+        streamer.clear()
+    # a dialogue: the cache goes on, and holds what `generate` would leave in it
+    for custom in (None, decoding):
+        cache = model(prompt[:, :4], use_cache=True).past_key_values
+        first = model.generate(prompt, past_key_values=cache, max_new_tokens=5, min_new_tokens=5, custom_generate=custom)
+        assert cache.get_seq_length() == 11
+        more = torch.cat([first, prompt], 1)
+        out = model.generate(more, past_key_values=cache, max_new_tokens=5, custom_generate=custom)
+        assert torch.equal(out, model.generate(more, max_new_tokens=5))
+
+
+def test_lookup():
+    """The longest run of last tokens that stood before, the latest of them with enough behind it."""
+    text = torch.tensor([[9, 1, 2, 3, 4, 1, 2, 5, 8, 1, 2]])
+    for most, expected in ((4, [5, 8, 1, 2]), (3, [5, 8, 1]), (5, [3, 4, 1, 2, 5])):
+        assert Lookup(3, 0)(text, most)[0].tolist() == expected
+    assert Lookup(1, 0)(torch.tensor([[7, 7]]), 3)[0].tolist() == [7]
+    assert Lookup(3, 1)(torch.tensor([[1, 2, 3, 1]]), 3)[0].tolist() == []  # the first is padding
+    assert Lookup(3, 0)(torch.tensor([[1, 2, 1]]), 0)[0].tolist() == []
+
+
+def test_errors():
+    model, prompt = build("bdlru"), torch.randint(3, VOCAB, (2, 5))
+    decoding, one = SpeculativeDecoding(), prompt[:1]
+
+    def refused(message, ids=one, custom_generate=decoding, model=model, **options):
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, custom_generate=custom_generate, max_new_tokens=9, **options)
+
+    refused(r"takes one sequence at a time, as transformers' own does; got 2 \(the batch times num_beams", prompt)
+    refused("got 3", num_return_sequences=3, do_sample=True)
+    refused("use_cache=False does not go together with speculative decoding", use_cache=False)
+    refused("output_hidden_states=True does not go", output_hidden_states=True)
+    refused("logits_processor=.*ClassifierFreeGuidance.* does not go", guidance_scale=2.0)
+    refused("zeros only on the left", attention_mask=torch.tensor([[1, 1, 0, 1, 1]]))
+    cache = model(one[:, :3], use_cache=True).past_key_values
+    refused("must be all ones where past_key_values", past_key_values=cache, attention_mask=torch.tensor([[0, 0, 1, 1, 1]]))
+    refused("pass input_ids, not inputs_embeds", None, inputs_embeds=model.model.embeddings(one))
+    other = build("small", vocab_size=30)
+    refused("assistant_model has vocab_size=30, the model 24", custom_generate=SpeculativeDecoding(other))
+    with pytest.raises(ValueError, match=r"assistant_model must be a language model .* got HLRUModel"):
+        SpeculativeDecoding(other.model)
+    with pytest.raises(ValueError, match=r"num_tokens must be .*; got 0"):
+        SpeculativeDecoding(num_tokens=0)
+    # layers that keep no states; FLA's window of attention, which has dropped keys
+    drafts = {"custom_generate": SpeculativeDecoding(build("small"))}
+    delta_net = {"mixer": ["gated_deltanet", "native"], "mixer_config": {"gated_deltanet": {"num_heads": 2, "head_dim": 8}}}
+    refused("layer 0 kept 0 earlier states; .*only BD-LRU and H-LRU layers keep", model=build("hybrid", **delta_net), **drafts)
+    refused("layer 1 is attention with a window of 4, .* dropped", model=build("hybrid", window_size=4), **drafts)
