@@ -28,7 +28,10 @@ def run(code: str, hidden: tuple[str, ...] = ()) -> str:
 
 def test_public_names():
     assert fla_bdlru.__all__ == [
-        "BDLRU", "HLRU", "BDLRUConfig", "BDLRUForCausalLM", "BDLRUModel", "HLRUConfig", "HLRUForCausalLM", "HLRUModel",
+        "BDLRU", "HLRU",
+        *(f"{family}{part}" for family in ("BDLRU", "HLRU") for part in (
+            "Config", "ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model"
+        )),
         "SpeculativeDecoding", "available_mixers", "build_mixer", "fla_cpu", "integrations", "layers", "mixers", "models",
         "ops", "patches", "register_mixer", "rewind_cache", "swap_mixers",
     ]  # fmt: skip
@@ -38,7 +41,7 @@ def test_public_names():
         "GATE_NORMS", "chunk_bdlru", "chunk_hlru", "fused_recurrent_bdlru", "fused_recurrent_hlru", "hlru_window",
         "naive_chunk_bdlru", "naive_chunk_hlru", "naive_recurrent_bdlru", "naive_recurrent_hlru", "normalize_gates",
     ]  # fmt: skip
-    assert fla_bdlru.layers.__all__ == ["BDLRU", "HLRU", "LSTM"]
+    assert fla_bdlru.layers.__all__ == ["BDLRU", "HLRU", "LSTM", "Bidirectional"]
     with pytest.raises(AttributeError, match="has no attribute 'chunk_bdlru'"):
         _ = fla_bdlru.chunk_bdlru
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-3, on 2 gloo processes, and Lightning: training, saving and loading, against plain PyTorch."""
+"""DeepSpeed's ZeRO-3, on 2 gloo processes, and Lightning, against plain PyTorch; TRL's reward trainer with PEFT."""
 
 import os
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from test_parallel import BATCH, STEPS, assert_same, build, each_mixer, tokens, train
+
+from fla_bdlru import BDLRUConfig, HLRUConfig
 
 
 def start_deepspeed(rank):
@@ -109,3 +111,41 @@ def test_lightning(mixer, tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     loaded = Module.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert_same(loaded.model.state_dict(), one["weights"])
+
+
+@each_mixer
+def test_trl_trains_rewards(mixer, tmp_path):
+    """Adapters and a head learn to prefer a token; the reward model is saved and loaded."""
+    trl, peft = pytest.importorskip("trl"), pytest.importorskip("peft")
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    vocabulary = {f"t{i}": i for i in range(12)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t1")), pad_token="t0", eos_token="t2"
+    )
+    config = {"bdlru": BDLRUConfig, "hlru": HLRUConfig}[mixer](
+        hidden_size=16, num_hidden_layers=2, vocab_size=12, intermediate_size=16, pad_token_id=0, num_labels=1
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    good, bad = ([[*torch.randint(4, 12, (3 + i % 3,)).tolist(), last] for i in range(32)] for last in (3, 1))
+    data = Dataset.from_dict({"chosen_ids": good, "rejected_ids": bad})
+    options = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "bf16": False}
+    options |= {"per_device_train_batch_size": 8, "logging_steps": 1, "gradient_checkpointing": False}
+    trainer = trl.RewardTrainer(
+        model,
+        trl.RewardConfig(output_dir=str(tmp_path), max_steps=12, learning_rate=5e-2, **options),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(task_type="SEQ_CLS", target_modules=["v_proj", "a_proj", "o_proj"]),
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    merged, x = trainer.model.merge_and_unload(), torch.tensor([[5, 6, 3, 0], [5, 6, 7, 1]])
+    merged.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    rewards = loaded(x, attention_mask=x != 0).logits
+    assert torch.equal(rewards, merged.eval()(x, attention_mask=x != 0).logits)
+    assert rewards[0] > rewards[1]

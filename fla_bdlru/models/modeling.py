@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
+from fla_bdlru.layers.base import check_switch
 from fla_bdlru.mixers.registry import build_mixer, mixer_arguments
 
 if TYPE_CHECKING:
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 
 # written beside a saved config, and named by its `auto_map`: transformers checks what it imports, and says what is missing
 REMOTE = "fla_bdlru_models"
-REMOTE_CODE = """from fla_bdlru import {0}Config, {0}ForCausalLM, {0}Model
+REMOTE_PARTS = {
+    "AutoConfig": "Config",
+    "AutoModel": "Model",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+}
+REMOTE_CODE = """from fla_bdlru.models import {names}
 
-__all__ = ["{0}Config", "{0}ForCausalLM", "{0}Model"]
+__all__ = [{quoted}]
 """
 CARD = """---
 library_name: fla_bdlru
@@ -75,6 +84,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         fuse_linear_cross_entropy: bool = False,
         use_l2warp: bool = False,
         vocab_size: int = 32000,
+        bidirectional: bool = False,
         **kwargs,
     ) -> None:
         self.hidden_size = hidden_size
@@ -85,7 +95,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         self.norm_eps = norm_eps
         self.attn = attn
         self.max_position_embeddings = max_position_embeddings
-        self.use_cache = use_cache
+        self.use_cache = use_cache and not bidirectional  # there is no state to go on from
+        self.bidirectional = bidirectional
         self.initializer_range = initializer_range
         self.fuse_norm = fuse_norm
         self.fuse_swiglu = fuse_swiglu
@@ -97,6 +108,10 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             if not hasattr(self, field) and field != "layer_idx":
                 value = kwargs.pop(field, parameter.default)
                 setattr(self, field, list(value) if isinstance(value, tuple) else value)
+        check_switch("bidirectional", bidirectional)
+        for field in ("attn", "mixer") if bidirectional else ():
+            if getattr(self, field, kwargs.get(field)) is not None:
+                raise ValueError(f"{field} is not accepted with bidirectional=True: its layers only look back.")
         if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
             self.check_fields(kwargs)
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
@@ -130,12 +145,14 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
         """As transformers does, with what names this package: a line of code for `trust_remote_code`, and a model card."""
         family = type(self).__name__.removesuffix("Config")
-        parts = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
-        self.auto_map = {auto: f"{REMOTE}.{family}{part}" for auto, part in parts.items()}
+        self.auto_map = {auto: f"{REMOTE}.{family}{part}" for auto, part in REMOTE_PARTS.items()}
+        names = sorted(family + part for part in REMOTE_PARTS.values())
         folder = Path(save_directory)
         if not folder.is_file():  # which transformers refuses
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{REMOTE}.py").write_text(REMOTE_CODE.format(family))
+            (folder / f"{REMOTE}.py").write_text(
+                REMOTE_CODE.format(names=", ".join(names), quoted=", ".join(f'"{name}"' for name in names))
+            )
             if not (folder / "README.md").exists():
                 (folder / "README.md").write_text(CARD.format(family))
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -156,7 +173,8 @@ class RecurrentBlock(GradientCheckpointingLayer):
         if self.attn is None:
             fields = [field for field in mixer_arguments(config.layer_class) if field != "layer_idx"]
             arguments = {field: getattr(config, field) for field in fields}
-            self.attn = build_mixer(config.model_type, layer_idx=layer_idx, **arguments)
+            both = [build_mixer(config.model_type, layer_idx=layer_idx, **arguments) for _ in range(1 + config.bidirectional)]
+            self.attn = Bidirectional(*both) if config.bidirectional else both[0]
         self.mlp_norm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(
             hidden_size=config.hidden_size,
@@ -223,6 +241,8 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
+        if config.bidirectional:
+            raise ValueError(f"bidirectional=True: {type(self).__name__} would see the tokens that it is to predict.")
         self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -240,6 +260,9 @@ class BDLRUConfig(RecurrentConfig):
             Number of blocks. Default: 24.
         block_size, num_blocks, expand, gate_norm, ...:
             Every other argument of `fla_bdlru.layers.BDLRU`, with its default.
+        bidirectional (bool, Optional):
+            Whether each block has two mixers, `fla_bdlru.layers.Bidirectional`; for classification and masked tokens,
+            without a cache, `attn` or `mixer`. Default: `False`.
         attn (dict or list[dict], Optional):
             Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
         **kwargs:
@@ -281,6 +304,9 @@ class HLRUConfig(RecurrentConfig):
             Number of blocks. Default: 24.
         order, num_channels, expand, readout, gate_norm, ...:
             Every other argument of `fla_bdlru.layers.HLRU`, with its default.
+        bidirectional (bool, Optional):
+            Whether each block has two mixers, `fla_bdlru.layers.Bidirectional`; for classification and masked tokens,
+            without a cache, `attn` or `mixer`. Default: `False`.
         attn (dict or list[dict], Optional):
             Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
         **kwargs:

@@ -74,8 +74,9 @@ def test_flame_configs(path):
     assert 300e6 < sum(p.numel() for p in model.parameters()) < 450e6
 
 
-def test_speculative_decoding():
-    printed = run("runpy", EXAMPLES / "speculative_decoding.py", "--steps", 2, "--hidden-size", 16, "--new-tokens", 20)
-    lines = printed.strip().splitlines()
+def test_speculative_decoding(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "speculative_decoding.py"))["main"](steps=2, hidden_size=16, new_tokens=20)
+    lines = capsys.readouterr().out.strip().splitlines()
     assert [line.partition(":")[0] for line in lines] == ["assistant", "prompt lookup"]
     assert all("20 tokens in" in line and line.endswith("as plain greedy: True") for line in lines)

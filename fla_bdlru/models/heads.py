@@ -1,0 +1,140 @@
+"""Models that classify: transformers' heads on BD-LRU and H-LRU, and a head for masked tokens."""
+
+from __future__ import annotations
+
+from functools import wraps
+
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutputWithPast
+
+from fla_bdlru.models.modeling import (
+    BDLRUConfig,
+    BDLRUModel,
+    HLRUConfig,
+    HLRUModel,
+    RecurrentConfig,
+    RecurrentModel,
+    RecurrentPreTrainedModel,
+)
+
+
+class RecurrentForSequenceClassification(GenericForSequenceClassification, RecurrentPreTrainedModel):
+    r"""A label (or reward) for each row, from its last token that is not `config.pad_token_id`, at either end.
+
+    transformers' `GenericForSequenceClassification`: `num_labels`, `problem_type` and `labels` are as there. Packed documents
+    are refused, as a row has one label.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru import BDLRUConfig, BDLRUForSequenceClassification
+        >>> config = BDLRUConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, pad_token_id=0, num_labels=3)
+        >>> model, rows = BDLRUForSequenceClassification(config).eval(), torch.tensor([[5, 6, 7], [8, 0, 0]])
+        >>> logits = model(rows, attention_mask=(rows != 0).long()).logits
+        >>> assert logits.shape == (2, 3)
+    """
+
+    @wraps(GenericForSequenceClassification.forward)  # whose signature tells Trainer the names of labels
+    def forward(self, *args, **kwargs) -> SequenceClassifierOutputWithPast:
+        if kwargs.get("cu_seqlens") is not None:
+            raise ValueError(
+                f"{type(self).__name__} gives a row one label, and cu_seqlens (or position_ids) say that it holds "
+                f"{len(kwargs['cu_seqlens']) - 1} documents; give each its own row, padded, with attention_mask."
+            )
+        return super().forward(*args, **kwargs)
+
+
+class RecurrentForTokenClassification(GenericForTokenClassification, RecurrentPreTrainedModel):
+    r"""A label for each token: transformers' `GenericForTokenClassification`; packed documents are taken.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru import BDLRUConfig, BDLRUForTokenClassification
+        >>> config = BDLRUConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, pad_token_id=0, num_labels=3)
+        >>> model, rows = BDLRUForTokenClassification(config).eval(), torch.tensor([[5, 6, 7], [8, 0, 0]])
+        >>> logits = model(rows, attention_mask=(rows != 0).long()).logits
+        >>> assert logits.shape == (2, 3, 3)
+    """
+
+
+class RecurrentForMaskedLM(RecurrentPreTrainedModel):
+    r"""The tokens that were masked, from both sides: needs `config.bidirectional=True`.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru import BDLRUConfig, BDLRUForMaskedLM
+        >>> config = BDLRUConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, pad_token_id=0, bidirectional=True)
+        >>> model, rows = BDLRUForMaskedLM(config).eval(), torch.tensor([[5, 6, 7], [8, 0, 0]])
+        >>> logits = model(rows, attention_mask=(rows != 0).long()).logits
+        >>> assert logits.shape == (2, 3, 50)
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+    model_class: type[RecurrentModel] = RecurrentModel
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        if not config.bidirectional:
+            raise ValueError(f"bidirectional=False: {type(self).__name__} reads what is behind a mask; set it to True.")
+        self.model = self.model_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Logits `[B, T, V]`, and the loss where `labels` `[B, T]`, not shifted, are not -100."""
+        kwargs.pop("return_dict", None)
+        out = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(out.last_hidden_state)
+        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
+class BDLRUForSequenceClassification(RecurrentForSequenceClassification):
+    config_class = BDLRUConfig
+
+
+class BDLRUForTokenClassification(RecurrentForTokenClassification):
+    config_class = BDLRUConfig
+
+
+class BDLRUForMaskedLM(RecurrentForMaskedLM):
+    config_class = BDLRUConfig
+    model_class = BDLRUModel
+
+
+class HLRUForSequenceClassification(RecurrentForSequenceClassification):
+    config_class = HLRUConfig
+
+
+class HLRUForTokenClassification(RecurrentForTokenClassification):
+    config_class = HLRUConfig
+
+
+class HLRUForMaskedLM(RecurrentForMaskedLM):
+    config_class = HLRUConfig
+    model_class = HLRUModel
+
+
+for _class in (BDLRUForSequenceClassification, HLRUForSequenceClassification):
+    AutoModelForSequenceClassification.register(_class.config_class, _class, exist_ok=True)
+for _class in (BDLRUForTokenClassification, HLRUForTokenClassification):
+    AutoModelForTokenClassification.register(_class.config_class, _class, exist_ok=True)
+for _class in (BDLRUForMaskedLM, HLRUForMaskedLM):
+    AutoModelForMaskedLM.register(_class.config_class, _class, exist_ok=True)
