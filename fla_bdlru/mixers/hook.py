@@ -148,6 +148,7 @@ def prepare(model: FLAPreTrainedModel) -> None:
         return
     if any(isinstance(module, GatedRecurrence) for module in model.modules()):
         model.register_forward_pre_hook(check_call, with_kwargs=True)
+        model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
     heed_documents(model)
 
@@ -182,6 +183,14 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
     return args, kwargs
+
+
+def refuse_continuous_batching(*args, **kwargs) -> None:
+    """In the place of what transformers' `generate_batch` and `cache_implementation="paged"` begin with."""
+    raise ValueError(
+        "transformers' continuous batching (generate_batch, cache_implementation='paged') keeps pages of keys and values, and "
+        "has no place for a recurrent state: use generate with a batch padded on the left."
+    )
 
 
 def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> None:
