@@ -8,6 +8,7 @@ still work.
 
 import importlib
 import sys
+import warnings
 from importlib.abc import MetaPathFinder
 
 from fla_bdlru import layers, ops, patches
@@ -16,52 +17,23 @@ from fla_bdlru.layers import BDLRU, HLRU
 __version__ = "0.2.0"
 
 _NEED_FLA = ("fla_cpu", "mixers", "models", "integrations", "decoding", "generation")
+_PARTS = ("Config", "ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model")
 _NAMES = {
-    "BDLRUConfig": "models", "BDLRUForCausalLM": "models", "BDLRUModel": "models",
-    "HLRUConfig": "models", "HLRUForCausalLM": "models", "HLRUModel": "models",
-    "BDLRUForMaskedLM": "models", "HLRUForMaskedLM": "models",
-    "BDLRUForSequenceClassification": "models", "HLRUForSequenceClassification": "models",
-    "BDLRUForTokenClassification": "models", "HLRUForTokenClassification": "models",
-    "available_mixers": "mixers", "build_mixer": "mixers", "register_mixer": "mixers",
-    "swap_mixers": "mixers",
-    "rewind_cache": "decoding", "SpeculativeDecoding": "generation",
-}  # fmt: skip
+    **{f"{family}{part}": "models" for family in ("BDLRU", "HLRU") for part in _PARTS},
+    **dict.fromkeys(("available_mixers", "build_mixer", "register_mixer", "swap_mixers"), "mixers"),
+    "rewind_cache": "decoding",
+    "SpeculativeDecoding": "generation",
+}
 
-__all__ = [
-    "BDLRU",
-    "HLRU",
-    "BDLRUConfig",
-    "BDLRUForCausalLM",
-    "BDLRUForMaskedLM",
-    "BDLRUForSequenceClassification",
-    "BDLRUForTokenClassification",
-    "BDLRUModel",
-    "HLRUConfig",
-    "HLRUForCausalLM",
-    "HLRUForMaskedLM",
-    "HLRUForSequenceClassification",
-    "HLRUForTokenClassification",
-    "HLRUModel",
-    "SpeculativeDecoding",
-    "available_mixers",
-    "build_mixer",
-    "fla_cpu",
-    "integrations",
-    "layers",
-    "mixers",
-    "models",
-    "ops",
-    "patches",
-    "register_mixer",
-    "rewind_cache",
-    "swap_mixers",
-]
+__all__ = ["BDLRU", "HLRU", *_NAMES, "fla_cpu", "integrations", "layers", "mixers", "models", "ops", "patches"]
 
 
 def _set_up() -> str | None:
     """Installs the hooks and the CPU backend; returns the name of the missing module where FLA's layers need one."""
     try:
-        importlib.import_module("fla.layers")
+        with warnings.catch_warnings():  # FLA warns where there is no GPU; here its modules run on a CPU
+            warnings.filterwarnings("ignore", "Triton is not supported on current platform")
+            importlib.import_module("fla.layers")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] in ("fla", "fla_bdlru"):
             raise

@@ -55,10 +55,12 @@ def is_plain(module: nn.Module) -> bool:
     return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
 
 
+# Each makes a function that stands in front of `original`; `install_hook` gives it the name and the docstring.
+
+
 def _gated_mlp(original: Callable) -> Callable:
     from fla.modules.activations import powglu, swiglu
 
-    @functools.wraps(original)
     def forward(self, x, **kwargs):
         if not self.fuse_swiglu or is_plain(self.down_proj):
             return original(self, x, **kwargs)
@@ -71,7 +73,6 @@ def _gated_mlp(original: Callable) -> Callable:
 def _loss(original: Callable) -> Callable:
     from fla.modules import FusedLinearCrossEntropyLoss
 
-    @functools.wraps(original)
     def compute(self, *args, fuse_linear_cross_entropy=None, **kwargs):
         if fuse_linear_cross_entropy is None:
             fuse_linear_cross_entropy = getattr(self.config, "fuse_linear_cross_entropy", False)
@@ -90,7 +91,6 @@ def _loss(original: Callable) -> Callable:
 def _call_at_the_end(original: Callable) -> Callable:
     """The forward of a layer that fuses `g_norm` and `o_proj`."""
 
-    @functools.wraps(original)
     def forward(self, *args, **kwargs):
         if not hasattr(self, "g_norm") or (is_plain(self.g_norm) and is_plain(self.o_proj)):
             return original(self, *args, **kwargs)
@@ -107,7 +107,6 @@ def _norm_linear(original: Callable) -> Callable:
     """FLA's fused function, or the calls of the norm and the linear layer that it stands for."""
     default = inspect.signature(original).parameters["eps"].default
 
-    @functools.wraps(original)
     def fused(x, *args, eps=default):
         layer = _layer.get()
         if layer is None:
@@ -124,8 +123,7 @@ def _norm_linear(original: Callable) -> Callable:
 
 
 def _refuse(parts: tuple[str, ...]) -> Callable[[Callable], Callable]:
-    def patch(original: Callable) -> Callable:
-        @functools.wraps(original)
+    def make(original: Callable) -> Callable:
         def forward(self, *args, **kwargs):
             for part in parts:
                 module = self.get_submodule(part)
@@ -140,11 +138,10 @@ def _refuse(parts: tuple[str, ...]) -> Callable[[Callable], Callable]:
 
         return forward
 
-    return patch
+    return make
 
 
 def _fused_convolutions(original: Callable) -> Callable:
-    @functools.wraps(original)
     def use(self, *args, **kwargs):
         parts = (getattr(self, f"{name}_conv1d", None) for name in "qkv")
         return all(part is None or is_plain(part) for part in parts) and original(self, *args, **kwargs)
@@ -153,7 +150,6 @@ def _fused_convolutions(original: Callable) -> Callable:
 
 
 def _project_each(original: Callable) -> Callable:
-    @functools.wraps(original)
     def project(self, x):
         parts = (self.q_proj, self.k_proj, self.v_proj)
         return original(self, x) if all(map(is_plain, parts)) else tuple(part(x) for part in parts)
@@ -176,6 +172,6 @@ def install_hook() -> None:
     for target, make in makers.items():
         original = resolve(target)[2]
         if not hasattr(original, "_checks_parts"):
-            patched = make(original)
+            patched = functools.wraps(original)(make(original))
             patched._checks_parts = True
             patch(target, patched, "a part with hooks, an adapter, quantised or offloaded weights is called, not read past")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
+from usage import greedy, lively
 
 from fla_bdlru import rewind_cache
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
@@ -25,11 +26,7 @@ def build(name, hidden_size=32):
     config = TransformerConfig(
         hidden_size=hidden_size, num_hidden_layers=2, num_heads=2, vocab_size=VOCAB, intermediate_size=32, **FIELDS[name]
     )
-    model = TransformerForCausalLM(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return lively(TransformerForCausalLM(config)).eval()
 
 
 def tensors(value):
@@ -131,10 +128,7 @@ def test_speculative_decoding_equals_greedy(name):
     """A draft that is right now and then: three tokens verified in one call, the wrong ones taken back."""
     model, prompt = build(name), torch.randint(0, VOCAB, (1, 4))
     with torch.no_grad():
-        expected = prompt
-        for _ in range(20):
-            expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
-
+        expected = greedy(model, prompt, 20)
         cache = model(prompt[:, :-1], use_cache=True).past_key_values
         done, accepted = prompt, []
         while done.shape[1] < 24:

@@ -56,10 +56,11 @@ print("changed", len(changed))
     assert not missing, missing
 
 
-def test_the_record_is_printed_and_says_why():
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "fla_bdlru.patches"], capture_output=True, text=True, cwd=ROOT, timeout=200
-    ).stdout
+def test_the_record_is_printed_and_says_why_without_a_warning_of_flas():
+    command = [sys.executable, "-m", "fla_bdlru.patches"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    out = done.stdout
+    assert "Triton is not supported" not in done.stderr
     assert out.splitlines()[:2] == ["| what | why |", "|---|---|"]
     assert "`fla.models.modeling_utils:FLAPreTrainedModel.post_init` | blocks get the mixers" in out
     assert all((entry.why and ":" in entry.target) or entry.target == "sys.meta_path" for entry in patches.RECORD)

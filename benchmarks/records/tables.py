@@ -56,7 +56,7 @@ def make_table(lines: list[Line], title: str, width: int = 160, chance: float | 
     lengths = lines[0].lengths
     headings = [*(["mixer\nparams"] if wide else []), "state", "seeds\nsolved", *(f"token\n@{length}" for length in lengths)]
     headings += [*([f"sequence\n@{lengths[0]}"] if wide else []), "lr", "time\ns"]
-    table = start_table("mixer", headings, title, padding=(0, 1 if wide else 0, 0, 1))
+    table = start_table("mixer", headings, title, padding=(0, int(wide)))
     for line in lines:
         table.add_row(
             line.variant,

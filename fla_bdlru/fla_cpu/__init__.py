@@ -17,14 +17,7 @@ read at every call, or use `with cpu_backend(False):`.
 
 import importlib
 
-from fla_bdlru.fla_cpu.registry import (
-    cpu_backend,
-    is_enabled,
-    provide_optional,
-    register_entry_points,
-    register_operations,
-    wrap_functions,
-)
+from fla_bdlru.fla_cpu.registry import cpu_backend, is_enabled, provide_optional, register_dispatched, wrap_functions
 
 __all__ = ["cpu_backend", "is_enabled", "register"]
 
@@ -52,8 +45,8 @@ def register() -> None:
         importlib.import_module(name)
     from fla_bdlru.fla_cpu import attention, table
 
-    register_entry_points(table.ENTRY_POINTS)
-    register_operations(table.OPERATIONS)
+    for operation, implementations in {None: table.ENTRY_POINTS, **table.OPERATIONS}.items():
+        register_dispatched(operation, implementations)
     wrap_functions(table.WRAPPED)
     wrap_functions(table.TRACED, while_tracing=True)
     provide_optional(table.FLASH_ATTENTION_MODULES, table.FLASH_ATTENTION, attention.MISSING)

@@ -1,9 +1,13 @@
 """PyTorch versions of `fla.modules.activations.ops`: computed in fp32, returned contiguous in the input's type."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import upcast
+
+OPS = "fla.modules.activations.ops"
 
 
 def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -15,8 +19,7 @@ def sigmoid_fwd(x):
 
 
 def sigmoid_bwd(x, dy):
-    s = torch.sigmoid(upcast(x))
-    return _like(upcast(dy) * s * (1 - s), x)
+    return _like(sigmoid(upcast(x))[1](upcast(dy)), x)
 
 
 def elu_p1_fwd(x):
@@ -41,88 +44,56 @@ def swish_fwd(x):
 
 
 def swish_bwd(x, dy):
-    return _like(upcast(dy) * _swish(upcast(x))[1], x)
+    return _like(swish(upcast(x))[1](upcast(dy)), x)
 
 
-def _swish(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+# Gates: the value, and what takes its gradient to that of x; torch has those of two in one pass.
+
+
+def sigmoid(x, power=None) -> tuple[torch.Tensor, Callable]:
     s = torch.sigmoid(x)
-    return x * s, s * (1 + x * (1 - s))
+    return s, lambda grad: torch.ops.aten.sigmoid_backward(grad, s)
 
 
-def _power(x: torch.Tensor, power: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """x^(power / (sqrt(x) + 1)) sigmoid(x) for x > 0, swish below, and the derivative."""
-    swish, dswish = _swish(x)
+def swish(x, power=None) -> tuple[torch.Tensor, Callable]:
+    return F.silu(x), lambda grad: torch.ops.aten.silu_backward(grad, x)
+
+
+def powlu(x, power) -> tuple[torch.Tensor, Callable]:
+    """x^(power / (sqrt(x) + 1)) sigmoid(x) for x > 0, swish below."""
+    below, pull_below = swish(x)
     s, positive = torch.sigmoid(x), x > 0
     u = x.where(positive, torch.ones_like(x))
     root = u.sqrt()
     exponent = power / (root + 1)
-    dexponent = -power / (2 * root * (root + 1) ** 2)
     gate = u.pow(exponent) * s
-    dgate = gate * (dexponent * u.log() + exponent / u + 1 - s)
-    return gate.where(positive, swish), dgate.where(positive, dswish)
+
+    def pull(grad):
+        dexponent = -power / (2 * root * (root + 1) ** 2)
+        return (grad * gate * (dexponent * u.log() + exponent / u + 1 - s)).where(positive, pull_below(grad))
+
+    return gate.where(positive, below), pull
 
 
-def _sigmoid(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    s = torch.sigmoid(x)
-    return s, s * (1 - s)
+def glu(name, gate) -> dict:
+    """Replacements of FLA's three functions of gate(x) * y; powglu's have a power, too."""
+    # The fused "gate, then linear" function keeps autocast's cast for its own backward on a GPU only: two steps here.
 
+    def fwd(x, y, power=None):
+        return _like(gate(upcast(x), power)[0] * upcast(y), x)
 
-def _glu_fwdbwd(gate, x, y, g, use_weight):
-    """dx, dy and, with `use_weight`, the output of gate(x) * y for the output gradient `g`."""
-    value, derivative = gate(upcast(x))
-    grad = upcast(g)
-    grads = _like(grad * derivative * upcast(y), x), _like(grad * value, y)
-    return (*grads, _like(value * upcast(y), x)) if use_weight else grads
+    def fwdbwd(x, y, g, use_weight, power=None):
+        value, pull = gate(upcast(x), power)
+        grads = _like(pull(upcast(g) * upcast(y)), x), _like(upcast(g) * value, y)
+        return (*grads, _like(value.mul_(upcast(y)), x)) if use_weight else grads
 
+    def linear(x, y, weight, bias, power=None):
+        from fla.modules.activations import ops
 
-def swiglu_fwd(x, y):
-    return _like(F.silu(upcast(x)) * upcast(y), x)
+        gated = getattr(ops, name)
+        return F.linear(gated(x, y) if power is None else gated(x, y, power), weight, bias)
 
-
-def swiglu_fwdbwd(x, y, g, use_weight):
-    # torch has the derivative in one pass
-    value, grad = F.silu(upcast(x)), upcast(g)
-    dx = torch.ops.aten.silu_backward(grad * upcast(y), upcast(x))
-    grads = _like(dx, x), _like(grad * value, y)
-    return (*grads, _like(value.mul_(upcast(y)), x)) if use_weight else grads
-
-
-def sigmoidglu_fwd(x, y):
-    return _like(torch.sigmoid(upcast(x)) * upcast(y), x)
-
-
-def sigmoidglu_fwdbwd(x, y, g, use_weight):
-    return _glu_fwdbwd(_sigmoid, x, y, g, use_weight)
-
-
-def powglu_fwd(x, y, power):
-    return _like(_power(upcast(x), power)[0] * upcast(y), x)
-
-
-def powglu_fwdbwd(x, y, g, power, use_weight):
-    return _glu_fwdbwd(lambda t: _power(t, power), x, y, g, use_weight)
-
-
-# The fused "gate, then linear" functions keep autocast's cast for their own backward on a GPU only, so on a CPU they
-# are written as two differentiable steps.
-
-
-def swiglu_linear(x, y, weight, bias):
-    from fla.modules.activations.ops import swiglu
-
-    return F.linear(swiglu(x, y), weight, bias)
-
-
-def sigmoidglu_linear(x, y, weight, bias):
-    from fla.modules.activations.ops import sigmoidglu
-
-    return F.linear(sigmoidglu(x, y), weight, bias)
-
-
-def powglu_linear(x, y, weight, bias, power):
-    from fla.modules.activations.ops import powglu
-
-    return F.linear(powglu(x, y, power), weight, bias)
+    return {f"{OPS}:{name}_{form.__name__}": form for form in (fwd, fwdbwd, linear)}
 
 
 # FLA compiles the following with torch.compile, which needs a C++ compiler on a CPU; here they run eagerly.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import full_precision, upcast
-from fla_bdlru.fla_cpu.documents import check_documents
+from fla_bdlru.fla_cpu.documents import check_documents, split_documents
 
 MISSING = (
     "flash_attn is not installed: install it with `pip install flash-attn --no-build-isolation` to run attention "
@@ -30,37 +30,24 @@ def _attend(q, k, v, softmax_scale, causal, window_size):
     return o.masked_fill(blind, 0.0).transpose(1, 2)
 
 
-def _check(dropout_p: float, options: dict) -> None:
-    unsupported = [name for name, value in options.items() if isinstance(value, torch.Tensor) or value]
-    if dropout_p or unsupported:
-        names = ["dropout_p"] * bool(dropout_p) + unsupported
+def _check(**options) -> None:
+    names = [name for name, x in options.items() if name != "deterministic" and (isinstance(x, torch.Tensor) or x)]
+    if names:
         raise ValueError(f"Attention on a CPU does not have these flash_attn options: {', '.join(names)}.")
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), **options):
     """Attention over [B, T, H, D], with keys and values of the same number of heads or a divisor of it."""
-    options.pop("deterministic", None)
-    _check(dropout_p, options)
+    _check(dropout_p=dropout_p, **options)
     return _attend(q, k, v, softmax_scale, causal, window_size)
 
 
 def flash_attn_varlen_func(
-    q,
-    k,
-    v,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    max_seqlen_q=None,
-    max_seqlen_k=None,
-    dropout_p=0.0,
-    softmax_scale=None,
-    causal=False,
-    window_size=(-1, -1),
-    **options,
-):
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q=None, max_seqlen_k=None, dropout_p=0.0, softmax_scale=None,
+    causal=False, window_size=(-1, -1), **options,
+):  # fmt: skip
     """Attention over packed documents, [tokens, H, D]."""
-    options.pop("deterministic", None)
-    _check(dropout_p, options)
+    _check(dropout_p=dropout_p, **options)
     q_lengths, k_lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     outputs = []
     for document in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths)):
@@ -102,9 +89,8 @@ def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
     _check_heads(q, k)
     check_documents(q.shape[0], cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    lengths = [q.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
-    parts = [[None] * len(lengths) if t is None else t.split(lengths, 1) for t in (q, k, v, g)]
-    return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in zip(*parts)], 1).to(v.dtype)
+    parts = split_documents(cu_seqlens, q, k, v, g)
+    return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in parts], 1).to(v.dtype)
 
 
 def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_size, sink_bias):
@@ -114,9 +100,8 @@ def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_
         raise ValueError(f"cu_seqlens={cu_seqlens}, window_size={window_size}: expected boundaries and a size of 0 or more.")
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     g = g * scale if do_gate_scale and g is not None else g
-    lengths, outputs = cu_seqlens.diff().tolist(), []
-    parts = [[None] * len(lengths) if t is None else t.split(lengths, 1) for t in (k, v, g)]
-    for query, keys, values, gates in zip(q.split(1, 1), *parts):
+    outputs = []
+    for query, (keys, values, gates) in zip(q.split(1, 1), split_documents(cu_seqlens, k, v, g)):
         if keys.shape[1] == 0 or window_size == 0:
             outputs.append(query.new_zeros(1, 1, q.shape[2], v.shape[-1], dtype=v.dtype))
         else:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from fla_bdlru.fla_cpu.activation import swish
 from fla_bdlru.fla_cpu.common import upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
@@ -108,9 +109,7 @@ def compute_dh0_triton(dy, y, weight, initial_state, activation, cu_seqlens, dht
     # dy: [B, T, D], y: the output before the activation
     grad = upcast(dy)
     if activation is not None:
-        pre = upcast(y).view(dy.shape)
-        s = torch.sigmoid(pre)
-        grad = grad * s * (1 + pre * (1 - s))
+        grad = swish(upcast(y).view(dy.shape))[1](grad)
     zeros = torch.zeros_like(dy)
     return causal_conv1d_bwd(zeros, grad, dht, weight, initial_state=initial_state, cu_seqlens=cu_seqlens)[-1]
 

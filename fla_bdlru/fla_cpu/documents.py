@@ -1,6 +1,6 @@
 """Packed documents (`cu_seqlens`) as padded batches, so that an operation needs no notion of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -30,24 +30,17 @@ def _buckets(lengths: torch.Tensor) -> list[torch.Tensor]:
     return [(exponents == e).nonzero().flatten() for e in exponents.unique()]
 
 
-def run_documents(
-    fn: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    tensors: tuple[torch.Tensor | None, ...],
-    initial_state: torch.Tensor,
-    cu_seqlens: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs `fn` on every document of packed inputs, a bucket of similar lengths at a time.
+def split_documents(cu_seqlens: torch.Tensor | None, *tensors: torch.Tensor | None) -> Iterator[tuple]:
+    """Document by document, its part of every tensor, [1, T, ...] or `None`; the first is a tensor."""
+    lengths = [tensors[0].shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+    return zip(*([None] * len(lengths) if t is None else t.split(lengths, 1) for t in tensors))
 
-    Args:
-        fn (Callable):
-            `fn(*tensors, initial_state)` on [N, T, ...] inputs; returns the output [N, T, ...] and the final state.
-            A step whose inputs are all zero has to leave the state as it is.
-        tensors (tuple):
-            Packed inputs of shape [1, T, ...], or `None`.
-        initial_state (torch.Tensor):
-            One state a document.
-        cu_seqlens (torch.Tensor | None):
-            Document boundaries; `None` runs `fn` on the inputs as they are.
+
+def run_documents(fn: Callable, tensors: tuple, initial_state: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple:
+    """Runs `fn` on every document of packed inputs, [1, T, ...] or `None`, a bucket of similar lengths at a time.
+
+    `fn(*tensors, initial_state)`, on [N, T, ...] inputs and one state a document, returns the output [N, T, ...] and the final
+    state; a step whose inputs are all zero has to leave the state as it is. Without `cu_seqlens` it gets all as it is.
     """
     if cu_seqlens is None:
         return fn(*tensors, initial_state)

@@ -4,10 +4,12 @@ Each takes FLA's arguments by name (`binding.by_name`), so the chunked and the f
 `fla.ops.linear_attn`, `retention` and `lightnet` are written in terms of these and need no own version.
 """
 
+from itertools import repeat
+
 import torch
 
 from fla_bdlru.fla_cpu.common import upcast
-from fla_bdlru.fla_cpu.documents import check_documents, run_documents
+from fla_bdlru.fla_cpu.documents import check_documents, run_documents, split_documents
 from fla_bdlru.fla_cpu.scan import attention_matrix, linear_attention, linear_scan
 
 
@@ -71,12 +73,8 @@ def fused_additive_gate(x, initial_state, cu_seqlens, output_dtype, gate_dtype):
     # z_t = log(exp(z_{t-1}) + exp(x_t)); k = exp(x - z), g = z_{t-1} - z_t; x: [B, T, H, K], state: [N, 1, H, K]
     check_documents(x.shape[0], cu_seqlens, initial_state)
     s = upcast(x)
-    if cu_seqlens is not None:
-        documents = s.split(cu_seqlens.diff().tolist(), 1)
-        states = [None] * len(documents) if initial_state is None else initial_state.split(1)
-    else:
-        documents, states = [s], [initial_state]
-    results = [_normalizers(*pair) for pair in zip(documents, states)]
+    states = repeat(None) if initial_state is None else [initial_state] if cu_seqlens is None else initial_state.split(1)
+    results = [_normalizers(*part, state) for part, state in zip(split_documents(cu_seqlens, s), states)]
     before, z, last = (torch.cat(parts, dim) for parts, dim in zip(zip(*results), (1, 1, 0)))
     k, g = (s - z).exp(), before - z
     return k.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last
@@ -117,8 +115,7 @@ def chunk_global_cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=
     """Sums over time within each sequence and chunk; s: [B, T, H] or [B, T, H, D]."""
     check_documents(s.shape[0], cu_seqlens, None)
     x = upcast(s)
-    parts = [x] if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
-    chunks = parts if chunk_size is None else [chunk for part in parts for chunk in part.split(chunk_size, 1)]
+    chunks = [c for (part,) in split_documents(cu_seqlens, x) for c in part.split(chunk_size or max(1, x.shape[1]), 1)]
     y = torch.cat([c.flip(1).cumsum(1).flip(1) if reverse else c.cumsum(1) for c in chunks], 1)
     return (y if scale is None else y * scale).to(output_dtype or s.dtype)
 

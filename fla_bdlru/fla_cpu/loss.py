@@ -74,14 +74,8 @@ def cross_entropy_loss_forward(self, input, target):
     """
     from fla.modules.fused_cross_entropy.ops import cross_entropy_loss
 
-    options = {
-        "label_smoothing": self.label_smoothing,
-        "logit_scale": self.logit_scale,
-        "lse_square_scale": self.lse_square_scale,
-        "logit_softcapping": self.logit_softcapping,
-        "ignore_index": self.ignore_index,
-        "process_group": self.process_group,
-    }
+    names = ["label_smoothing", "logit_scale", "lse_square_scale", "logit_softcapping", "ignore_index", "process_group"]
+    options = {name: getattr(self, name) for name in names}
     if torch.compiler.is_compiling():
         loss, z_loss, *_ = cross_entropy_fwd(input, target, **options)
         z_loss = z_loss.detach()

@@ -1,33 +1,10 @@
-"""PyTorch versions of `fla.modules.norm`: layer, RMS, group and l2 norms, with a gate or without."""
+"""PyTorch versions of `fla.modules.norm`: layer, RMS, group and l2 norms, alone or with a gate, a linear layer, BitNet."""
 
 import torch
 import torch.nn.functional as F
 
+from fla_bdlru.fla_cpu.activation import sigmoid, swish
 from fla_bdlru.fla_cpu.common import upcast
-
-
-def _statistics(x: torch.Tensor, eps: float, is_rms_norm: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Mean (None for RMS norm) and reciprocal standard deviation of the last axis, which is kept."""
-    if is_rms_norm:
-        return None, (x.square().mean(-1, keepdim=True) + eps).rsqrt()
-    mean = x.mean(-1, keepdim=True)
-    return mean, ((x - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
-
-
-def _normalize_bwd(x_hat, dx_hat, rstd, is_rms_norm):
-    """Gradient through x_hat = (x - mean) * rstd over the last axis."""
-    dx = torch.addcmul(dx_hat, x_hat, (x_hat * dx_hat).mean(-1, keepdim=True), value=-1)
-    if not is_rms_norm:
-        dx -= dx_hat.mean(-1, keepdim=True)
-    return dx.mul_(rstd)
-
-
-def _gate(g: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gate's value and derivative at `g`."""
-    sigmoid = torch.sigmoid(g)
-    if activation == "sigmoid":
-        return sigmoid, sigmoid * (1 - sigmoid)
-    return g * sigmoid, sigmoid * (1 + g * (1 - sigmoid))
 
 
 def add_residual(x, residual, residual_dtype):
@@ -43,9 +20,10 @@ def layer_norm_fwd(
 ):
     # x: [T, D], row t belongs to group t % num_groups; weight, bias: [num_groups * D]
     s, residual_out = add_residual(x, residual, residual_dtype)
-    mean, rstd = _statistics(s, eps, is_rms_norm)
-    y = (s if mean is None else s - mean) * rstd
-    y = y.view(-1, num_groups, x.shape[-1])
+    mean = None if is_rms_norm else s.mean(-1, keepdim=True)
+    s = s if is_rms_norm else s - mean
+    rstd = (s.square().mean(-1, keepdim=True) + eps).rsqrt()
+    y = (s * rstd).view(-1, num_groups, x.shape[-1])
     if weight is not None:
         y *= upcast(weight).view(num_groups, -1)
     if bias is not None:
@@ -62,16 +40,16 @@ def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_n
     w = None if weight is None else upcast(weight).view(num_groups, D)
 
     dx_hat = grouped_dy if w is None else grouped_dy * w
-    dx = _normalize_bwd(x_hat, dx_hat.view_as(x_hat), rstd, is_rms_norm)
+    dx_hat = dx_hat.view_as(x_hat)
+    dx = torch.addcmul(dx_hat, x_hat, (x_hat * dx_hat).mean(-1, keepdim=True), value=-1)
+    dx = (dx if is_rms_norm else dx.sub_(dx_hat.mean(-1, keepdim=True))).mul_(rstd)
     if dres is not None:
         dx = dx + upcast(dres)
     dw = None if weight is None else (grouped_dy * grouped_x_hat).sum(0).to(weight).view_as(weight)
     db = None if bias is None else grouped_dy.sum(0).to(bias).view_as(bias)
 
     dx_out = dx.to(x.dtype if x_dtype is None else x_dtype)
-    dres_in = None
-    if has_residual:
-        dres_in = dx_out if dx_out.dtype == x.dtype else dx.to(x.dtype)
+    dres_in = (dx_out if dx_out.dtype == x.dtype else dx.to(x.dtype)) if has_residual else None
     if not recompute_output:
         return dx_out, dw, db, dres_in
     y = grouped_x_hat if w is None else grouped_x_hat * w
@@ -83,74 +61,58 @@ def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_n
 def layer_norm_gated_fwd(x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm):
     s, residual_out = add_residual(x, residual, residual_dtype)
     y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
-    y = y * _gate(upcast(g), activation)[0]
+    y = y * (sigmoid if activation == "sigmoid" else swish)(upcast(g))[0]
     return y.to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 
 def layer_norm_gated_bwd(
     dy, x, g, weight, bias, activation, eps, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, recompute_output
 ):  # eps is in rstd
-    gate, dgate = _gate(upcast(g), activation)
+    gate, pull = (sigmoid if activation == "sigmoid" else swish)(upcast(g))
     dx, dw, db, dres_in, y = layer_norm_bwd(
         upcast(dy) * gate, x, weight, bias, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, True
     )
-    dg = (upcast(dy) * y * dgate).to(g.dtype if x_dtype is None else x_dtype)
+    dg = pull(upcast(dy) * y).to(g.dtype if x_dtype is None else x_dtype)
     grads = dx, dg, dw, db, dres_in
     return (*grads, (y * gate).to(dy.dtype)) if recompute_output else grads
 
 
-def _grouped(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """[T, D] to [T, groups, group_size]."""
-    return x.unflatten(-1, (-1, group_size or x.shape[-1]))
+def _gated(x, gate):
+    return x if gate is None else x * gate
 
 
 def layernorm_gated_fwd(x, weight, bias, eps, z, out, group_size, norm_before_gate, is_rms_norm):
     """`fla.modules.norm.layernorm_gated.layer_norm_fwd`: norm in groups of channels, SiLU gate before or after."""
-    s, gate = upcast(x), None if z is None else F.silu(upcast(z))
-    if gate is not None and not norm_before_gate:
-        s = s * gate
-    s = _grouped(s, group_size)
-    mean, rstd = _statistics(s, eps, is_rms_norm)
-    y = ((s if mean is None else s - mean) * rstd).flatten(-2) * upcast(weight)
-    if bias is not None:
-        y = y + upcast(bias)
-    if gate is not None and norm_before_gate:
-        y = y * gate
-    out = y.to(x.dtype) if out is None else out.copy_(y)
+    D = group_size or x.shape[-1]
+    groups, gate = x.shape[-1] // D, None if z is None else F.silu(upcast(z))
+    before, after = (None, gate) if norm_before_gate else (gate, None)
+    s = _gated(upcast(x), before).reshape(-1, D)
+    y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps, is_rms_norm=is_rms_norm, num_groups=groups)
+    y = _gated(y.view(x.shape), after).to(x.dtype)
     # statistics: [groups * T], group first
-    return out, None if mean is None else mean[..., 0].t().flatten(), rstd[..., 0].t().flatten()
+    mean, rstd = (None if t is None else t.view(-1, groups).t().flatten() for t in (mean, rstd))
+    return y if out is None else out.copy_(y), mean, rstd
 
 
 def layernorm_gated_bwd(
     dy, x, weight, bias, mean, rstd, z, group_size, norm_before_gate, is_rms_norm, recompute_output, dz, out
 ):
     """`fla.modules.norm.layernorm_gated.layer_norm_bwd`."""
-    s, w, grad = upcast(x), upcast(weight), upcast(dy)
-    mean, rstd = (None if t is None else t.view(-1, x.shape[0]).t()[..., None] for t in (mean, rstd))
-    gate = dgate = None
+    D = group_size or x.shape[-1]
+    groups, (gate, pull) = x.shape[-1] // D, (None, None) if z is None else swish(upcast(z))
+    mean, rstd = (None if t is None else t.view(groups, -1).t().flatten() for t in (mean, rstd))
+    before, after = (None, gate) if norm_before_gate else (gate, None)
+    s, grad = (_gated(upcast(t), factor).reshape(-1, D) for t, factor in ((x, before), (dy, after)))
+    dx, dw, db, _, y = layer_norm_bwd(grad, s, weight, bias, mean, rstd, None, False, is_rms_norm, None, True, groups)
+    dx, y = dx.view(x.shape), y.view(x.shape)
     if z is not None:
-        gate, dgate = _gate(upcast(z), "swish")
-
-    s_in = s if gate is None or norm_before_gate else s * gate
-    x_hat = (_grouped(s_in, group_size) if is_rms_norm else _grouped(s_in, group_size) - mean) * rstd
-    flat_x_hat = x_hat.flatten(-2)
-    y = flat_x_hat * w if bias is None else flat_x_hat * w + upcast(bias)
-    grad_z = None
-    if gate is not None and norm_before_gate:
-        grad_z = grad * y * dgate
-        grad = grad * gate
-        y = y * gate
-    dx = _normalize_bwd(x_hat, _grouped(grad * w, group_size), rstd, is_rms_norm).flatten(-2)
-    dw = (grad * flat_x_hat).sum(0).to(weight.dtype)
-    db = None if bias is None else grad.sum(0).to(bias.dtype)
-    if gate is not None and not norm_before_gate:
-        grad_z = dx * s * dgate
-        dx = dx * gate
-    if z is not None:
+        grad_z = pull(upcast(dy) * y if norm_before_gate else dx * upcast(x))
         dz = grad_z.to(z.dtype) if dz is None else dz.copy_(grad_z)
+    grads = _gated(dx, before).to(x.dtype), dw, db, dz
     if not recompute_output:
-        return dx.to(x.dtype), dw, db, dz
-    return dx.to(x.dtype), dw, db, dz, y.to(x.dtype) if out is None else out.copy_(y)
+        return grads
+    y = _gated(y, after).to(x.dtype)
+    return *grads, y if out is None else out.copy_(y)
 
 
 def l2norm_fwd(x, eps, output_dtype):
@@ -162,3 +124,72 @@ def l2norm_fwd(x, eps, output_dtype):
 def l2norm_bwd(y, rstd, dy, eps):  # eps is in rstd
     s, grad = upcast(y), upcast(dy)
     return ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)
+
+
+def activation_quant(y: torch.Tensor) -> torch.Tensor:
+    """Rounds each row to 8 bits and back; halves are rounded away from zero."""
+    scale = 127.0 / y.abs().amax(-1, keepdim=True).clamp_min(1e-5)
+    scaled = y * scale
+    return ((scaled.abs() + 0.5).floor() * scaled.sign()).clamp(-128, 127) / scale
+
+
+def layer_norm_quant_fwd(x, weight, bias, eps, residual, out_dtype, residual_dtype, is_rms_norm):
+    s, residual_out = add_residual(x, residual, residual_dtype)
+    y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
+    return activation_quant(y).to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
+
+
+def layer_norm_quant_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output):
+    # Straight-through: the rounding has the gradient of the identity.
+    *grads, y = layer_norm_bwd(upcast(dy), x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, True)
+    return (*grads, activation_quant(y).to(dy.dtype)) if recompute_output else tuple(grads)
+
+
+# The fused "norm, then linear" functions keep autocast's cast for their own backward on a GPU only, so on a CPU they
+# are written as two differentiable steps.
+
+
+def _then_linear(normed, weight, bias, prenorm, quantize=lambda y: y):
+    """Applies the linear layer to the output of a norm, which comes with the residual if `prenorm`."""
+    y, *residual = normed if prenorm else (normed,)
+    y = quantize(y)
+    if not torch.is_autocast_enabled("cpu"):
+        weight, bias = weight.to(y.dtype), None if bias is None else bias.to(y.dtype)
+    return (F.linear(y, weight, bias), *residual) if prenorm else F.linear(y, weight, bias)
+
+
+def layer_norm_linear(
+    x, norm_weight, norm_bias, linear_weight, linear_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm, num_groups
+):
+    from fla.modules.norm.layernorm import group_norm
+
+    normed = group_norm(
+        x, norm_weight, norm_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm, num_groups=num_groups
+    )
+    return _then_linear(normed, linear_weight, linear_bias, prenorm)
+
+
+def layer_norm_swish_gate_linear(
+    x, g, norm_weight, norm_bias, linear_weight, linear_bias, residual, prenorm, residual_in_fp32, eps, is_rms_norm=False
+):
+    from fla.modules.norm import fused_norm_gate
+
+    norm = fused_norm_gate.rms_norm_gated if is_rms_norm else fused_norm_gate.layer_norm_gated
+    normed = norm(x, g, norm_weight, norm_bias, "swish", residual, prenorm, residual_in_fp32, eps)
+    return _then_linear(normed, linear_weight, linear_bias, prenorm)
+
+
+def layer_norm_linear_quant(
+    x, norm_weight, norm_bias, linear_weight, linear_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm
+):
+    from fla.modules.norm.layernorm import layer_norm
+    from fla.modules.norm.layernorm_quant import weight_quant
+
+    def straight_through(t, quantized):
+        return t + (quantized - t).detach()
+
+    normed = layer_norm(x, norm_weight, norm_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
+    weight = straight_through(linear_weight, weight_quant(linear_weight))
+    return _then_linear(
+        normed, weight, linear_bias, prenorm, lambda y: straight_through(y, activation_quant(upcast(y)).to(y.dtype))
+    )

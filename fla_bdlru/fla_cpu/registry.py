@@ -86,7 +86,7 @@ def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
     return devices == {"cpu"}
 
 
-def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type:
+def _make_backend(implementations: Mapping[str, Callable]) -> type:
     """A `fla.backends.BaseBackend` for CPU tensors; `implementations` are its methods, by FLA function name."""
     from fla.backends import BaseBackend
 
@@ -102,55 +102,35 @@ def _make_backend(implementations: Mapping[str, Callable] | None = None) -> type
             # FLA's own would take an error for a refusal
             return on_cpu(args, kwargs), "not all tensors are on the CPU"
 
-    for name, implementation in (implementations or {}).items():
+    for name, implementation in implementations.items():
         setattr(CPUBackend, name, staticmethod(implementation))
     return CPUBackend
 
 
-def register_entry_points(table: Mapping[str, Callable]) -> None:
-    """Registers replacements of functions that FLA decorated with a bare `@dispatch`."""
+def register_dispatched(operation: str | None, table: Mapping[str, Callable]) -> None:
+    """Registers replacements of functions that FLA decorated with `@dispatch(operation)`, or (`None`) with a bare one."""
     from fla.backends import register
 
-    backend = _make_backend()
+    methods, backend = {}, _make_backend({})
     for target, implementation in table.items():
         try:
-            original = resolve(target)[2]
-            register(original, backend=backend)(by_name(original, implementation))
+            _, name, original = resolve(target)
+            methods[name] = by_name(original, implementation)
+            if operation is None:
+                register(original, backend=backend)(methods[name])
             record(target, WHY)
         except (ImportError, AttributeError, KeyError):
             _warn_missing(target)
-
-
-def register_operations(table: Mapping[str, Mapping[str, Callable]]) -> None:
-    """Registers replacements of functions that FLA decorated with `@dispatch("operation")`."""
-    from fla.backends import register
-
-    for operation, implementations in table.items():
-        methods = {}
-        for target, implementation in implementations.items():
-            try:
-                _, name, original = resolve(target)
-                methods[name] = by_name(original, implementation)
-                record(target, WHY)
-            except (ImportError, AttributeError):
-                _warn_missing(target)
+    if operation is not None:
         register(operation)(_make_backend(methods))
 
 
 def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
-    """Puts `implementation` in front of `original` for CPU tensors.
+    """Puts `implementation`, of the same parameters, in front of `original` for CPU tensors.
 
-    Args:
-        original (Callable | None):
-            FLA's function, which gets every call with a tensor elsewhere; `None` if its package is not installed.
-        implementation (Callable):
-            The replacement, with the same parameters (see `binding.by_name`).
-        missing (str):
-            What the `ImportError` says where `original` would have to run but is `None`.
-        while_tracing (bool):
-            Whether `original` gets CPU tensors too unless `torch.compile` or `torch.export` is tracing. Default: `False`.
+    `original` may be `None`, if its package is not installed; where it would have to run, `missing` is what the `ImportError`
+    says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile` or `torch.export` is tracing.
     """
-
     # torch.compiler.disable leaves its mark in the attributes
     updated = () if while_tracing else functools.WRAPPER_UPDATES
 
@@ -190,15 +170,9 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tr
 
 
 def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable], missing: str) -> None:
-    """Gives FLA modules CPU stand-ins for functions of a package that may be absent.
+    """Gives FLA's `modules` CPU stand-ins for `functions` of a package that may be absent, and `missing` for an error then.
 
-    Args:
-        modules (tuple[str, ...]):
-            FLA modules that import the functions by name.
-        functions (Mapping[str, Callable]):
-            Name to CPU implementation; where the package is there, its function keeps the tensors on a GPU.
-        missing (str):
-            What the `ImportError` says for tensors on a GPU when the package is absent.
+    Where the package is there, its functions keep the tensors on a GPU.
     """
     for module_name in modules:
         try:

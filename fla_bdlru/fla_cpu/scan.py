@@ -12,26 +12,12 @@ VECTOR_CHUNK = 8
 
 @full_precision
 def chunk_linear_attention(q, k, v, beta, g, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Linear attention with decay, and the delta rule if `beta` is given.
+    r"""Linear attention with decay, and the delta rule if `beta` is given; returns o and the final state.
 
         S' = exp(g_t) S_{t-1},   u_t = v_t   or   beta_t (v_t - S'^T k_t),
         S_t = S' + k_t u_t^T,    o_t = S_t^T q_t
 
-    Args:
-        q, k (torch.Tensor):
-            [B, H, T, K], `q` scaled.
-        v (torch.Tensor):
-            [B, H, T, V].
-        beta (torch.Tensor | None):
-            [B, H, T, 1]; `None` adds k v^T without the delta rule.
-        g (torch.Tensor | None):
-            Log decay, [B, H, T, 1] or [B, H, T, K].
-        initial_state (torch.Tensor):
-            [B, H, K, V].
-
-    Returns:
-        tuple[torch.Tensor, torch.Tensor]:
-            Output [B, H, T, V] and final state [B, H, K, V].
+    q (scaled), k: [B, H, T, K], v, o: [B, H, T, V], beta: [B, H, T, 1], g: [B, H, T, 1 or K], states: [B, H, K, V].
     """
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = -(-k.shape[2] // size)
@@ -82,30 +68,23 @@ def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, s
     return _scores(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, between).tril()
 
 
-def step_linear_attention(q, k, v, beta, g, gv, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
-    """`chunk_linear_attention` one step at a time; `beta` and `gv` (a decay of the value axis) may be [B, H, T, V]."""
-    count = k.shape[2]
-    steps = [[None] * count if t is None else t.unbind(2) for t in (q, k, v, beta, g, gv)]
+def step_linear_attention(q, k, v, beta, g, gv, a, b, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
+    """`chunk_linear_attention` one step at a time, with more.
+
+    `beta` and `gv` (a decay of the value axis) may be [B, H, T, V]; a and b, as k, add b_t (a_t^T S_{t-1}) to S_t.
+    """
+    steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, beta, g, gv, a, b)]
     outputs, state = [], initial_state
-    for q_t, k_t, v_t, beta_t, g_t, gv_t in zip(*steps):
+    for q_t, k_t, v_t, beta_t, g_t, gv_t, a_t, b_t in zip(*steps):
+        low_rank = None if a_t is None else b_t[..., None] * (a_t[..., None, :] @ state)
         if g_t is not None:
             state = state * g_t.exp()[..., None]
         if gv_t is not None:
             state = state * gv_t.exp()[..., None, :]
         if beta_t is not None:
             v_t = beta_t * (v_t - (k_t[..., None, :] @ state)[..., 0, :])
-        state = state + k_t[..., None] * v_t[..., None, :]
-        outputs.append((q_t[..., None, :] @ state)[..., 0, :])
-    return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
-
-
-def step_diagonal_plus_low_rank(q, k, v, a, b, g, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
-    """S_t = exp(g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and o_t = S_t^T q_t, one step at a time; a, b: as k."""
-    steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, a, b, g)]
-    outputs, state = [], initial_state
-    for q_t, k_t, v_t, a_t, b_t, g_t in zip(*steps):
-        update = b_t[..., None] * (a_t[..., None, :] @ state) + k_t[..., None] * v_t[..., None, :]
-        state = update + (state if g_t is None else state * g_t.exp()[..., None])
+        update = k_t[..., None] * v_t[..., None, :]
+        state = state + (update if low_rank is None else update + low_rank)
         outputs.append((q_t[..., None, :] @ state)[..., 0, :])
     return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
 
@@ -136,18 +115,7 @@ class _LinearScan(torch.autograd.Function):
 
 
 def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -> torch.Tensor:
-    """h_t = a_t * h_{t-1} + b_t, elementwise.
-
-    Args:
-        a, b (torch.Tensor):
-            [B, T, ...].
-        initial_state (torch.Tensor):
-            h_0, [B, ...].
-
-    Returns:
-        torch.Tensor:
-            Every h_t, [B, T, ...].
-    """
+    """Every h_t = a_t * h_{t-1} + b_t, elementwise; a, b, h: [B, T, ...], initial_state: [B, ...]."""
     return _LinearScan.apply(a.contiguous(), b.contiguous(), initial_state)
 
 
@@ -166,29 +134,12 @@ def linear_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Linear attention in FLA's layout, with any of its decays, grouped values and the delta rule.
 
-    Args:
-        q, k (torch.Tensor):
-            [B, T, H, K].
-        v (torch.Tensor):
-            [B, T, HV, V]; HV a multiple of H.
-        beta (torch.Tensor | None):
-            Delta rule strength, [B, T, HV] or [B, T, HV, V]. Default: `None`, no delta rule.
-        g, gk, gv (torch.Tensor | None):
-            Log decay of the whole state [B, T, HV], of its keys [B, T, HV, K] and of its values [B, T, HV, V].
-        low_rank (tuple):
-            Vectors a and b of shape [B, T, HV, K] that add b (a^T S) to the decayed state S; without `beta` and `gv`.
-        scale (float | None):
-            Factor on `q`. Default: `K ** -0.5`.
-        initial_state (torch.Tensor | None):
-            [N, HV, K, V], or [N, HV, V, K] with `state_v_first`.
-        use_qk_l2norm_in_kernel (bool):
-            Whether `q` and `k` are divided by their L2 norms first.
-        reverse (bool):
-            Whether time runs backwards.
+    q, k: [B, T, H, K], v: [B, T, HV, V] with HV a multiple of H, states: [N, HV, K, V] ([N, HV, V, K] with `state_v_first`).
+    beta (delta rule): [B, T, HV] or [B, T, HV, V]. Log decays: g of the whole state [B, T, HV], gk of its keys
+    [B, T, HV, K], gv of its values [B, T, HV, V]. `low_rank`: a and b, [B, T, HV, K], which add b (a^T S) to the decayed
+    state S; without `beta` and `gv`. `scale` of q: K ** -0.5 by default.
 
-    Returns:
-        tuple[torch.Tensor, torch.Tensor | None]:
-            Output [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
+    Returns o [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
     """
     B, _, H, K = q.shape
     HV, V = v.shape[2:]
@@ -208,25 +159,20 @@ def linear_attention(
         g = g[..., None]
         gk = g if gk is None else gk + g
     if initial_state is None:
-        N = B if cu_seqlens is None else len(cu_seqlens) - 1
-        state = v.new_zeros(N, HV, K, V)
+        state = v.new_zeros(B if cu_seqlens is None else len(cu_seqlens) - 1, HV, K, V)
     else:
-        state = upcast(initial_state)
-        state = state.transpose(-1, -2) if state_v_first else state
+        state = upcast(initial_state).transpose(-1, -2) if state_v_first else upcast(initial_state)
+
+    def turn(t):  # [N, T, HV, ...] to [N, HV, T, ...]
+        return None if t is None else t.transpose(1, 2).flip(2) if reverse else t.transpose(1, 2)
 
     def run(*inputs):
-        # [N, T, HV, ...] to [N, HV, T, ...]
         *tensors, state = inputs
-        tensors = [None if t is None else t.transpose(1, 2) for t in tensors]
-        if reverse:
-            tensors = [None if t is None else t.flip(2) for t in tensors]
-        q, k, v, beta, gk, gv, a, b = tensors
-        if a is not None:
-            o, state = step_diagonal_plus_low_rank(q, k, v, a, b, gk, state)
-        elif gv is None and (beta is None or beta.shape[-1] == 1):
+        q, k, v, beta, gk, gv, a, b = map(turn, tensors)
+        if a is None and gv is None and (beta is None or beta.shape[-1] == 1):
             o, state = chunk_linear_attention(q, k, v, beta, gk, state)
         else:
-            o, state = step_linear_attention(q, k, v, beta, gk, gv, state)
+            o, state = step_linear_attention(q, k, v, beta, gk, gv, a, b, state)
         return (o.flip(2) if reverse else o).transpose(1, 2), state
 
     o, state = run_documents(run, (q, k, v, beta, gk, gv, a, b), state, cu_seqlens)

@@ -1,17 +1,8 @@
 """What is replaced on a CPU, and by what: the one list of it."""
 
-from fla_bdlru.fla_cpu import (
-    activation,
-    attention,
-    convolution,
-    delta_rule,
-    linear_attn,
-    loss,
-    mamba,
-    norm,
-    norm_linear,
-    rotary,
-)
+from functools import partial
+
+from fla_bdlru.fla_cpu import activation, attention, convolution, delta_rule, linear_attn, loss, mamba, norm, rotary
 
 
 def _alike(module, *functions):
@@ -31,12 +22,12 @@ ENTRY_POINTS = {
     **_alike("fla.modules.norm.fused_norm_gate", norm.layer_norm_gated_fwd, norm.layer_norm_gated_bwd),
     **_alike("fla.modules.norm.l2norm", norm.l2norm_fwd, norm.l2norm_bwd),
     **_alike(
-        "fla.modules.activations.ops",
+        activation.OPS,
         *(activation.sigmoid_fwd, activation.sigmoid_bwd, activation.elu_p1_fwd, activation.elu_p1_bwd),
         *(activation.logsigmoid_fwd, activation.logsigmoid_bwd, activation.swish_fwd, activation.swish_bwd),
-        *(activation.swiglu_fwd, activation.swiglu_fwdbwd, activation.swiglu_linear),
-        *(activation.powglu_fwd, activation.powglu_fwdbwd, activation.powglu_linear),
     ),
+    **activation.glu("swiglu", activation.swish),
+    **activation.glu("powglu", activation.powlu),
     **_alike("fla.modules.rotary.ops", rotary.rotary_embedding_fwdbwd),
     **_alike(
         "fla.modules.causal_conv1d.ops",
@@ -63,20 +54,21 @@ OPERATIONS = {
 
 # Functions and methods without a dispatch point.
 WRAPPED = {
-    **_alike("fla.modules.norm.layernorm", norm_linear.layer_norm_linear),
+    **_alike("fla.modules.norm.layernorm", norm.layer_norm_linear),
     "fla.modules.norm.layernorm_gated:layer_norm_fwd": norm.layernorm_gated_fwd,
     "fla.modules.norm.layernorm_gated:layer_norm_bwd": norm.layernorm_gated_bwd,
-    **_alike(
-        "fla.modules.norm.fused_norm_gate", norm_linear.layer_norm_swish_gate_linear, norm_linear.rms_norm_swish_gate_linear
+    **_alike("fla.modules.norm.fused_norm_gate", norm.layer_norm_swish_gate_linear),
+    "fla.modules.norm.fused_norm_gate:rms_norm_swish_gate_linear": partial(
+        norm.layer_norm_swish_gate_linear, is_rms_norm=True
     ),
-    **_alike("fla.modules.norm.layernorm_quant", norm_linear.layer_norm_quant_fwd, norm_linear.layer_norm_quant_bwd),
-    **_alike("fla.modules.fused_bitlinear", norm_linear.layer_norm_linear_quant),
+    **_alike("fla.modules.norm.layernorm_quant", norm.layer_norm_quant_fwd, norm.layer_norm_quant_bwd),
+    **_alike("fla.modules.fused_bitlinear", norm.layer_norm_linear_quant),
     **_alike(
-        "fla.modules.activations.ops",
-        *(activation.sigmoidglu_fwd, activation.sigmoidglu_fwdbwd, activation.sigmoidglu_linear),
+        activation.OPS,
         *(activation.gelu_fwd, activation.gelu_bwd, activation.bias_gelu, activation.bias_gelu_bwd),
         *(activation.relu_bwd, activation.sqrelu_fwd, activation.sqrelu_bwd),
     ),
+    **activation.glu("sigmoidglu", activation.sigmoid),
     **_alike("fla.modules.token_shift", convolution.token_shift_fwd, convolution.token_shift_bwd),
     "fla.modules.fused_cross_entropy.ops:FusedCrossEntropyLoss.forward": loss.cross_entropy_loss_forward,
     "fla.ops.common.fused_recurrent:fused_recurrent": linear_attn.simple_gla,
@@ -114,14 +106,5 @@ TRACED = {
 }
 
 # FLA modules that import these functions of the flash_attn package, which does not run on a CPU.
-FLASH_ATTENTION_MODULES = (
-    "fla.layers.attn",
-    "fla.layers.bitattn",
-    "fla.layers.mla",
-    "fla.layers.moba",
-    "fla.layers.rodimus",
-)
-FLASH_ATTENTION = {
-    "flash_attn_func": attention.flash_attn_func,
-    "flash_attn_varlen_func": attention.flash_attn_varlen_func,
-}
+FLASH_ATTENTION_MODULES = tuple(f"fla.layers.{name}" for name in ("attn", "bitattn", "mla", "moba", "rodimus"))
+FLASH_ATTENTION = {function.__name__: function for function in (attention.flash_attn_func, attention.flash_attn_varlen_func)}

@@ -128,11 +128,8 @@ class MambaProtocol(GatedRecurrence):
         ssm_state = weight.new_zeros(batch_size, columns - 1, num, dtype=torch.float32).transpose(1, 2)
         if self.h0 is not None:
             ssm_state += self.start(batch_size).detach()
-        if not self.use_short_conv:
-            return None, ssm_state
-        return torch.zeros(
-            batch_size, self.width, self.conv_size, device=weight.device, dtype=dtype or weight.dtype
-        ), ssm_state
+        conv_shape = (batch_size, self.width, self.conv_size)
+        return weight.new_zeros(conv_shape, dtype=dtype) if self.use_short_conv else None, ssm_state
 
     def _get_states_from_cache(self, inference_params, num_seqs: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         memory, first = inference_params.key_value_memory_dict, inference_params.batch_size_offset
@@ -166,14 +163,7 @@ def row_boundaries(seq_idx: torch.Tensor, shape: torch.Size) -> torch.LongTensor
     return boundaries(starts.flatten())
 
 
-def build_layer(
-    name: str,
-    d_model: int,
-    layer_idx: int | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    **ssm_cfg: Any,
-) -> MambaProtocol:
+def build_layer(name: str, d_model: int, layer_idx: int | None = None, device=None, dtype=None, **ssm_cfg) -> MambaProtocol:
     r"""Builds a layer as `create_block` of mamba_ssm does.
 
     Args:
@@ -227,9 +217,9 @@ def extend(module: ModuleType) -> None:
         name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
         if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
             return original_create(*args, **kwargs)
-        check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
-        d_model, device, dtype = given["d_model"], given.get("device"), given.get("dtype")
-        layer = build_layer(name, d_model, layer_idx, device, dtype, **ssm_cfg)
+        check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)  # before they meet build_layer's own
+        d_model = given["d_model"]
+        layer = build_layer(name, d_model, layer_idx, given.get("device"), given.get("dtype"), **ssm_cfg)
         given["ssm_cfg"] = {**PLACEHOLDER, "expand": 2 / d_model}
         block = original_create(*call.args, **call.kwargs)
         block.mixer = layer
@@ -252,17 +242,8 @@ def extend(module: ModuleType) -> None:
 
 
 def layer_norm_fn(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None = None,
-    *,
-    eps: float = 1e-6,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    is_rms_norm: bool = False,
-    dropout_p: float = 0.0,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    x, weight, bias, residual=None, *, eps=1e-6, prenorm=False, residual_in_fp32=False, is_rms_norm=False, dropout_p=0.0
+):
     """mamba_ssm's fused residual and norm on CPU tensors, as its models call it."""
     if dropout_p:
         raise NotImplementedError(f"dropout_p={dropout_p}: mamba_ssm's norms run without dropout on a CPU.")
@@ -277,13 +258,8 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None:
-            exec_module = spec.loader.exec_module
-
-            def exec_and_extend(module):
-                exec_module(module)
-                extend(module)
-
-            spec.loader.exec_module = exec_and_extend
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (execute(module), extend(module))
         return spec
 
 

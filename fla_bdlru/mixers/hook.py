@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import wraps
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import torch
 from fla.models.configuration_utils import get_attention_spec
@@ -17,9 +17,6 @@ from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
 from fla_bdlru.patches import patch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
 
@@ -115,7 +112,8 @@ def swap_mixers(
         raise ValueError(f"model must be a model of flash-linear-attention; got {type(model).__name__}.")
     config = model.config
     if mixer is not None:
-        resolve_mixers(with_fields(config, mixer, mixer_config), config.num_hidden_layers)
+        fields = SimpleNamespace(mixer=mixer, mixer_config=mixer_config, hidden_size=config.hidden_size)
+        resolve_mixers(fields, config.num_hidden_layers)
         config.mixer, config.mixer_config = mixer, mixer_config
     elif getattr(config, "mixer", None) is None:
         raise ValueError("mixer=None: the config of the model names none either; pass a name or a list of names.")
@@ -126,11 +124,6 @@ def swap_mixers(
             _initialize(part, layer)
         prepare(part)
     return model
-
-
-def with_fields(config: PreTrainedConfig, mixer: str | list[str], mixer_config: dict | list | None) -> SimpleNamespace:
-    """What `resolve_mixers` reads of a config, with other fields."""
-    return SimpleNamespace(mixer=mixer, mixer_config=mixer_config, hidden_size=config.hidden_size)
 
 
 def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
@@ -221,47 +214,48 @@ def _pass_v_first(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -
     return *output, kwargs["v_first"]
 
 
+def _before_post_init(do: Callable[[FLAPreTrainedModel], None], why: str) -> None:
+    original = FLAPreTrainedModel.post_init
+
+    @wraps(original)
+    def post_init(self):
+        do(self)
+        original(self)
+
+    post_init._heeds_mixers = True
+    patch(f"{MODEL}.post_init", post_init, why)
+
+
 def install_hook() -> None:
     """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
-    if getattr(FLAPreTrainedModel.post_init, "_heeds_mixers", False):
+    if hasattr(FLAPreTrainedModel.post_init, "_heeds_mixers"):
         return
-    original_post_init, original_initialize = FLAPreTrainedModel.post_init, FLAPreTrainedModel.initialize_weights
+    original = FLAPreTrainedModel.initialize_weights
 
-    @wraps(original_post_init)
-    def post_init(self):
-        swap_blocks(self)
-        prepare(self)
-        original_post_init(self)
-
-    @wraps(original_initialize)
+    @wraps(original)
     def initialize_weights(self):
         # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
         for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
             if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
                 layer.reset_parameters()
-        original_initialize(self)
+        original(self)
 
-    post_init._heeds_mixers = True
-    patch(
-        f"{MODEL}.post_init", post_init, "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`"
+    _before_post_init(
+        lambda model: (swap_blocks(model), prepare(model)),
+        "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`",
     )
     patch(f"{MODEL}.initialize_weights", initialize_weights, "the bias of gates keeps its start (`gate_bias`)")
 
 
 def install_refusal() -> None:
     """Makes FLA refuse a config with `mixer`, for `FLA_BDLRU_PATCHES=0`: alone it would build its own layers in silence."""
-    if getattr(FLAPreTrainedModel.post_init, "_heeds_mixers", False):
-        return
-    original_post_init = FLAPreTrainedModel.post_init
 
-    @wraps(original_post_init)
-    def post_init(self):
-        if names_mixers(self.config):
+    def refuse(model):
+        if names_mixers(model.config):
             raise ValueError(
-                f"mixer={self.config.mixer!r} is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is: build the model without "
-                "mixer and call fla_bdlru.swap_mixers(model, mixer=...), or unset the variable."
+                f"mixer={model.config.mixer!r} is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is: build the model "
+                "without mixer and call fla_bdlru.swap_mixers(model, mixer=...), or unset the variable."
             )
-        original_post_init(self)
 
-    post_init._heeds_mixers = True
-    patch(f"{MODEL}.post_init", post_init, "a config with `mixer` is refused, not silently built with FLA's own layers")
+    if not hasattr(FLAPreTrainedModel.post_init, "_heeds_mixers"):
+        _before_post_init(refuse, "a config with `mixer` is refused, not silently built with FLA's own layers")

@@ -18,37 +18,17 @@ if TYPE_CHECKING:
 
 NATIVE = "native"
 
-_MIXERS: dict[str, type[nn.Module]] = {
-    "bdlru": BDLRU,
-    "hlru": HLRU,
-    "lstm": LSTM,
-    # FLA's own layers, under the names of its models where there is one
-    "abc": fla.layers.ABCAttention,
-    "attn": fla.layers.Attention,
-    "comba": fla.layers.Comba,
-    "delta_net": fla.layers.DeltaNet,
-    "forgetting_attn": fla.layers.ForgettingAttention,
-    "gated_deltanet": fla.layers.GatedDeltaNet,
-    "gated_deltaproduct": fla.layers.GatedDeltaProduct,
-    "gdn2": fla.layers.GatedDeltaNet2,
-    "gla": fla.layers.GatedLinearAttention,
-    "gsa": fla.layers.GatedSlotAttention,
-    "hgrn": fla.layers.HGRNAttention,
-    "hgrn2": fla.layers.HGRN2Attention,
-    "kda": fla.layers.KimiDeltaAttention,
-    "lightnet": fla.layers.LightNetAttention,
-    "linear_attn": fla.layers.LinearAttention,
-    "log_linear_mamba2": fla.layers.LogLinearMamba2,
-    "mamba": fla.layers.Mamba,
-    "mamba2": fla.layers.Mamba2,
-    "mamba3": fla.layers.Mamba3,
-    "mesa_net": fla.layers.MesaNet,
-    "momentum_deltanet": fla.layers.MomentumDeltaNet,
-    "path_attn": fla.layers.PaTHAttention,
-    "retnet": fla.layers.MultiScaleRetention,
-    "rwkv6": fla.layers.RWKV6Attention,
-    "simple_gla": SimpleGatedLinearAttention,
-}
+# FLA's own layers are under the names of its models where there is one
+_MIXERS: dict[str, type[nn.Module]] = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM, "simple_gla": SimpleGatedLinearAttention}
+_MIXERS |= {name: getattr(fla.layers, cls) for name, cls in {
+    "abc": "ABCAttention", "attn": "Attention", "comba": "Comba", "delta_net": "DeltaNet",
+    "forgetting_attn": "ForgettingAttention", "gated_deltanet": "GatedDeltaNet", "gated_deltaproduct": "GatedDeltaProduct",
+    "gdn2": "GatedDeltaNet2", "gla": "GatedLinearAttention", "gsa": "GatedSlotAttention", "hgrn": "HGRNAttention",
+    "hgrn2": "HGRN2Attention", "kda": "KimiDeltaAttention", "lightnet": "LightNetAttention", "linear_attn": "LinearAttention",
+    "log_linear_mamba2": "LogLinearMamba2", "mamba": "Mamba", "mamba2": "Mamba2", "mamba3": "Mamba3", "mesa_net": "MesaNet",
+    "momentum_deltanet": "MomentumDeltaNet", "path_attn": "PaTHAttention", "retnet": "MultiScaleRetention",
+    "rwkv6": "RWKV6Attention",
+}.items()}  # fmt: skip
 
 
 class Source(NamedTuple):

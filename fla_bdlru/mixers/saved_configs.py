@@ -19,11 +19,6 @@ from fla_bdlru.patches import patch
 MARK = "fla_bdlru"
 
 
-def needs_mark(config: PreTrainedConfig) -> bool:
-    """Whether `config` is one of FLA's, and says that some layer is not the model's own."""
-    return names_mixers(config) and any(cls.__module__.split(".")[0] == "fla" for cls in type(config).__mro__)
-
-
 def install_hook() -> None:
     """Has configs written with the mark, and FLA's models built from configs that bear it; `import fla_bdlru` calls it."""
     if getattr(PreTrainedConfig.to_dict, "_marks_mixers", False):
@@ -33,7 +28,7 @@ def install_hook() -> None:
     @wraps(original_to_dict)
     def to_dict(self) -> dict[str, Any]:
         output = original_to_dict(self)
-        if needs_mark(self):
+        if names_mixers(self) and any(cls.__module__.split(".")[0] == "fla" for cls in type(self).__mro__):
             output["attn_implementation"] = MARK
         return output
 

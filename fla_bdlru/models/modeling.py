@@ -87,27 +87,13 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         bidirectional: bool = False,
         **kwargs,
     ) -> None:
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.hidden_ratio = hidden_ratio
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.norm_eps = norm_eps
-        self.attn = attn
-        self.max_position_embeddings = max_position_embeddings
-        self.use_cache = use_cache and not bidirectional  # there is no state to go on from
-        self.bidirectional = bidirectional
-        self.initializer_range = initializer_range
-        self.fuse_norm = fuse_norm
-        self.fuse_swiglu = fuse_swiglu
-        self.fuse_cross_entropy = fuse_cross_entropy
-        self.fuse_linear_cross_entropy = fuse_linear_cross_entropy
-        self.use_l2warp = use_l2warp
-        self.vocab_size = vocab_size
-        for field, parameter in mixer_arguments(self.layer_class).items():
-            if not hasattr(self, field) and field != "layer_idx":
-                value = kwargs.pop(field, parameter.default)
-                setattr(self, field, list(value) if isinstance(value, tuple) else value)
+        use_cache = use_cache and not bidirectional  # there is no state to go on from
+        fields = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        tokens = {name: fields.pop(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        layer = mixer_arguments(self.layer_class)
+        fields |= {name: kwargs.pop(name, layer[name].default) for name in layer if name not in (*fields, "layer_idx")}
+        for name, value in fields.items():
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)
         check_switch("bidirectional", bidirectional)
         for field in ("attn", "mixer") if bidirectional else ():
             if getattr(self, field, kwargs.get(field)) is not None:
@@ -115,13 +101,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
             self.check_fields(kwargs)
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
-        super().__init__(
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        super().__init__(**tokens, **kwargs)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
         """Shows the layer's arguments in the constructor's signature, for editors and `help`."""
@@ -300,18 +280,10 @@ class HLRUConfig(RecurrentConfig):
     Args:
         hidden_size (int, Optional):
             Width of the model. Default: 2048.
-        num_hidden_layers (int, Optional):
-            Number of blocks. Default: 24.
         order, num_channels, expand, readout, gate_norm, ...:
             Every other argument of `fla_bdlru.layers.HLRU`, with its default.
-        bidirectional (bool, Optional):
-            Whether each block has two mixers, `fla_bdlru.layers.Bidirectional`; for classification and masked tokens,
-            without a cache, `attn` or `mixer`. Default: `False`.
-        attn (dict or list[dict], Optional):
-            Layers that are given to softmax attention, as in FLA's configs. Default: `None`.
         **kwargs:
-            As in FLA's configs: `hidden_ratio` (4), `intermediate_size`, `hidden_act`, `norm_eps` (1e-6), `vocab_size`
-            (32000), `tie_word_embeddings`, `initializer_range` (0.02), `use_cache`, the `fuse_*` flags, token ids.
+            As in `BDLRUConfig`.
 
     Source: arXiv 2602.12021.
 

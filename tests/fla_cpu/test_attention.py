@@ -5,12 +5,9 @@ import torch
 from fla.layers import Attention
 from fla.layers import attn as attn_module
 from fla.models.cache_utils import Cache
+from float64 import rand
 
 from fla_bdlru.fla_cpu.attention import flash_attn_func, flash_attn_varlen_func
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def reference(q, k, v, causal=False, window=(-1, -1), scale=None):

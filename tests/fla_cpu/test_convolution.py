@@ -9,13 +9,10 @@ from fla.modules import ShortConvolution
 from fla.modules.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_update_states
 from fla.modules.causal_conv1d.ops import causal_conv1d_bwd, compute_dh0_triton
 from fla.modules.token_shift import token_shift
+from float64 import rand
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 PACKINGS = [None, [0, 9], [0, 1, 3, 9], [0, 4, 4, 9], [0, 0, 8, 9]]
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def documents(x, cu_seqlens):

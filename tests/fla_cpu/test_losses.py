@@ -7,6 +7,7 @@ from fla.modules import FusedCrossEntropyLoss, FusedKLDivLoss, FusedLinearCrossE
 from fla.modules.fused_cross_entropy import cross_entropy_loss
 from fla.modules.fused_linear_cross_entropy import logsumexp_fwd
 from fla.modules.l2warp import l2_warp
+from float64 import rand
 
 OPTIONS = [
     {},
@@ -18,10 +19,6 @@ OPTIONS = [
 ]
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def reference_loss(logits, target, label_smoothing=0.0, logit_scale=1.0, lse_square_scale=0.0, logit_softcapping=None):

@@ -6,6 +6,7 @@ import fla.models
 import pytest
 import torch
 import torch.nn.functional as F
+from usage import decode, greedy, train
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 48}
 HEADS = {"num_heads": 2}
@@ -39,15 +40,8 @@ MODELS = {
     "ForgettingTransformer": {**HEADS},
     "GSA": {**HEADS, "num_slots": 8},
     "LightNet": {**HEADS},
-    "MLA": {
-        **HEADS,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "qk_head_dim": 16,
-    },
+    "MLA": {**HEADS, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    | {"v_head_dim": 16, "qk_head_dim": 16},
     "RWKV6": {**HEADS},
     "RWKV7": {"head_dim": 16},
     "Samba": {"state_size": 4, "attn": {"layers": [1], "num_heads": 2}},
@@ -114,12 +108,7 @@ def test_training(name):
     for key, grad in gradients(model, loss).items():
         assert grad.isfinite().all(), key
         assert grad.abs().max() > 0 or NO_GRADIENT_AT_FIRST.get(name, "no such key") in key, key
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(5):
-        optimizer.zero_grad()
-        step_loss = model(x, labels=x).loss
-        step_loss.backward()
-        optimizer.step()
+    train(model, lambda model: model(x, labels=x).loss, 5, 3e-3)
     assert model(x, labels=x).loss < 0.9 * loss
 
 
@@ -170,14 +159,7 @@ def test_decoding_equals_the_whole_forward(name, prefill):
     if name in NO_DECODING:
         pytest.skip(NO_DECODING[name])
     model, x = build(name).eval(), tokens(2, 12)
-    with torch.no_grad():
-        expected = model(x).logits
-        out = model(x[:, :prefill], use_cache=True)
-        logits = [out.logits]
-        for t in range(prefill, 12):
-            out = model(x[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
-            logits.append(out.logits)
-    assert torch.allclose(torch.cat(logits, 1), expected, atol=1e-4)
+    assert torch.allclose(decode(model, x, prefill), model(x).logits, atol=1e-4)
 
 
 @each_plain_model
@@ -186,12 +168,7 @@ def test_generation(name):
         pytest.skip(NO_DECODING[name])
     model, x = build(name).eval(), tokens(1, 5)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    generated = model.generate(x, **options)
-    expected = x
-    with torch.no_grad():
-        for _ in range(6):
-            expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
-    assert torch.equal(generated, expected)
+    assert torch.equal(model.generate(x, **options), greedy(model, x, 6))
 
 
 @each_model

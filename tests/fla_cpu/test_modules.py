@@ -19,14 +19,11 @@ from fla.modules.fused_norm_gate import layer_norm_swish_gate_linear, rms_norm_s
 from fla.modules.layernorm import group_norm, group_norm_linear, layer_norm, layer_norm_linear, rms_norm, rms_norm_linear
 from fla.modules.layernorm_gated import LayerNormGated, RMSNormGated, layernorm_fn, rmsnorm_fn
 from fla.modules.rotary import RotaryEmbedding, rotary_embedding
+from float64 import rand
 
 DTYPES = (torch.float32, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EPS = 1e-5
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def normalize(x, is_rms_norm, eps=EPS):
@@ -339,7 +336,7 @@ def test_bitlinear_with_bias():
 
 
 def test_quantised_rows_have_at_most_256_levels():
-    from fla_bdlru.fla_cpu.norm_linear import activation_quant
+    from fla_bdlru.fla_cpu.norm import activation_quant
 
     x = torch.randn(4, 300)
     y = activation_quant(x)

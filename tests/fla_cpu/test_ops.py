@@ -1,7 +1,5 @@
 """The baseline ops on a CPU against their recurrences written as loops in float64: outputs, states, all gradients."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,153 +15,53 @@ from fla.ops.hgrn.naive import naive_recurrent_hgrn
 from fla.ops.kda import chunk_kda, fused_recurrent_kda
 from fla.ops.kda.naive import naive_recurrent_kda
 from fla.ops.linear_attn import chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn
-from fla.ops.simple_gla import (
-    chunk_simple_gla,
-    fused_chunk_simple_gla,
-    fused_recurrent_simple_gla,
-)
+from fla.ops.simple_gla import chunk_simple_gla, fused_chunk_simple_gla, fused_recurrent_simple_gla
+from float64 import log_decay, rand, recurrence, sizes, unit
 
 B, H, K, V = 2, 3, 5, 4
 
 
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
+def op(fn, extra="", names="", beta=None, **options):
+    """(op of q, k, v, the extra inputs and a state; its recurrence; kinds of the extra inputs, see `inputs_of`).
+
+    `names` are the op's names of the extra inputs, where they are not those of `recurrence`; `options` are for both.
+    """
+    ours = [LETTERS[kind] for kind in extra]
+
+    def call(q, k, v, *inputs, cu_seqlens=None):
+        *inputs, state = inputs
+        named = dict(zip(names.split() or ours, inputs))
+        return fn(q, k, v, **named, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, **options)
+
+    def reference(q, k, v, *inputs, cu_seqlens=None):
+        *inputs, state = inputs
+        named = {"beta": None if beta is None else beta * torch.ones_like(v[..., 0]), **dict(zip(ours, inputs))}
+        own = {name: value for name, value in options.items() if name != "normalize"}
+        return recurrence(q, k, v, state, **named, cu_seqlens=cu_seqlens, **own)
+
+    return call, reference, extra
 
 
-def log_decay(*shape):
-    return F.logsigmoid(rand(*shape))
-
-
-def unit(x):
-    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def recurrence(q, k, v, state, beta=None, g=None, gk=None, gv=None, scale=None, reverse=False, cu_seqlens=None):
-    """S <- decay * S; S += k (v - S^T k)^T beta, or k v^T; o = S^T q. One token, one document at a time."""
-    bounds = [(b, 0, q.shape[1]) for b in range(q.shape[0])]
-    if cu_seqlens is not None:
-        bounds = [(0, int(a), int(b)) for a, b in itertools.pairwise(cu_seqlens)]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    o, states = {}, []
-    for n, (b, start, stop) in enumerate(bounds):
-        S = state[n] if state is not None else v.new_zeros(v.shape[2], q.shape[-1], v.shape[-1])
-        for t in reversed(range(start, stop)) if reverse else range(start, stop):
-            if g is not None:
-                S = S * g[b, t, :, None, None].exp()
-            if gk is not None:
-                S = S * gk[b, t, :, :, None].exp()
-            if gv is not None:
-                S = S * gv[b, t, :, None, :].exp()
-            u = v[b, t]
-            if beta is not None:
-                strength = beta[b, t] if beta.dim() == 4 else beta[b, t, :, None]
-                u = strength * (u - torch.einsum("hkv,hk->hv", S, k[b, t]))
-            S = S + torch.einsum("hk,hv->hkv", k[b, t], u)
-            o[b, t] = torch.einsum("hkv,hk->hv", S, q[b, t]) * scale
-        states.append(S)
-    rows = [torch.stack([o[b, t] for t in range(q.shape[1])]) for b in range(q.shape[0])]
-    return torch.stack(rows), torch.stack(states)
-
-
-def final(fn):
-    """Asks an op for its final state."""
-    return lambda *args, **kwargs: fn(*args, output_final_state=True, **kwargs)
-
-
-# name: (op of (q, k, v, *extra, state), its recurrence, what the extra inputs are); `cu_seqlens` is passed on
+LETTERS = {"b": "beta", "B": "beta", "g": "g", "k": "gk", "l": "gv"}
 OPS = {
-    "chunk_delta_rule": (
-        lambda q, k, v, b, s, **c: final(chunk_delta_rule)(q, k, v, b, initial_state=s, **c),
-        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, **c),
-        "b",
-    ),
-    "fused_recurrent_delta_rule": (
-        lambda q, k, v, b, s, **c: final(fused_recurrent_delta_rule)(q, k, v, b, 0.7, s, **c),
-        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, scale=0.7, **c),
-        "b",
-    ),
-    "fused_recurrent_delta_rule with beta per value": (
-        lambda q, k, v, b, s, **c: final(fused_recurrent_delta_rule)(q, k, v, b, initial_state=s, **c),
-        lambda q, k, v, b, s, **c: recurrence(q, k, v, s, beta=b, **c),
-        "B",
-    ),
-    "fused_recurrent_delta_rule without beta": (
-        lambda q, k, v, s, **c: final(fused_recurrent_delta_rule)(q, k, v, initial_state=s, **c),
-        lambda q, k, v, s, **c: recurrence(q, k, v, s, beta=torch.ones_like(v[..., 0]), **c),
-        "",
-    ),
-    "chunk_gated_delta_rule": (
-        lambda q, k, v, g, b, s, **c: final(chunk_gated_delta_rule)(q, k, v, g, b, initial_state=s, **c),
-        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, **c),
-        "gb",
-    ),
-    "fused_recurrent_gated_delta_rule": (
-        lambda q, k, v, g, b, s, **c: final(fused_recurrent_gated_delta_rule)(q, k, v, g, beta=b, initial_state=s, **c),
-        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, **c),
-        "gb",
-    ),
-    "fused_recurrent_gated_delta_rule with every gate": (
-        lambda q, k, v, g, gk, gv, b, s, **c: final(fused_recurrent_gated_delta_rule)(
-            q, k, v, g, gk, gv, b, initial_state=s, **c
-        ),
-        lambda q, k, v, g, gk, gv, b, s, **c: recurrence(q, k, v, s, beta=b, g=g, gk=gk, gv=gv, **c),
-        "gklb",
-    ),
-    "chunk_kda": (
-        lambda q, k, v, g, b, s, **c: final(chunk_kda)(q, k, v, g, b, initial_state=s, **c),
-        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, gk=g, **c),
-        "kb",
-    ),
-    "fused_recurrent_kda": (
-        lambda q, k, v, g, b, s, **c: final(fused_recurrent_kda)(q, k, v, g, b, scale=0.3, initial_state=s, **c),
-        lambda q, k, v, g, b, s, **c: recurrence(q, k, v, s, beta=b, gk=g, scale=0.3, **c),
-        "kb",
-    ),
-    "chunk_gla": (
-        lambda q, k, v, g, s, **c: final(chunk_gla)(q, k, v, g, initial_state=s, **c),
-        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, gk=g, **c),
-        "k",
-    ),
-    "fused_recurrent_gla": (
-        lambda q, k, v, gk, gv, s, **c: final(fused_recurrent_gla)(q, k, v, gk, gv, initial_state=s, **c),
-        lambda q, k, v, gk, gv, s, **c: recurrence(q, k, v, s, gk=gk, gv=gv, **c),
-        "kl",
-    ),
-    "fused_recurrent_gla backwards in time": (
-        lambda q, k, v, gk, s, **c: final(fused_recurrent_gla)(q, k, v, gk, initial_state=s, reverse=True, **c),
-        lambda q, k, v, gk, s, **c: recurrence(q, k, v, s, gk=gk, reverse=True, **c),
-        "k",
-    ),
-    "chunk_simple_gla": (
-        lambda q, k, v, g, s, **c: final(chunk_simple_gla)(q, k, v, g, scale=2.0, initial_state=s, **c),
-        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, scale=2.0, **c),
-        "g",
-    ),
-    "fused_chunk_simple_gla": (
-        lambda q, k, v, g, s, **c: final(fused_chunk_simple_gla)(q, k, v, g, initial_state=s, **c),
-        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, **c),
-        "g",
-    ),
-    "fused_recurrent_simple_gla": (
-        lambda q, k, v, g, s, **c: final(fused_recurrent_simple_gla)(q, k, v, g, initial_state=s, **c),
-        lambda q, k, v, g, s, **c: recurrence(q, k, v, s, g=g, **c),
-        "g",
-    ),
-    "chunk_linear_attn": (
-        lambda q, k, v, s, **c: final(chunk_linear_attn)(q, k, v, initial_state=s, normalize=False, **c),
-        lambda q, k, v, s, **c: recurrence(q, k, v, s, **c),
-        "",
-    ),
-    "fused_chunk_linear_attn": (
-        lambda q, k, v, s, **c: final(fused_chunk_linear_attn)(q, k, v, initial_state=s, normalize=False, **c),
-        lambda q, k, v, s, **c: recurrence(q, k, v, s, **c),
-        "",
-    ),
-    "fused_recurrent_linear_attn": (
-        lambda q, k, v, s, **c: final(fused_recurrent_linear_attn)(q, k, v, initial_state=s, reverse=True, **c),
-        lambda q, k, v, s, **c: recurrence(q, k, v, s, reverse=True, **c),
-        "",
-    ),
+    "chunk_delta_rule": op(chunk_delta_rule, "b"),
+    "fused_recurrent_delta_rule": op(fused_recurrent_delta_rule, "b", scale=0.7),
+    "fused_recurrent_delta_rule with beta per value": op(fused_recurrent_delta_rule, "B"),
+    "fused_recurrent_delta_rule without beta": op(fused_recurrent_delta_rule, beta=1),
+    "chunk_gated_delta_rule": op(chunk_gated_delta_rule, "gb"),
+    "fused_recurrent_gated_delta_rule": op(fused_recurrent_gated_delta_rule, "gb"),
+    "fused_recurrent_gated_delta_rule with every gate": op(fused_recurrent_gated_delta_rule, "gklb"),
+    "chunk_kda": op(chunk_kda, "kb", "g beta"),
+    "fused_recurrent_kda": op(fused_recurrent_kda, "kb", "g beta", scale=0.3),
+    "chunk_gla": op(chunk_gla, "k", "g"),
+    "fused_recurrent_gla": op(fused_recurrent_gla, "kl"),
+    "fused_recurrent_gla backwards in time": op(fused_recurrent_gla, "k", reverse=True),
+    "chunk_simple_gla": op(chunk_simple_gla, "g", scale=2.0),
+    "fused_chunk_simple_gla": op(fused_chunk_simple_gla, "g"),
+    "fused_recurrent_simple_gla": op(fused_recurrent_simple_gla, "g"),
+    "chunk_linear_attn": op(chunk_linear_attn, normalize=False),
+    "fused_chunk_linear_attn": op(fused_chunk_linear_attn, normalize=False),
+    "fused_recurrent_linear_attn": op(fused_recurrent_linear_attn, reverse=True),
 }
 each_op = pytest.mark.parametrize("name", OPS)
 
@@ -291,19 +189,18 @@ def test_strong_decay_stays_finite(check, name):
     check(fn, reference, inputs)
 
 
-def test_gated_delta_rule_options(check):
+OPTIONS = {
+    "output_final_state": True, "use_qk_l2norm_in_kernel": True, "use_gate_in_kernel": True,
+    "use_beta_sigmoid_in_kernel": True, "state_v_first": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", [chunk_gated_delta_rule, fused_recurrent_gated_delta_rule])
+def test_gated_delta_rule_options(check, fn):
     """Grouped values, the kernel's own norm, gate and beta, states with the value axis first."""
     HV, T = 2 * H, 13
     inputs = [rand(B, T, H, K), rand(B, T, H, K), rand(B, T, HV, V), rand(B, T, HV), rand(B, T, HV)]
     inputs += [rand(HV), rand(HV), rand(B, HV, V, K)]
-    options = {
-        "output_final_state": True,
-        "use_qk_l2norm_in_kernel": True,
-        "use_gate_in_kernel": True,
-        "use_beta_sigmoid_in_kernel": True,
-        "allow_neg_eigval": True,
-        "state_v_first": True,
-    }
 
     def reference(q, k, v, g, b, A_log, dt_bias, state):
         q, k = (unit(x).repeat_interleave(2, 2) for x in (q, k))
@@ -311,52 +208,36 @@ def test_gated_delta_rule_options(check):
         o, state = recurrence(q, k, v, state.transpose(-1, -2), beta=2 * torch.sigmoid(b), g=g)
         return o, state.transpose(-1, -2)
 
-    def chunk(q, k, v, g, b, A_log, dt_bias, state):
-        return chunk_gated_delta_rule(q, k, v, g, b, initial_state=state, A_log=A_log, dt_bias=dt_bias, **options)
+    def op(q, k, v, g, b, A, dt, s):
+        return fn(q, k, v, g, beta=b, initial_state=s, A_log=A, dt_bias=dt, allow_neg_eigval=True, **OPTIONS)
 
-    def recurrent(q, k, v, g, b, A_log, dt_bias, state):
-        return fused_recurrent_gated_delta_rule(
-            q, k, v, g, beta=b, initial_state=state, A_log=A_log, dt_bias=dt_bias, **options
-        )
-
-    check(chunk, reference, inputs)
-    check(recurrent, reference, inputs)
+    check(op, reference, inputs)
 
 
-def test_kda_options(check):
+@pytest.mark.parametrize("fn", [chunk_kda, fused_recurrent_kda])
+@pytest.mark.parametrize("bound", [None, -4.0])
+def test_kda_options(check, fn, bound):
     HV, T = 2 * H, 9
     inputs = [rand(B, T, H, K), rand(B, T, H, K), rand(B, T, HV, V), rand(B, T, HV, K), rand(B, T, HV)]
     inputs += [rand(HV), rand(HV * K), rand(B, HV, V, K)]
-    options = {
-        "output_final_state": True,
-        "use_qk_l2norm_in_kernel": True,
-        "use_gate_in_kernel": True,
-        "use_beta_sigmoid_in_kernel": True,
-        "state_v_first": True,
-    }
-    for bound in (None, -4.0):
 
-        def reference(q, k, v, g, b, A_log, dt_bias, state, bound=bound):
-            q, k = (unit(x).repeat_interleave(2, 2) for x in (q, k))
-            g, A = g + dt_bias.view(HV, K), A_log[:, None].exp()
-            g = -A * F.softplus(g) if bound is None else bound * torch.sigmoid(A * g)
-            o, state = recurrence(q, k, v, state.transpose(-1, -2), beta=torch.sigmoid(b), gk=g)
-            return o, state.transpose(-1, -2)
+    def reference(q, k, v, g, b, A_log, dt_bias, state):
+        q, k = (unit(x).repeat_interleave(2, 2) for x in (q, k))
+        g, A = g + dt_bias.view(HV, K), A_log[:, None].exp()
+        g = -A * F.softplus(g) if bound is None else bound * torch.sigmoid(A * g)
+        o, state = recurrence(q, k, v, state.transpose(-1, -2), beta=torch.sigmoid(b), gk=g)
+        return o, state.transpose(-1, -2)
 
-        for op in (chunk_kda, fused_recurrent_kda):
+    def op(q, k, v, g, b, A, dt, s):
+        return fn(q, k, v, g, b, initial_state=s, A_log=A, dt_bias=dt, lower_bound=bound, **OPTIONS)
 
-            def fn(q, k, v, g, b, A_log, dt_bias, state, op=op, bound=bound):
-                return op(q, k, v, g, b, initial_state=state, A_log=A_log, dt_bias=dt_bias, lower_bound=bound, **options)
-
-            check(fn, reference, inputs)
+    check(op, reference, inputs)
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 1, 4, 4, 7]], ids=str)
 @pytest.mark.parametrize("n, gated", [(1, True), (2, True), (3, False)])
 def test_gated_delta_product(check, cu_seqlens, n, gated):
-    T, batch = 7, B if cu_seqlens is None else 1
-    N = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    packing = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    T, (batch, N, packing) = 7, sizes(B, cu_seqlens)
     inputs = [rand(batch, T, H, K), rand(batch, n * T, H, K), rand(batch, n * T, H, V)]
     inputs += [log_decay(batch, T, H) if gated else None, 2 * torch.sigmoid(rand(batch, n * T, H)), rand(N, H, K, V)]
 
@@ -378,9 +259,7 @@ def test_gated_delta_product(check, cu_seqlens, n, gated):
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 3, 12]], ids=str)
 @pytest.mark.parametrize("fn", [chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn])
 def test_normalised_linear_attention(check, cu_seqlens, fn):
-    batch = B if cu_seqlens is None else 1
-    N = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    packing = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     q, k, v = rand(batch, 12, H, K).exp(), rand(batch, 12, H, K).exp(), rand(batch, 12, H, V)
     inputs = [q, k, v, rand(N, H, K, V), rand(N, 1, H, K).exp()]
 
@@ -398,18 +277,8 @@ def test_normalised_linear_attention(check, cu_seqlens, fn):
 
 def test_fla_naive_functions_agree():
     """FLA's own references, in fp32 and with their own layouts, say the same as the loops above."""
-    q, k, v, g, gk, b, state = (
-        x.float()
-        for x in (
-            rand(B, 9, H, K),
-            unit(rand(B, 9, H, K)),
-            rand(B, 9, H, V),
-            log_decay(B, 9, H),
-            log_decay(B, 9, H, K),
-            torch.sigmoid(rand(B, 9, H)),
-            rand(B, H, K, V),
-        )
-    )
+    inputs = [rand(B, 9, H, K), unit(rand(B, 9, H, K)), rand(B, 9, H, V), log_decay(B, 9, H), log_decay(B, 9, H, K)]
+    q, k, v, g, gk, b, state = (x.float() for x in (*inputs, torch.sigmoid(rand(B, 9, H)), rand(B, H, K, V)))
     options = {"initial_state": state, "output_final_state": True}
     pairs = [
         (chunk_gated_delta_rule(q, k, v, g, b, **options), naive_recurrent_gated_delta_rule(q, k, v, b, g, **options)),

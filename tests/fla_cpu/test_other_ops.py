@@ -15,18 +15,11 @@ from fla.ops.retention.naive import naive_retention
 from fla.ops.simple_gla import parallel_simple_gla
 from fla.ops.simple_gla.naive import naive_parallel_simple_gla
 from fla.ops.utils.cumsum import chunk_global_cumsum, chunk_local_cumsum
+from float64 import log_decay, rand
 
 from fla_bdlru.fla_cpu.scan import linear_scan
 
 B, H, K, V = 2, 3, 5, 4
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def log_decay(*shape):
-    return F.logsigmoid(rand(*shape))
 
 
 RETENTIONS = {

@@ -177,9 +177,9 @@ def test_a_target_that_fla_does_not_have_is_a_warning():
         with pytest.warns(UserWarning, match="is not in this version of FLA"):
             registry.wrap_functions({name: lambda x: x})
         with pytest.warns(UserWarning, match="is not in this version of FLA"):
-            registry.register_entry_points({name: lambda x: x})
+            registry.register_dispatched(None, {name: lambda x: x})
         with pytest.warns(UserWarning, match="is not in this version of FLA"):
-            registry.register_operations({"no_such_operation": {name: lambda x: x}})
+            registry.register_dispatched("no_such_operation", {name: lambda x: x})
 
 
 def test_optional_functions():

@@ -19,53 +19,11 @@ from fla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7, fused_recurren
 from fla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
 from fla.ops.rwkv7.fused_k_update import fused_k_rwkv7
 from fla.ops.rwkv7.gate_output_correction import gate_output_correction
+from float64 import log_decay, loop, outer, rand, read, sizes, spans, unit
 
 B, T, H, K, V, M = 2, 9, 2, 5, 4, 3
 PACKINGS = [None, [0, 4, 4, 9]]
 each_packing = pytest.mark.parametrize("cu_seqlens", PACKINGS, ids=str)
-
-
-def rand(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def log_decay(*shape):
-    return F.logsigmoid(rand(*shape))
-
-
-def unit(x):
-    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def sizes(cu_seqlens):
-    """Batch size, number of sequences, boundaries as a tensor."""
-    return (B, B, None) if cu_seqlens is None else (1, len(cu_seqlens) - 1, torch.tensor(cu_seqlens))
-
-
-def loop(step, inputs, state, cu_seqlens, reverse=False):
-    """`step(state, *inputs of one token)` gives the output and the next state; one token, one document at a time."""
-    batch, length = inputs[0].shape[:2]
-    bounds = [(b, 0, length) for b in range(batch)]
-    if cu_seqlens is not None:
-        bounds = [(0, start, stop) for start, stop in itertools.pairwise(cu_seqlens)]
-    outputs, states = {}, []
-    for n, (b, start, stop) in enumerate(bounds):
-        S = [s[n] for s in state] if isinstance(state, tuple) else state[n]
-        for t in reversed(range(start, stop)) if reverse else range(start, stop):
-            outputs[b, t], S = step(S, *(x[b, t] for x in inputs))
-        states.append(S)
-    o = torch.stack([torch.stack([outputs[b, t] for t in range(length)]) for b in range(batch)])
-    if isinstance(state, tuple):
-        return o, *(torch.stack(s) for s in zip(*states))
-    return o, torch.stack(states)
-
-
-def outer(k, v):
-    return k[..., None] * v[..., None, :]
-
-
-def read(S, q):
-    return (q[..., None, :] @ S)[..., 0, :]
 
 
 @each_packing
@@ -73,7 +31,7 @@ def read(S, q):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_comba(check, cu_seqlens, recurrent, groups):
     """p reads the state before its decay, in FLA's kernels (FLA's naive_recurrent_comba reads it after)."""
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     HV = groups * H
     inputs = [rand(batch, T, H, K), rand(batch, T, H, K), rand(batch, T, HV, V), rand(batch, T, H, K)]
     inputs += [log_decay(batch, T, HV), 2 * torch.sigmoid(rand(batch, T, HV)), rand(N, HV, K, V)]
@@ -100,7 +58,7 @@ def test_comba(check, cu_seqlens, recurrent, groups):
 @each_packing
 @pytest.mark.parametrize("op", [chunk_gdn2, fused_recurrent_gdn2])
 def test_gdn2(check, cu_seqlens, op):
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     inputs = [rand(batch, T, H, K), rand(batch, T, H, K), rand(batch, T, H, V), rand(batch, T, H, K)]
     inputs += [torch.sigmoid(rand(batch, T, H, K)), torch.sigmoid(rand(batch, T, H, V)), rand(H), rand(H * K)]
     inputs += [rand(N, H, V, K)]
@@ -152,7 +110,7 @@ DPLRS = {
 @each_packing
 @pytest.mark.parametrize("name", DPLRS)
 def test_diagonal_plus_low_rank(check, cu_seqlens, name):
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     shape = batch, T, H, K
     a = -unit(rand(*shape).abs() + 0.5)
     inputs = [rand(*shape), rand(*shape), rand(batch, T, H, V), a, unit(rand(*shape)), log_decay(*shape), rand(N, H, K, V)]
@@ -170,7 +128,7 @@ def test_diagonal_plus_low_rank(check, cu_seqlens, name):
 @each_packing
 @pytest.mark.parametrize("op, reverse", [(chunk_rwkv6, False), (fused_recurrent_rwkv6, False), (fused_recurrent_rwkv6, True)])
 def test_rwkv6(check, cu_seqlens, op, reverse):
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     inputs = [rand(batch, T, H, K), rand(batch, T, H, K), rand(batch, T, H, V), log_decay(batch, T, H, K)]
     inputs += [rand(H, K), rand(N, H, K, V)]
 
@@ -204,7 +162,7 @@ def test_rwkv7_pointwise(check):
 @each_packing
 @pytest.mark.parametrize("state", [False, True])
 def test_additive_gate(check, cu_seqlens, state):
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     inputs = [3 * rand(batch, T, H, K), rand(N, 1, H, K) if state else None]
 
     def reference(x, z):
@@ -249,7 +207,7 @@ def gsa_reference(q, k, v, s, g, hk, hv, cu_seqlens, reverse=False):
 @each_packing
 @pytest.mark.parametrize("op, groups", [(chunk_gsa, 1), (chunk_gsa, 2), (fused_recurrent_gsa, 1)])
 def test_gsa(check, cu_seqlens, op, groups):
-    batch, N, packing = sizes(cu_seqlens)
+    batch, N, packing = sizes(B, cu_seqlens)
     inputs = [rand(batch, T, groups * H, K), rand(batch, T, H, K), rand(batch, T, H, V), rand(batch, T, H, M)]
     inputs += [log_decay(batch, T, H, M), rand(N, H, K, M), rand(N, H, M, V)]
 
@@ -277,7 +235,7 @@ def test_abc_is_gsa_with_an_additive_gate(check, op):
 @each_packing
 @pytest.mark.parametrize("op", [chunk_lightnet, fused_recurrent_lightnet])
 def test_lightnet(check, cu_seqlens, op):
-    batch, _, packing = sizes(cu_seqlens)
+    batch, _, packing = sizes(B, cu_seqlens)
     inputs = [rand(batch, T, H, K), rand(batch, T, H, K), rand(batch, T, H, V)]
 
     def reference(q, k, v):
@@ -296,10 +254,7 @@ def test_lightnet(check, cu_seqlens, op):
 
 def attention_loop(q, k, v, g, window, sink, cu_seqlens, scale=K**-0.5):
     groups, rows = q.shape[2] // k.shape[2], {}
-    bounds = [(b, 0, q.shape[1]) for b in range(q.shape[0])]
-    if cu_seqlens is not None:
-        bounds = [(0, start, stop) for start, stop in itertools.pairwise(cu_seqlens)]
-    for b, start, stop in bounds:
+    for b, start, stop in spans(q, cu_seqlens):
         for t, h in itertools.product(range(start, stop), range(q.shape[2])):
             seen = list(range(start if window is None else max(start, t - window + 1), t + 1))
             scores = k[b, seen, h // groups] @ q[b, t, h] * scale
@@ -316,7 +271,7 @@ def attention_loop(q, k, v, g, window, sink, cu_seqlens, scale=K**-0.5):
 @pytest.mark.parametrize("gate, window, sink", [(True, None, False), (False, 3, True), (True, 1, True), (False, None, False)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_parallel_attn(check, cu_seqlens, gate, window, sink, dtype):
-    batch, _, packing = sizes(cu_seqlens)
+    batch, _, packing = sizes(B, cu_seqlens)
     inputs = [rand(batch, T, 2 * H, K), rand(batch, T, H, K), rand(batch, T, H, V)]
     inputs += [log_decay(batch, T, 2 * H) if gate else None, rand(2 * H) if sink else None]
 

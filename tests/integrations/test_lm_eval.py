@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
+from usage import greedy, lively
 
 from fla_bdlru.models import HLRUConfig, HLRUForCausalLM
 
@@ -79,10 +80,7 @@ def documents(tmp_path):
 
 
 def save(name, folder):
-    model = MODELS[name]().eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
+    model = lively(MODELS[name]()).eval()
     model.save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel(WORDS, unk_token="<pad>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -130,11 +128,8 @@ def test_a_local_task_on_a_saved_model(name, documents, tmp_path):
 
     for sample in samples["write"]:
         x = ids(documents[sample["doc_id"]]["text"])
-        n = x.shape[1]
-        with torch.no_grad():
-            for _ in range(4):
-                x = torch.cat([x, model(x).logits[:, -1:].argmax(-1)], 1)
-        words = [word for i in x[0, n:].tolist() for word, number in WORDS.items() if number == i]
+        generated = greedy(model, x, 4)[0, x.shape[1] :].tolist()
+        words = [word for i in generated for word, number in WORDS.items() if number == i]
         expected = words[: words.index("</s>")] if "</s>" in words else words
         assert sample["resps"][0][0].split() == [word for word in expected if not word.startswith("<")]
 

@@ -15,6 +15,7 @@ from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.modules import mha
 from mamba_ssm.utils.generation import InferenceParams
+from usage import greedy, lively, train
 
 from fla_bdlru import layers
 from fla_bdlru.integrations import mamba_ssm as integration
@@ -34,11 +35,7 @@ each_norm = pytest.mark.parametrize("fused_add_norm, rms_norm", [(True, True), (
 
 def build(name="bdlru", dtype=None, **kwargs):
     config = MambaConfig(**{"d_model": D, "n_layer": 2, "vocab_size": VOCAB, "ssm_cfg": CFGS[name], **kwargs})
-    model = MambaLMHeadModel(config, dtype=dtype)
-    for parameter in model.parameters():  # livelier than the defaults, so that a mistake shows
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return lively(MambaLMHeadModel(config, dtype=dtype)).eval()
 
 
 def mixers_of(model):
@@ -103,15 +100,14 @@ def test_model_equals_its_parts(fused_add_norm, rms_norm, d_intermediate):
 @each_norm
 def test_trains(fused_add_norm, rms_norm):
     model, x = build(fused_add_norm=fused_add_norm, rms_norm=rms_norm).train(), tokens(4, 12)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(3):
-        loss = torch.nn.functional.cross_entropy(model(x[:, :-1]).logits.flatten(0, 1), x[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
+
+    def loss(model):
+        return torch.nn.functional.cross_entropy(model(x[:, :-1]).logits.flatten(0, 1), x[:, 1:].flatten())
+
+    def check():
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
+
+    losses = train(model, loss, 3, 1e-3, check)
     assert losses[2] < losses[1] < losses[0]
 
 
@@ -239,11 +235,8 @@ def test_hybrid_with_attention(fused_add_norm, cpu_events, monkeypatch):
     attention = {"attn_layer_idx": [1], "attn_cfg": {"num_heads": 4, "causal": True}}
     model = build(n_layer=3, fused_add_norm=fused_add_norm, d_intermediate=8, **attention)
     assert [type(layer).__name__ for layer in mixers_of(model)] == ["BDLRU", "MHA", "BDLRU"]
-    prompt = expected = tokens(2, 4)
-    with torch.no_grad():
-        for _ in range(6):
-            expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
-    assert torch.equal(model.generate(prompt, max_length=10), expected)
+    prompt = tokens(2, 4)
+    assert torch.equal(model.generate(prompt, max_length=10), greedy(model, prompt, 6))
     model(prompt).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 

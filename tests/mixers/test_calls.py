@@ -4,6 +4,7 @@ import pytest
 import torch
 from fla.models import RWKV7Config, RWKV7ForCausalLM, TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
+from usage import lively
 
 from fla_bdlru import rewind_cache
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
@@ -15,15 +16,8 @@ LAYERS = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM}
 each_layer = pytest.mark.parametrize("layer_class", LAYERS.values(), ids=LAYERS)
 
 
-def lively(model):
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
 def hybrid():
-    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, mixer=["bdlru", "native"])))
+    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, mixer=["bdlru", "native"]))).eval()
 
 
 @torch.no_grad()

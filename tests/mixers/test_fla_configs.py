@@ -6,6 +6,7 @@ import fla.models
 import pytest
 import torch
 from fla.ops.cp import FLACPContext
+from usage import decode, lively
 
 from fla_bdlru.layers import BDLRU, HLRU
 
@@ -93,22 +94,12 @@ def test_swapped_trained_saved_loaded(name, mixer, mixer_config, cls, tmp_path):
 def test_decoding_with_the_cache_equals_the_whole_forward(name):
     model = build(name, mixer="bdlru", mixer_config={"block_size": 4}).eval()
     x = torch.randint(3, 40, (2, 7))
-    with torch.no_grad():
-        expected = model(x).logits
-        out = model(x[:, :4], use_cache=True)
-        logits = [out.logits]
-        for t in range(4, 7):
-            out = model(x[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
-            logits.append(out.logits)
-    torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decode(model, x, 4), model(x).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])
 def test_packed_equals_documents_one_by_one(name):
-    model = build(name, mixer="bdlru").eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = lively(build(name, mixer="bdlru"), 0.2).eval()
     docs = [torch.randint(3, 40, (1, n)) for n in (5, 1, 7)]
     x, positions = torch.cat(docs, 1), torch.cat([torch.arange(n) for n in (5, 1, 7)])[None]
     with torch.no_grad():

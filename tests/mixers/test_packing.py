@@ -13,6 +13,7 @@ from fla.models import (
     TransformerForCausalLM,
 )
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from usage import lively
 
 from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.mixers import available_mixers
@@ -53,27 +54,19 @@ REFUSED = {
 NOT_ON_A_CPU = {"mamba3", "mesa_net", "path_attn"}
 
 
-def lively(model):
-    """Weights larger than the defaults, so that a leak shows."""
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
 def build(mixer):
     fields = {"num_heads": 4, "mixer": mixer}
     if isinstance(mixer, str):
         fields["mixer_config"] = ARGUMENTS.get(mixer, {})
-    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, **fields)))
+    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, **fields)), 0.2)
 
 
 MODELS = {
     "transformer": lambda: build(["bdlru", "native"]),
     "gated_deltanet": lambda: lively(
-        GatedDeltaNetForCausalLM(GatedDeltaNetConfig(**SIZES, num_heads=2, head_dim=8, mixer="hlru"))
+        GatedDeltaNetForCausalLM(GatedDeltaNetConfig(**SIZES, num_heads=2, head_dim=8, mixer="hlru")), 0.2
     ),
-    "native": lambda: lively(BDLRUForCausalLM(BDLRUConfig(**SIZES))),
+    "native": lambda: lively(BDLRUForCausalLM(BDLRUConfig(**SIZES)), 0.2),
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 

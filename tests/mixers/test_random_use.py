@@ -11,6 +11,7 @@ import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM, TransformerConfig, TransformerForCausalLM
 from hypothesis import HealthCheck, event, given, settings
+from usage import lively
 
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM
 
@@ -90,11 +91,8 @@ def test_a_right_answer_or_a_clear_error(use):
         with pytest.raises(ValueError, match=rf"{wrong}(=| must be )"):
             build(mixer, host, arguments)
         return
-    model = build(mixer, host, arguments).eval()
+    model = lively(build(mixer, host, arguments)).eval()
     event(f"ran in {host}")
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randint(3, 30, (B, T))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setenv("FLA_BDLRU_BACKEND", "torch")  # the naive recurrence

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from usage import train
 
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.layers.gated import START_STD
@@ -112,47 +113,49 @@ def test_a_block_size_that_does_not_divide_is_named():
 
 
 LOAD = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
+from transformers import AutoModelForCausalLM
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name in {hidden!r}:
+        if name == "fla_bdlru":
             raise ModuleNotFoundError("No module named " + repr(name), name=name)
+
+def load(trust):
+    try:
+        model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=trust)
+        model.save_pretrained({folder!r} + "/again")
+        print(type(model).__module__, type(model).__name__)
+    except (ValueError, ImportError) as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+
+load(trust=False)
 sys.meta_path.insert(0, Absent())
-import warnings; warnings.simplefilter("ignore")
-from transformers import AutoConfig, AutoModelForCausalLM
-try:
-    model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code={trust})
-    print(type(model).__module__, type(model).__name__)
-    model.save_pretrained({folder!r} + "/again")
-except (ValueError, ImportError) as error:
-    print(type(error).__name__, str(error).replace("\\n", " "))
+load(trust=True)
+sys.meta_path.pop(0)
+load(trust=True)
 """
-
-
-def load_elsewhere(folder, trust, hidden=()):
-    """What a process prints that has not imported this package."""
-    code = LOAD.format(folder=str(folder), trust=trust, hidden=hidden)
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @each_family
 def test_a_saved_model_names_the_package(name, tmp_path):
+    """In a process that has not imported it: untrusted, trusted where the package is not installed, and where it is."""
     Config, _, CausalLM, _, options = FAMILIES[name]
     CausalLM(Config(**SIZES, **options)).save_pretrained(tmp_path)
     assert "library_name: fla_bdlru" in (tmp_path / "README.md").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoConfig"].startswith("fla_bdlru_models.")
-    # other packages may log after it
-    assert load_elsewhere(tmp_path, trust=True).splitlines()[0] == f"fla_bdlru.models.modeling {CausalLM.__name__}"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD.format(folder=str(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=200)
+    assert done.returncode == 0, done.stderr
+    untrusted, absent, loaded, *_ = done.stdout.splitlines()  # other packages may log after it
+    assert "trust_remote_code=True" in untrusted
+    assert absent.startswith("ImportError This modeling file requires the following packages")
+    assert "pip install fla_bdlru" in absent
+    assert loaded == f"fla_bdlru.models.modeling {CausalLM.__name__}"
     assert (tmp_path / "again" / "fla_bdlru_models.py").read_text() == (tmp_path / "fla_bdlru_models.py").read_text()
     assert not (tmp_path / "again" / "modeling.py").exists()
-    refused = load_elsewhere(tmp_path, trust=True, hidden=("fla_bdlru",))
-    assert refused.startswith("ImportError This modeling file requires the following packages")
-    assert "pip install fla_bdlru" in refused
-    assert "trust_remote_code=True" in load_elsewhere(tmp_path, trust=False)
 
 
 @each_family
@@ -163,14 +166,7 @@ def test_trains_and_generates(name, tied, fused):
     flags = {"fuse_norm": fused, "fuse_swiglu": fused, "fuse_cross_entropy": fused, "tie_word_embeddings": tied}
     model = CausalLM(Config(**SIZES, **options, **flags))
     x = torch.randint(3, 40, (2, 7))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(3):
-        loss = model(x, labels=x).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train(model, lambda model: model(x, labels=x).loss, 3, 1e-2)
     assert losses[2] < losses[1] < losses[0]
     assert (model.lm_head.weight is model.model.embeddings.weight) == tied
     model.eval()

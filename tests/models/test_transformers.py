@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from usage import greedy, lively, train
 
 from fla_bdlru.layers import BDLRU
 from fla_bdlru.layers.gated import GatedRecurrence
@@ -52,11 +53,7 @@ GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 def build(name, **kwargs):
     Config, fields = MODELS[name]
-    model = AutoModelForCausalLM.from_config(Config(**SIZES, **fields, **kwargs))
-    for parameter in model.parameters():  # livelier than the defaults, so that a mistake shows
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return lively(AutoModelForCausalLM.from_config(Config(**SIZES, **fields, **kwargs))).eval()
 
 
 def tokens(*shape):
@@ -69,11 +66,7 @@ def generate(model, x, mask=None, **kwargs):
 
 
 def full_greedy(model, x, steps=8):
-    """Greedy decoding by whole forwards without a cache."""
-    with torch.no_grad():
-        for _ in range(steps):
-            x = torch.cat([x, model(x, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    return x
+    return greedy(model, x, steps, use_cache=False)
 
 
 @each_model
@@ -201,16 +194,10 @@ def test_lora(name, targets, tmp_path):
     assert {"v_proj", "a_proj", "o_proj"} <= adapted
     torch.testing.assert_close(model(x).logits, before)
 
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(4):
-        loss = model(input_ids=x, labels=x).loss
-        optimizer.zero_grad()
-        loss.backward()
+    def check():
         assert all((p.grad is not None) == ("lora_" in key) for key, p in model.named_parameters())
-        optimizer.step()
-        losses.append(loss.item())
+
+    losses = train(model.train(), lambda model: model(input_ids=x, labels=x).loss, 4, 1e-2, check)
     assert losses[3] < losses[0]
 
     model.eval()

@@ -17,6 +17,7 @@ GPU = "import pytest\n\n\ndef test_gpu():\n    pytest.skip('needs a CUDA device'
 @pytest.mark.parametrize("processes", ["0", "1"])
 def test_what_is_missing_fails_in_ci_only(tmp_path, processes):
     shutil.copy(CONFTEST, tmp_path)
+    (tmp_path / "torch.py").write_text("def manual_seed(seed): pass")  # all that conftest needs of it here, at once
     (tmp_path / "test_gpu.py").write_text(GPU)
     (tmp_path / "test_missing.py").write_text(MISSING)
     (tmp_path / "test_module.py").write_text(MODULE)
