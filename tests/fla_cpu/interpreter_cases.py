@@ -377,7 +377,7 @@ def op_cases():
     yield (
         "chunk_abc",
         lambda q, k, v, s: chunk_abc(q, k, v, s)[0],
-        [r(B, T, H, K), r(B, T, H, K), r(B, T, H, V), r(B, T, H, 8)],
+        [r(1, T, H, K), r(1, T, H, K), r(1, T, H, V), r(1, T, H, 8)],
     )
     yield "fused_gdn_gate", fused_gdn_gate, [r(B, T, H), r(H), r(H)]
     yield "fused_kda_gate", fused_kda_gate, [r(B, T, H, K), r(H), r(H * K)]
