@@ -9,6 +9,7 @@ from fla_bdlru.ops import (
     naive_recurrent_hlru,
 )
 
+NAIVE = {"bdlru": naive_recurrent_bdlru, "hlru": naive_recurrent_hlru}
 OPS = {
     "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
     "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),

@@ -129,14 +129,15 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "",
     """Puts `implementation`, of the same parameters, in front of `original` for CPU tensors.
 
     `original` may be `None`, if its package is not installed; where it would have to run, `missing` is what the `ImportError`
-    says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile` or `torch.export` is tracing.
+    says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile`, `torch.export` or `torch.func` transforms it.
     """
     # torch.compiler.disable leaves its mark in the attributes
     updated = () if while_tracing else functools.WRAPPER_UPDATES
 
     @functools.wraps(original or implementation, updated=updated)
     def wrapper(*args, **kwargs):
-        if (torch.compiler.is_compiling() or not while_tracing) and is_enabled() and on_cpu(args, kwargs):
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if (traced or not while_tracing) and is_enabled() and on_cpu(args, kwargs):
             return implementation(*args, **kwargs)
         if original is None:
             raise ImportError(missing)

@@ -17,20 +17,16 @@ import torch
 
 numba = pytest.importorskip("numba")
 from numba import njit
+from references import NAIVE
 
-from fla_bdlru.ops import GATE_NORMS, naive_recurrent_bdlru, naive_recurrent_hlru
-from fla_bdlru.ops.cpu import bdlru as bdlru_cpu
+from fla_bdlru.ops import GATE_NORMS
 from fla_bdlru.ops.cpu import gates as cpu_gates
-from fla_bdlru.ops.cpu import hlru as hlru_cpu
 from fla_bdlru.ops.cpu import runtime as cpu_runtime
+from fla_bdlru.ops.cpu import scan as cpu_scan
 from fla_bdlru.ops.cpu.lanes import LANES, load, store
 
-OPS = {
-    "bdlru": (bdlru_cpu.cpu_bdlru_fwd, bdlru_cpu.cpu_bdlru_bwd),
-    "hlru": (hlru_cpu.cpu_hlru_fwd, hlru_cpu.cpu_hlru_bwd),
-}
 KEYS = ("o", "ht", "dv", "dg", "dh0")
-each_op = pytest.mark.parametrize("op", OPS)
+each_op = pytest.mark.parametrize("op", NAIVE)
 
 
 def make_inputs(op, B=2, T=9, M=3, width=7, num_seqs=None, scale=1.0):
@@ -42,25 +38,23 @@ def make_inputs(op, B=2, T=9, M=3, width=7, num_seqs=None, scale=1.0):
 
 
 def native(op, v, g, h0, do, dht, cu_seqlens=None, gate_norm="softmax"):
-    forward, backward = OPS[op]
-    o, ht, h = forward(v, g, h0, cu_seqlens, gate_norm)
+    o, ht, h = cpu_scan.cpu_fwd(v, g, h0, cu_seqlens, gate_norm)
     assert (h.numel() == 0) == (v.dtype == torch.float32)
     assert o.dtype == v.dtype
     assert h.dtype == ht.dtype == torch.float32
-    dv, dg, dh0 = backward(v, g, h if v.dtype != torch.float32 else o, h0, do, dht, cu_seqlens, gate_norm)
+    dv, dg, dh0 = cpu_scan.cpu_bwd(v, g, h if v.dtype != torch.float32 else o, h0, do, dht, cu_seqlens, gate_norm)
     assert (dv.dtype, dg.dtype, dh0.dtype) == (v.dtype, g.dtype, torch.float32)
     return dict(zip(KEYS, (o, ht, dv, dg, dh0)))
 
 
 def reference(op, v, g, h0, do, dht, cu_seqlens=None, gate_norm="softmax", dtype=torch.float64):
     """The same from the naive recurrence and autograd, in `dtype`."""
-    naive = naive_recurrent_bdlru if op == "bdlru" else naive_recurrent_hlru
     v, g, h0 = (x.detach().to(dtype).requires_grad_() for x in (v, g, h0))
     if op == "bdlru":
-        o, ht = naive(v.mT, g.permute(0, 1, 4, 2, 3), h0.mT, True, gate_norm, cu_seqlens)
+        o, ht = NAIVE[op](v.mT, g.permute(0, 1, 4, 2, 3), h0.mT, True, gate_norm, cu_seqlens)
         o = o.mT
     else:
-        o, ht = naive(v, g.mT, h0.mT, True, gate_norm, cu_seqlens)
+        o, ht = NAIVE[op](v, g.mT, h0.mT, True, gate_norm, cu_seqlens)
     torch.autograd.backward([o, ht.mT], [do.to(o.dtype), dht.to(ht.dtype)])
     return dict(zip(KEYS, (o.detach(), ht.mT.detach(), v.grad, g.grad, h0.grad)))
 
@@ -305,7 +299,7 @@ def test_native_signed_gates_without_decay(op):
 def test_native_states_reach_zero(op):
     """A state that decays ends at 0, not in subnormal numbers, which cost a hundred times more to compute with."""
     v, g, h0, _, _ = make_inputs(op, T=1000)
-    o, _, _ = OPS[op][0](v.zero_(), g.zero_(), h0, None, "softmax")
+    o, _, _ = cpu_scan.cpu_fwd(v.zero_(), g.zero_(), h0, None, "softmax")
     tiny = torch.finfo(torch.float32).tiny
     assert ((o == 0) | (o.abs() >= tiny)).all()
     assert (o[:, -1] == 0).all()
@@ -339,8 +333,8 @@ def test_native_bit_equal_for_any_thread_count(op, num_threads):
 def test_native_concurrent_callers(num_threads):
     """Callers share the pool while it grows; none sees another's data."""
     num_threads(1)
-    inputs = [make_inputs(op, T=128, width=64 + i) for op, i in product(OPS, range(2))]
-    expected = [native(op, *x) for (op, _), x in zip(product(OPS, range(2)), inputs)]
+    inputs = [make_inputs(op, T=128, width=64 + i) for op, i in product(NAIVE, range(2))]
+    expected = [native(op, *x) for (op, _), x in zip(product(NAIVE, range(2)), inputs)]
     wrong = []
 
     def call(i):
@@ -413,16 +407,16 @@ def test_run_jobs_raises_what_a_job_raises(num_threads):
 
 def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    make = bdlru_cpu._forward_kernel.__wrapped__
-    monkeypatch.setattr(bdlru_cpu, "_forward_kernel", lambda M, norm: compiled)
-    compiled = make(1, cpu_gates.NONE)
+    make = cpu_scan.forward_kernel.__wrapped__
+    monkeypatch.setattr(cpu_scan, "forward_kernel", lambda *constants: compiled)
+    compiled = make(1, cpu_gates.NONE, False)
     v, g, h0 = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16), torch.ones(1, 1, 16)
-    bdlru_cpu.cpu_bdlru_fwd(v, g, h0, None, "none")
+    cpu_scan.cpu_fwd(v, g, h0, None, "none")
     assert (sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())) == (0, 1)
     code = (
-        "import torch; from fla_bdlru.ops.cpu import bdlru as cpu; "
+        "import torch; from fla_bdlru.ops.cpu import scan as cpu; "
         "v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
-        "cpu.cpu_bdlru_fwd(v, g, None, None, 'none'); stats = cpu._forward_kernel(1, 8).stats; "
+        "cpu.cpu_fwd(v, g, None, None, 'none'); stats = cpu.forward_kernel(1, 8, False).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
@@ -495,5 +489,5 @@ def test_the_cache_sees_everything_that_kernels_are_built_from():
         return set(paths).union(*map(imported, paths))
 
     folder = Path(cpu_runtime.__file__).parents[1]
-    found = imported(folder / "cpu" / "bdlru.py") | imported(folder / "cpu" / "hlru.py")
+    found = imported(folder / "cpu" / "scan.py")
     assert sorted(path.relative_to(folder).as_posix() for path in found) == sorted(cpu_runtime.SOURCES)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.ops.common.checks import check_bdlru, check_count, check_cu_seqlens
-from fla_bdlru.ops.common.gate_norm import normalize_gates
-from fla_bdlru.ops.common.scan import apply, chunk_scan, initial_states, scan_documents
+from fla_bdlru.ops.common.checks import check_arguments, check_count
+from fla_bdlru.ops.common.scan import apply, chunk_scan, step_scan
+
+AXES = "[B, T, H, M]"
+
+
+def bdlru_step(A, b, h):
+    """The output and the next state, which are the same here."""
+    h = apply(A, h) + b
+    return h, h
 
 
 def naive_recurrent_bdlru(
@@ -53,19 +60,8 @@ def naive_recurrent_bdlru(
         >>> o, state = naive_recurrent_bdlru(v, g, output_final_state=True)
         >>> assert o.shape == (2, 5, 3, 4) and torch.equal(o[:, -1], state)
     """
-    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
-    check_cu_seqlens(cu_seqlens, v.shape[1])
-    A, b = bdlru_transitions(v, g, gate_norm)
-
-    def scan(A, b, h):
-        o = []
-        for A_t, b_t in zip(A.unbind(1), b.unbind(1)):
-            h = apply(A_t, h) + b_t
-            o.append(h)
-        return torch.stack(o, 1) if o else b, h
-
-    o, ht = scan_documents(scan, (A, b), initial_states(b, initial_state, cu_seqlens), cu_seqlens)
-    return o.to(v.dtype), ht if output_final_state else None
+    check_arguments(AXES, v, g, initial_state, gate_norm, cu_seqlens)
+    return step_scan(bdlru_step, v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
 
 
 def naive_chunk_bdlru(
@@ -94,17 +90,6 @@ def naive_chunk_bdlru(
         >>> o, _ = naive_chunk_bdlru(v, g, chunk_size=4)
         >>> assert torch.allclose(o, naive_recurrent_bdlru(v, g)[0], atol=1e-6)
     """
-    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
-    check_cu_seqlens(cu_seqlens, v.shape[1])
+    check_arguments(AXES, v, g, initial_state, gate_norm, cu_seqlens)
     check_count("chunk_size", chunk_size)
-    A, b = bdlru_transitions(v, g, gate_norm)
-    o, ht = chunk_scan(A, b, initial_state, cu_seqlens, chunk_size)
-    return o.to(v.dtype), ht if output_final_state else None
-
-
-def bdlru_transitions(v: torch.Tensor, g: torch.Tensor, gate_norm: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A_t` [B, T, H, M, M] and `b_t` [B, T, H, M] of `h_t = A_t h_{t-1} + b_t`, in float32 or wider."""
-    M = v.shape[-1]
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    p = normalize_gates(g.to(dtype), gate_norm)
-    return p[..., :M], p[..., M] * v.to(dtype)
+    return chunk_scan(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, chunk_size)

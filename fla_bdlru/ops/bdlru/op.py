@@ -1,73 +1,18 @@
-"""BD-LRU: the public ops, and the way from them to what runs (the plain form, or the custom op in gate-major layout)."""
+"""BD-LRU: the public ops; `Recurrence` checks their arguments and takes them to what runs."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from fla_bdlru.ops.bdlru.naive import naive_chunk_bdlru
-from fla_bdlru.ops.common.checks import check_bdlru
-from fla_bdlru.ops.common.context_parallel import check_cp_context, context_parallel
-from fla_bdlru.ops.common.custom_op import as_input, as_state, define_recurrence, plain_recurrence
-from fla_bdlru.ops.common.dispatch import resolve_backend
+from fla_bdlru.ops.bdlru.naive import AXES, bdlru_step
+from fla_bdlru.ops.common.custom_op import Recurrence
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
 
-
-def _native(backend: str):
-    if backend == "cpu":
-        from fla_bdlru.ops.cpu.bdlru import cpu_bdlru_bwd, cpu_bdlru_fwd
-
-        return cpu_bdlru_fwd, cpu_bdlru_bwd
-    from fla_bdlru.ops.bdlru.kernels import KERNELS
-    from fla_bdlru.ops.gpu.runtime import num_chunks, triton_bwd, triton_fwd
-
-    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
-
-
-_bdlru, _passes = define_recurrence("bdlru", _native, state_shape=lambda v, g: tuple(v.shape[2:]))
-
-
-def _plain(v, g, h0, cu_seqlens, gate_norm):
-    h0 = h0.transpose(1, 2)
-    o, ht = naive_chunk_bdlru(v.transpose(2, 3), g.permute(0, 1, 4, 2, 3), h0, True, gate_norm, cu_seqlens)
-    return o.transpose(2, 3), ht.transpose(1, 2)
-
-
-_plain_passes = plain_recurrence(_plain)
-
-
-def bdlru(
-    v: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    gate_norm: str,
-    cu_seqlens: torch.LongTensor | None,
-    cp_context: FLACPContext | None,
-    chunk: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
-    if cp_context is not None:
-        cu_seqlens = check_cp_context(cp_context)
-    check_bdlru(v, g, initial_state, gate_norm, cu_seqlens)
-    plain = resolve_backend(v.device, v.dtype, g.dtype) == "torch"
-    parallel = cp_context is not None and cp_context.group is not None
-    if plain and not parallel:
-        return naive_chunk_bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    run = partial(context_parallel, cp_context, _plain_passes if plain else _passes) if parallel else _bdlru
-    o, ht = run(
-        as_input(v.transpose(2, 3)),
-        as_input(g.permute(0, 1, 3, 4, 2)),
-        as_state(initial_state, v.dtype),
-        None if cu_seqlens is None else cu_seqlens.long().contiguous(),
-        gate_norm,
-        chunk,
-    )
-    return o.transpose(2, 3), ht.transpose(1, 2) if output_final_state else None
+_bdlru = Recurrence("bdlru", AXES, bdlru_step)
 
 
 def chunk_bdlru(
@@ -128,7 +73,7 @@ def chunk_bdlru(
         >>> o, state = chunk_bdlru(v, g, output_final_state=True)
         >>> assert o.shape == v.shape and torch.equal(o[:, -1], state)
     """
-    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)
+    return _bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)
 
 
 def fused_recurrent_bdlru(
@@ -155,4 +100,4 @@ def fused_recurrent_bdlru(
         >>> step, _ = fused_recurrent_bdlru(v[:, 6:], g[:, 6:], initial_state=state)
         >>> assert torch.allclose(step, chunk_bdlru(v, g)[0][:, 6:], atol=1e-6)
     """
-    return bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=False)
+    return _bdlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=False)

@@ -31,8 +31,8 @@ def check_tensor(field: str, value: object) -> None:
 
 
 def is_readable(x: torch.Tensor) -> bool:
-    """Whether values can be looked at: on a GPU a look would be a sync, and who traces has no values."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values can be looked at: on a GPU a look would be a sync, and who traces or batches has no values."""
+    return not (x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
 
 
 def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
@@ -76,40 +76,26 @@ def check_state(initial_state: torch.Tensor | None, shape: tuple[int, ...]) -> N
         raise ValueError(f"initial_state must have shape {list(shape)}; got {list(initial_state.shape)}.")
 
 
-def check_bdlru(
+def check_arguments(
+    axes: str,
     v: torch.Tensor,
     g: torch.Tensor,
     initial_state: torch.Tensor | None,
     gate_norm: str,
     cu_seqlens: torch.Tensor | None,
 ) -> None:
-    """Raises `ValueError`, naming the argument, for what BD-LRU cannot take; values of `cu_seqlens` aside."""
-    check_tensor("v", v)
-    if v.ndim != 4:
-        raise ValueError(f"v must have shape [B, T, H, M]; got {list(v.shape)}.")
-    _check(v, g, v.shape[-1], initial_state, gate_norm, cu_seqlens)
+    """Raises `ValueError`, naming the argument, for what an op over `axes` cannot take; values of `cu_seqlens` aside.
 
-
-def check_hlru(
-    v: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    gate_norm: str,
-    cu_seqlens: torch.Tensor | None,
-) -> None:
-    """Raises `ValueError`, naming the argument, for what H-LRU cannot take; values of `cu_seqlens` aside."""
+    `axes` are those of `v`: `"[B, T, H, M]"` is BD-LRU, `"[B, T, N]"` H-LRU.
+    """
     check_tensor("v", v)
-    if v.ndim != 3:
-        raise ValueError(f"v must have shape [B, T, N]; got {list(v.shape)}.")
+    if v.ndim != axes.count(",") + 1:
+        raise ValueError(f"v must have shape {axes}; got {list(v.shape)}.")
     check_tensor("g", g)
-    if g.ndim != 4 or g.shape[-1] < 2:
+    if v.ndim == 3 and (g.ndim != 4 or g.shape[-1] < 2):
         raise ValueError(f"g must have shape [B, T, N, M+1] with order M >= 1; got {list(g.shape)}.")
-    _check(v, g, g.shape[-1] - 1, initial_state, gate_norm, cu_seqlens)
-
-
-def _check(v, g, M, initial_state, gate_norm, cu_seqlens):
+    M = v.shape[-1] if v.ndim == 4 else g.shape[-1] - 1
     check_gate_norm(gate_norm)
-    check_tensor("g", g)
     if g.shape != (*v.shape, M + 1):
         raise ValueError(f"g must have shape {[*v.shape, M + 1]} for v of shape {list(v.shape)}; got {list(g.shape)}.")
     check_float("v", v)

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.distributed as dist
 
+from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.common.checks import check_cu_seqlens
-from fla_bdlru.ops.common.custom_op import Recurrence, as_input, once_differentiable
 from fla_bdlru.ops.common.recompute import gates_of, save_with_gates
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
+
+    from fla_bdlru.ops.common.custom_op import Recurrence
 
 
 class Part(NamedTuple):
@@ -228,7 +230,7 @@ def context_parallel(
         cp_context (FLACPContext):
             FLA's context, of the contiguous or the zigzag layout. Slices need not be of one length.
         op (Recurrence):
-            The forward and the backward function of a backend.
+            The recurrence, of which the forward and the backward pass on one rank are used.
         v, g, h0, cu_seqlens, gate_norm, chunk:
             As the custom op takes them. A row of `h0` whose document began on an earlier rank is not read.
 

@@ -1,90 +1,103 @@
-"""Makes a recurrence a `torch.library` custom op: fake kernels for `torch.compile`, and a registered backward.
+"""Either recurrence as a `torch.library` custom op: the door of the public ops, and the way from there to what runs.
 
-Inside, everything is gate-major (the block or channel axis last, stride 1); the public ops permute views.
+Inside, everything is gate-major (the block or channel axis last, stride 1); the door permutes views.
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import NamedTuple
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
+from torch._decomp import register_decomposition
+from torch.autograd import forward_ad
 
-from fla_bdlru.ops.common.checks import check_cu_seqlens
+from fla_bdlru.ops.common.autograd import as_input, once_differentiable, refuse
+from fla_bdlru.ops.common.batching import batched_backward, batched_forward
+from fla_bdlru.ops.common.checks import check_arguments, check_cu_seqlens
+from fla_bdlru.ops.common.context_parallel import check_cp_context, context_parallel
 from fla_bdlru.ops.common.dispatch import resolve_backend
 from fla_bdlru.ops.common.recompute import gates_of, save_with_gates
+from fla_bdlru.ops.common.scan import chunk_scan, initial_states, transitions
+
+if TYPE_CHECKING:
+    from fla.ops.cp import FLACPContext
 
 
-class Recurrence(NamedTuple):
-    """The two passes of a recurrence as plain functions, for whoever composes its backward from more than one run.
+class Recurrence:
+    """A recurrence as the custom ops `fla_bdlru::{name}` and `fla_bdlru::{name}_bwd`.
 
-    `forward(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht, h, P)`,
-    `backward(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk) -> (dv, dg, dh0)`.
-    """
-
-    forward: Callable
-    backward: Callable
-
-
-class NoSecondDerivative(torch.autograd.Function):
-    """The first `num` tensors as they are, whose gradients, which would go to all of them, are refused."""
-
-    @staticmethod
-    def forward(ctx, num, *tensors):
-        return tensors[:num]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            "The backward pass of BD-LRU and H-LRU cannot be differentiated again; second derivatives need plain PyTorch: set "
-            "FLA_BDLRU_BACKEND=torch, and no cp_context."
-        )
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """Makes `backward(ctx, saved, *grads)` that of an `autograd.Function`, and has a second derivative refused.
-
-    torch's decorator of this name refuses it only where an incoming gradient asks for one; the part that comes from the
-    saved tensors, the inputs among them, it drops in silence.
-    """
-
-    @wraps(backward)
-    def run(ctx, *grads):
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            outputs = backward(ctx, saved, *grads)
-        if not torch.is_grad_enabled():  # no create_graph
-            return outputs
-        sources = [x for x in (*saved, *grads) if x is not None and x.requires_grad]
-        found = [x for x in outputs if x is not None]
-        linked = iter(NoSecondDerivative.apply(len(found), *found, *sources))
-        return tuple(None if x is None else next(linked) for x in outputs)
-
-    return run
-
-
-def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tuple[Callable, Recurrence]:
-    """Registers `fla_bdlru::{name}` and its backward.
+    It is called with the arguments of a public op. `forward` and `backward` are its native passes on gate-major tensors. The
+    first leaves `h` and `P` for the second: with Triton what enters the chunks, and the chunks' transitions; on a CPU the
+    float32 states of half-type inputs; empty where not needed.
 
     Args:
         name (str):
-            Name of the op.
-        native (Callable):
-            `native(backend)` gives the forward and backward functions of `"cpu"` or `"triton"`; called when first needed.
-        state_shape (Callable):
-            `(v, g) -> tuple`, the shape of one sequence's state.
-
-    Returns:
-        (Callable, Recurrence):
-            `(v, g, h0, cu_seqlens, gate_norm, chunk) -> (o, ht)`; `chunk` allows cutting time into chunks. And its passes,
-            whose forward also returns `h` and `P` for the backward: on a CPU the float32 states where the inputs are of a
-            half type, with Triton what enters the chunks and the chunks' transitions; empty where not needed.
+            `"bdlru"` or `"hlru"`; `fla_bdlru.ops.{name}.kernels` holds the Triton kernels.
+        axes (str):
+            The axes of `v`, as `check_arguments` takes them.
+        step (Callable):
+            One step in plain PyTorch, as `step_scan` takes it; what exporters see who do not know the custom op.
     """
 
-    def empty_state(v, g, cu_seqlens):
-        num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        return v.new_empty((num_seqs, *state_shape(v, g)), dtype=torch.float32)
+    def __init__(self, name: str, axes: str, step: Callable):
+        self.name, self.axes, self.step = name, axes, step
+        self.op = torch.library.custom_op(f"fla_bdlru::{name}", self.forward, mutates_args=())
+        self.op.register_fake(self.fake_forward)
+        self.op.register_autograd(self.op_backward, setup_context=save)
+        self.op.register_vmap(batched_forward(self.op))
+        register_decomposition(self.op._opoverload)(self.decomposed)
+        register_decomposition(self.op._opoverload, type="meta")(self.fake_forward)  # fake tensors prefer it
+        self.op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", self.backward, mutates_args=())
+        self.op_bwd.register_fake(self.fake_backward)
+        self.op_bwd.register_vmap(batched_backward(self.op_bwd))
 
-    def run(
+    def __call__(
+        self,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        initial_state: torch.Tensor | None,
+        output_final_state: bool,
+        gate_norm: str,
+        cu_seqlens: torch.LongTensor | None,
+        cp_context: "FLACPContext | None",
+        chunk: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Checks the arguments, brings them into gate-major layout (views, where they are so already), and runs."""
+        if cp_context is not None:
+            cu_seqlens = check_cp_context(cp_context)
+        check_arguments(self.axes, v, g, initial_state, gate_norm, cu_seqlens)
+        # forward-mode derivatives are those of plain PyTorch
+        plain = forward_ad._current_level >= 0 or resolve_backend(v.device, v.dtype, g.dtype) == "torch"
+        parallel = cp_context is not None and cp_context.group is not None
+        if parallel and (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()):
+            raise RuntimeError("cp_context cannot go through torch.func: all ranks run forward and backward together.")
+        if plain and not parallel:
+            return chunk_scan(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
+        if initial_state is not None:
+            dtype = torch.promote_types(v.dtype, torch.float32)
+            initial_state = as_input(initial_state.to(dtype).transpose(1, 2))
+        if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens.long().contiguous()
+        blocks = v.ndim == 4
+        v, g = (v.transpose(2, 3), g.permute(0, 1, 3, 4, 2)) if blocks else (v, g.transpose(2, 3))
+        inputs = as_input(v), as_input(g), initial_state, cu_seqlens, gate_norm, chunk
+        if parallel:
+            o, ht = context_parallel(cp_context, Plain if plain else self, *inputs)
+        elif torch._C._are_functorch_transforms_active():
+            o, ht, *_ = Transformed.apply(self, *inputs)
+        elif type(v) is not torch.Tensor or is_traced():
+            o, ht, *_ = self.op(*inputs)
+        else:
+            o, ht = Eager.apply(self, *inputs)
+        return o.transpose(2, 3) if blocks else o, ht.transpose(1, 2) if output_final_state else None
+
+    def kernels(self):
+        """The Triton kernels."""
+        return import_module(f"fla_bdlru.ops.{self.name}.kernels").KERNELS
+
+    def forward(
+        self,
         v: torch.Tensor,
         g: torch.Tensor,
         h0: torch.Tensor | None,
@@ -92,28 +105,33 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
         gate_norm: str,
         chunk: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`o`, `ht`, and for the backward `h` and `P`."""
         check_cu_seqlens(cu_seqlens, v.shape[1])
         if resolve_backend(v.device, v.dtype) == "triton":
-            return native("triton")[0](v, g, h0, cu_seqlens, gate_norm, chunk)
-        o, ht, h = native("cpu")[0](v, g, h0, cu_seqlens, gate_norm)
+            from fla_bdlru.ops.gpu.runtime import triton_fwd
+
+            return triton_fwd(self.kernels(), v, g, h0, cu_seqlens, gate_norm, chunk)
+        from fla_bdlru.ops.cpu.scan import cpu_fwd
+
+        o, ht, h = cpu_fwd(v, g, h0, cu_seqlens, gate_norm)
         return o, ht, h, h.new_empty(0)
 
-    op = torch.library.custom_op(f"fla_bdlru::{name}", run, mutates_args=())
-
-    @op.register_fake
-    def _(v, g, h0, cu_seqlens, gate_norm, chunk):
-        state = empty_state(v, g, cu_seqlens)
-        h, P = (0,), (0,)
+    def fake_forward(self, v, g, h0, cu_seqlens, gate_norm, chunk):
+        h = P = (0,)
         if resolve_backend(v.device, v.dtype) == "triton":
-            NC = native("triton")[2](v, g, chunk)
+            from fla_bdlru.ops.gpu.runtime import num_chunks
+
+            NC = num_chunks(self.kernels(), v, g, chunk)
             if NC > 1:
-                M = g.shape[-2] - 1
-                h, P = (v.shape[0], NC, M, g.shape[-1]), (v.shape[0], NC, M, M, g.shape[-1])
+                M, n = g.shape[-2] - 1, g.shape[-1]
+                h, P = (v.shape[0], NC, M, n), (v.shape[0], NC, M, M, n)
         elif v.dtype != torch.float32:
             h = v.shape
+        state = empty_state(v, g, cu_seqlens)
         return torch.empty_like(v), state, state.new_empty(h), state.new_empty(P)
 
-    def run_bwd(
+    def backward(
+        self,
         v: torch.Tensor,
         g: torch.Tensor,
         o: torch.Tensor,
@@ -126,81 +144,137 @@ def define_recurrence(name: str, native: Callable, state_shape: Callable) -> tup
         gate_norm: str,
         chunk: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`dv`, `dg` and `dh0`."""
+        do, dht = (None if x is None else as_input(x) for x in (do, dht))
         if resolve_backend(v.device, v.dtype) == "triton":
-            return native("triton")[1](v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk)
-        return native("cpu")[1](v, g, o if v.dtype == torch.float32 else h, h0, do, dht, cu_seqlens, gate_norm)
+            from fla_bdlru.ops.gpu.runtime import triton_bwd
 
-    op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", run_bwd, mutates_args=())
+            return triton_bwd(self.kernels(), v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk)
+        from fla_bdlru.ops.cpu.scan import cpu_bwd
 
-    @op_bwd.register_fake
-    def _(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
+        return cpu_bwd(v, g, o if v.dtype == torch.float32 else h, h0, do, dht, cu_seqlens, gate_norm)
+
+    def fake_backward(self, v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
         return torch.empty_like(v), torch.empty_like(g), empty_state(v, g, cu_seqlens)
 
+    def decomposed(self, v, g, h0, cu_seqlens, gate_norm, chunk):
+        """The forward pass in operators that every exporter knows, T free: ONNX makes a `Scan` of it."""
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens cannot be exported; export without packed documents.")
+        A, b = transitions(v.movedim(-1, 2), g.movedim(-1, 2), gate_norm)
+        state = initial_states(A, None if h0 is None else h0.transpose(1, 2), None)
+
+        def step(state, A_t, b_t):
+            o_t, state = self.step(A_t, b_t, state)
+            return [state, o_t.clone()]
+
+        # detached: else scan saves for a backward, and sizes among it are refused
+        xs = [A.movedim(1, 0).detach(), b.movedim(1, 0).detach()]
+        ht, o = torch.ops.higher_order.scan(step, [state.detach()], xs, ())
+        nothing = v.new_empty(0)
+        return o.movedim(0, 1).movedim(2, -1).to(v.dtype).contiguous(), ht.transpose(1, 2).contiguous(), nothing, nothing
+
+    def op_backward(self, ctx, do, dht, *_):
+        # its second derivative PyTorch itself refuses: `op_bwd` has none
+        return gradients(self.op_bwd, ctx, ctx.saved_tensors, do, dht)
+
+
+class Eager(torch.autograd.Function):
+    """A recurrence without torch.library's dispatch, which costs as much as a small kernel."""
+
+    @staticmethod
+    def forward(ctx, recurrence, *inputs):
+        output = recurrence.forward(*inputs)
+        ctx.recurrence = recurrence
+        save(ctx, inputs, output)
+        return output[:2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, saved, do, dht):
+        batched = any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in (do, dht))
+        backward = ctx.recurrence.op_bwd if batched or is_traced() else ctx.recurrence.backward
+        return None, *gradients(backward, ctx, saved, do, dht)
+
+
+class Transformed(torch.autograd.Function):
+    """A recurrence under `torch.func`'s transformations, which ask for more of a function than of a custom op."""
+
+    generate_vmap_rule = True  # from those of the custom ops
+
+    @staticmethod
+    def forward(recurrence, *inputs):
+        return recurrence.op(*inputs)
+
+    @staticmethod
     def setup_context(ctx, inputs, output):
-        v, g, h0, cu_seqlens, ctx.gate_norm, ctx.chunk = inputs
-        o, _, h, P = output
-        ctx.set_materialize_grads(False)
-        save_with_gates(ctx, g, v, o, h, P, h0, cu_seqlens)
+        ctx.recurrence = inputs[0]
+        save(ctx, inputs[1:], output)
+        ctx.mark_non_differentiable(*output[2:])
 
-    def backward(ctx, saved, do, dht, bwd):
-        if do is None and dht is None:
-            return (None,) * 6
-        g, v, o, h, P, h0, cu_seqlens = saved
-        g = gates_of(ctx, g)
-        do, dht = (None if x is None else as_input(x) for x in (do, dht))
-        dv, dg, dh0 = bwd(v, g, o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
-        return dv, dg, None if h0 is None else dh0, None, None, None
-
-    # its second derivative PyTorch itself refuses: `op_bwd` has none
-    op.register_autograd(
-        lambda ctx, do, dht, *_: backward(ctx, ctx.saved_tensors, do, dht, op_bwd), setup_context=setup_context
-    )
-
-    class Eager(torch.autograd.Function):
-        """The op without torch.library's dispatch, which costs as much as a small kernel."""
-
-        @staticmethod
-        def forward(ctx, *inputs):
-            output = run(*inputs)
-            setup_context(ctx, inputs, output)
-            return output[:2]
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx, saved, do, dht):
-            return backward(ctx, saved, do, dht, run_bwd)
-
-    def call(v, g, h0, cu_seqlens, gate_norm, chunk):
-        # whoever traces (torch.compile, fake tensors, dispatch modes) sees the custom op
-        traced = torch.compiler.is_compiling() or type(v) is not torch.Tensor or torch._C._len_torch_dispatch_stack() > 0
-        return (op if traced else Eager.apply)(v, g, h0, cu_seqlens, gate_norm, chunk)[:2]
-
-    return call, Recurrence(run, run_bwd)
+    @staticmethod
+    def backward(ctx, do, dht, *_):
+        return None, *gradients(partial(TransformedBackward.apply, ctx.recurrence), ctx, ctx.saved_tensors, do, dht)
 
 
-def plain_recurrence(scan: Callable) -> Recurrence:
-    """The passes of `scan(v, g, h0, cu_seqlens, gate_norm) -> (o, ht)` in plain PyTorch, which the backward runs again."""
+class TransformedBackward(torch.autograd.Function):
+    """The backward pass under `torch.func`, which always asks it for derivatives of its own."""
 
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(recurrence, *inputs):
+        return recurrence.op_bwd(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        refuse()
+
+
+def is_traced() -> bool:
+    """Whether somebody looks on, who is to see the custom op: torch.compile, dispatch modes, torch.jit.trace."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+
+
+def save(ctx, inputs, output) -> None:
+    """Keeps what the backward needs."""
+    v, g, h0, cu_seqlens, ctx.gate_norm, ctx.chunk = inputs
+    o, _, h, P = output
+    ctx.set_materialize_grads(False)
+    save_with_gates(ctx, g, v, o, h, P, h0, cu_seqlens)
+
+
+def gradients(backward, ctx, saved, do, dht) -> tuple:
+    """The gradients of the six inputs of the custom op, by its `backward`."""
+    if do is None and dht is None:
+        return (None,) * 6
+    g, v, o, h, P, h0, cu_seqlens = saved
+    dv, dg, dh0 = backward(v, gates_of(ctx, g), o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
+    return dv, dg, None if h0 is None else dh0, None, None, None
+
+
+def empty_state(v, g, cu_seqlens) -> torch.Tensor:
+    """Room for the state of every sequence."""
+    num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return v.new_empty((num_seqs, g.shape[-2] - 1, g.shape[-1]), dtype=torch.float32)
+
+
+class Plain:
+    """The passes of either recurrence in plain PyTorch, for context parallelism; the second runs the first again."""
+
+    @staticmethod
     def forward(v, g, h0, cu_seqlens, gate_norm, chunk):
-        return *scan(v, g, h0, cu_seqlens, gate_norm), v.new_empty(0), v.new_empty(0)
+        o, ht = chunk_scan(v.movedim(-1, 2), g.movedim(-1, 2), h0.transpose(1, 2), True, gate_norm, cu_seqlens)
+        return o.movedim(2, -1), ht.transpose(1, 2), v.new_empty(0), v.new_empty(0)
 
+    @staticmethod
     def backward(v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
         leaves = [x.detach().requires_grad_() for x in (v, g, h0)]
         with torch.enable_grad():
-            outputs = scan(*leaves, cu_seqlens, gate_norm)
+            outputs = Plain.forward(*leaves, cu_seqlens, gate_norm, chunk)
         outputs, grads = zip(*((x, dx) for x, dx in zip(outputs, (do, dht)) if dx is not None))
         return torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
-
-    return Recurrence(forward, backward)
-
-
-def as_input(x: torch.Tensor) -> torch.Tensor:
-    """`x` as kernels read it, without strides and without a lazy minus (`torch.Tensor.is_neg`)."""
-    return x.contiguous().resolve_neg()
-
-
-def as_state(initial_state: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """`[S, H, M]` as the op stores it for inputs of `dtype`: float32 (or float64), `[S, M, H]`, contiguous."""
-    if initial_state is None:
-        return None
-    return as_input(initial_state.to(torch.promote_types(dtype, torch.float32)).transpose(1, 2))

@@ -36,13 +36,14 @@ def with_gates(gates: Callable, x: torch.Tensor, run: Callable, recompute: bool,
         run (Callable):
             What runs one recurrence, over the logits.
         recompute (bool):
-            Whether to compute the logits again.
+            Whether to compute the logits again; under `torch.func` they are kept.
         is_random (bool):
             Whether `gates` may draw random numbers, which must be the same both times.
         can_trace (bool):
             Whether torch.compile can look into `run`.
     """
-    if not (recompute and torch.is_grad_enabled()) or torch.compiler.is_exporting():
+    kept = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    if kept or not (recompute and torch.is_grad_enabled()):
         return run(gates(x))
     if torch.compiler.is_compiling() and can_trace:
         contexts = partial(create_selective_checkpoint_contexts, _keep_recurrences)

@@ -7,8 +7,12 @@ out, not multiplied by zero, so that NaN and inf stay where they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
+
+from fla_bdlru.ops.common.checks import check_cu_seqlens
+from fla_bdlru.ops.common.gate_norm import normalize_gates
 
 
 def apply(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -16,33 +20,73 @@ def apply(A: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (A * x.unsqueeze(-2)).sum(-1)
 
 
-def scan_documents(
-    scan: Callable, inputs: tuple[torch.Tensor, ...], h0: torch.Tensor, cu_seqlens: torch.LongTensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scan(*inputs, h0)` on a batch, or on each packed document by itself."""
-    if cu_seqlens is None:
-        return scan(*inputs, h0)
-    spans = zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())
-    docs = [scan(*(x[:, bos:eos] for x in inputs), h0[i : i + 1]) for i, (bos, eos) in enumerate(spans)]
-    return torch.cat([o for o, _ in docs], 1), torch.cat([h for _, h in docs])
+def transitions(v: torch.Tensor, g: torch.Tensor, gate_norm: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Recurrence gates, of the shape of `g` without the last, and gated inputs, of that of `v`; float32 or wider."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    p = normalize_gates(g.to(dtype), gate_norm)
+    return p[..., :-1], p[..., -1] * v.to(dtype)
 
 
-def initial_states(b: torch.Tensor, initial_state: torch.Tensor | None, cu_seqlens: torch.LongTensor | None) -> torch.Tensor:
-    """The initial state, or zeros of shape `[num_seqs, *b.shape[2:]]`."""
-    num_seqs = b.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    return b.new_zeros(num_seqs, *b.shape[2:]) if initial_state is None else initial_state.to(b.dtype)
+def companion(A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """H-LRU's A [..., M] and b [...] for a block that is the window `[h_t, .., h_{t-M+1}]`: gates above, a shift below."""
+    M = A.shape[-1]
+    shift = torch.eye(M, dtype=A.dtype, device=A.device)[:-1].expand(*b.shape, M - 1, M)
+    return torch.cat([A.unsqueeze(-2), shift], -2), torch.cat([b.unsqueeze(-1), b.new_zeros(*b.shape, M - 1)], -1)
+
+
+def initial_states(A: torch.Tensor, initial_state: torch.Tensor | None, cu_seqlens: torch.LongTensor | None) -> torch.Tensor:
+    """The initial state, or zeros of shape `[num_seqs, H, M]`."""
+    num_seqs = A.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    return A.new_zeros(num_seqs, A.shape[2], A.shape[-1]) if initial_state is None else initial_state.to(A.dtype)
+
+
+def step_scan(
+    step: Callable,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    output_final_state: bool,
+    gate_norm: str,
+    cu_seqlens: torch.LongTensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A loop over time of `step(A_t, b_t, state) -> (o_t, state)`, on a batch or on each packed document by itself."""
+    check_cu_seqlens(cu_seqlens, v.shape[1])
+    A, b = transitions(v, g, gate_norm)
+    h0, bounds = initial_states(A, initial_state, cu_seqlens), [0, v.shape[1]]
+    docs = [h0]
+    if cu_seqlens is not None:
+        docs, bounds = list(h0.split(1)), cu_seqlens.tolist()
+    steps, o = list(zip(A.unbind(1), b.unbind(1))), []
+    for i, (bos, eos) in enumerate(pairwise(bounds)):
+        for A_t, b_t in steps[bos:eos]:
+            o_t, docs[i] = step(A_t, b_t, docs[i])
+            o.append(o_t)
+    return (torch.stack(o, 1) if o else b).to(v.dtype), torch.cat(docs) if output_final_state else None
 
 
 def chunk_scan(
-    A: torch.Tensor,
-    b: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
     initial_state: torch.Tensor | None,
+    output_final_state: bool,
+    gate_norm: str,
     cu_seqlens: torch.LongTensor | None,
-    chunk_size: int,
+    chunk_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Either op in chunks of time, the three passes of the kernels; H-LRU on companion matrices."""
+    check_cu_seqlens(cu_seqlens, v.shape[1])
+    A, b = transitions(v, g, gate_norm)
+    if v.ndim == 3:
+        A, b = companion(A, b)
+    o, ht = scan_chunks(A, b, initial_states(A, initial_state, cu_seqlens), cu_seqlens, chunk_size)
+    return (o if v.ndim == 4 else o[..., 0]).to(v.dtype), ht if output_final_state else None
+
+
+def scan_chunks(
+    A: torch.Tensor, b: torch.Tensor, h0: torch.Tensor, cu_seqlens: torch.LongTensor | None, chunk_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All states of `h_t = A_t h_{t-1} + b_t` and the last one of each sequence; A [B, T, ..., M, M], b [B, T, ..., M]."""
     B, T = b.shape[:2]
-    h0 = initial_states(b, initial_state, cu_seqlens)
     if T == 0:
         return b, h0
     # 1. chunks: pad time to [B, NC, C] with steps that change nothing (A = 1, b = 0)

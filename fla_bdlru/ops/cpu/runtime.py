@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numba import njit
 
-from fla_bdlru.ops.cpu.gates import NORM_CODES
 from fla_bdlru.ops.cpu.lanes import LANES
 
 # numba's disk cache looks at a kernel's own file only; this makes it see changes in what kernels are built from.
@@ -83,13 +82,13 @@ def kernel(function: Callable) -> Callable:
 # ------------------------------------------------------------------------------------------------------- tensors
 
 
-def _flat(x: torch.Tensor) -> np.ndarray:
+def as_array(x: torch.Tensor) -> np.ndarray:
     """A tensor's memory as a 1-D array; bfloat16 as int16."""
     x = x.detach()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
 
 
-def _widened(x: torch.Tensor) -> torch.Tensor:
+def widened(x: torch.Tensor) -> torch.Tensor:
     """float16 as float32; the types that kernels read as they are."""
     return x.float() if x.dtype == torch.float16 else x
 
@@ -101,7 +100,7 @@ if sys.platform == "linux":
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def _empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
     x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     size = x.numel() * x.element_size()
@@ -111,7 +110,7 @@ def _empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tens
     return x
 
 
-def _bounds(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
+def boundaries(v: torch.Tensor, cu_seqlens: torch.Tensor | None) -> np.ndarray:
     """Where sequences start and end, in rows of the flattened [B * T]."""
     if cu_seqlens is not None:
         return cu_seqlens.numpy()
@@ -208,33 +207,3 @@ def launch(function: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, b
             job()
     else:
         run_jobs(jobs)
-
-
-def run_forward(kernels, v, g, h0, cu_seqlens, gate_norm):
-    """The forward pass of either op: (o, ht, h), `h` empty where it would repeat `o`.
-
-    `kernels(M, norm)` gives the kernel for (v, g, h0, h, ht). In both ops the last axes of g are gates and lanes, those of
-    a state M and lanes.
-    """
-    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
-    bounds = _bounds(v, cu_seqlens)
-    state = (len(bounds) - 1, M, num_lanes)
-    h0 = v.new_zeros(state, dtype=torch.float32) if h0 is None else h0
-    ht, h = h0.new_empty(state), _empty_like(v, torch.float32)
-    arrays = tuple(_flat(_widened(x)) for x in (v, g, h0, h, ht))
-    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
-    return (h, ht, h.new_empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
-
-
-def run_backward(kernels, v, g, h, h0, do, dht, cu_seqlens, gate_norm):
-    """The backward pass of either op: (dv, dg, dh0), with a kernel for (v, g, h0, h, do, dht, dv, dg, dh0)."""
-    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
-    bounds = _bounds(v, cu_seqlens)
-    state = (len(bounds) - 1, M, num_lanes)
-    h0, dht = (v.new_zeros(state, dtype=torch.float32) if x is None else x for x in (h0, dht))
-    do = torch.zeros_like(v) if do is None else do
-    inputs = [_widened(x) for x in (v, g, h0, h, do, dht)]
-    dv, dg, dh0 = _empty_like(inputs[0]), _empty_like(inputs[1]), h0.new_empty(state)
-    arrays = tuple(_flat(x) for x in (*inputs, dv, dg, dh0))
-    launch(kernels(M, NORM_CODES[gate_norm]), arrays, num_lanes, bounds, g.shape[2:-1].numel())
-    return dv.to(v.dtype), dg.to(g.dtype), dh0

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_hlru
-from fla_bdlru.ops.common.gate_norm import normalize_gates
-from fla_bdlru.ops.common.scan import chunk_scan, scan_documents
+from fla_bdlru.ops.common.checks import check_arguments, check_count
+from fla_bdlru.ops.common.scan import chunk_scan, step_scan
+
+AXES = "[B, T, N]"
+
+
+def hlru_step(A, b, window):
+    """The output and the next state, the window with the output in front."""
+    h = (A * window).sum(-1) + b
+    return h, torch.cat([h.unsqueeze(-1), window[..., :-1]], -1)
 
 
 def naive_recurrent_hlru(
@@ -53,26 +60,8 @@ def naive_recurrent_hlru(
         >>> o, state = naive_recurrent_hlru(v, g, output_final_state=True)
         >>> assert state.shape == (2, 3, 4) and torch.equal(o[:, -1], state[..., 0]) and torch.equal(o[:, -2], state[..., 1])
     """
-    check_hlru(v, g, initial_state, gate_norm, cu_seqlens)
-    check_cu_seqlens(cu_seqlens, v.shape[1])
-    M = g.shape[-1] - 1
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    p, x = normalize_gates(g.to(dtype), gate_norm), v.to(dtype)
-
-    def scan(p, x, state):
-        o, window = [], list(state.unbind(-1))
-        for p_t, x_t in zip(p.unbind(1), x.unbind(1)):
-            h = p_t[..., M] * x_t
-            for i in range(M):
-                h = h + p_t[..., i] * window[i]
-            window = [h, *window[:-1]]
-            o.append(h)
-        return torch.stack(o, 1) if o else x, torch.stack(window, -1)
-
-    num_seqs = v.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    h0 = x.new_zeros(num_seqs, v.shape[-1], M) if initial_state is None else initial_state.to(dtype)
-    o, ht = scan_documents(scan, (p, x), h0, cu_seqlens)
-    return o.to(v.dtype), ht if output_final_state else None
+    check_arguments(AXES, v, g, initial_state, gate_norm, cu_seqlens)
+    return step_scan(hlru_step, v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
 
 
 def naive_chunk_hlru(
@@ -101,14 +90,6 @@ def naive_chunk_hlru(
         >>> o, _ = naive_chunk_hlru(v, g, chunk_size=4)
         >>> assert torch.allclose(o, naive_recurrent_hlru(v, g)[0], atol=1e-6)
     """
-    check_hlru(v, g, initial_state, gate_norm, cu_seqlens)
-    check_cu_seqlens(cu_seqlens, v.shape[1])
+    check_arguments(AXES, v, g, initial_state, gate_norm, cu_seqlens)
     check_count("chunk_size", chunk_size)
-    M = g.shape[-1] - 1
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    p = normalize_gates(g.to(dtype), gate_norm)
-    shift = torch.eye(M, dtype=dtype, device=v.device)[:-1].expand(*v.shape, M - 1, M)
-    A = torch.cat([p[..., None, :M], shift], -2)
-    b = torch.cat([(p[..., M] * v.to(dtype)).unsqueeze(-1), p.new_zeros(*v.shape, M - 1)], -1)
-    window, ht = chunk_scan(A, b, initial_state, cu_seqlens, chunk_size)
-    return window[..., 0].to(v.dtype), ht if output_final_state else None
+    return chunk_scan(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, chunk_size)

@@ -1,8 +1,7 @@
-"""H-LRU: the public ops, and the way from them to what runs (the plain form, or the custom op in gate-major layout)."""
+"""H-LRU: the public ops; `Recurrence` checks their arguments and takes them to what runs."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,70 +9,17 @@ import torch
 from fla_bdlru.ops.common.checks import (
     check_count,
     check_cu_seqlens,
-    check_hlru,
     check_state,
     check_tensor,
     num_sequences,
 )
-from fla_bdlru.ops.common.context_parallel import check_cp_context, context_parallel
-from fla_bdlru.ops.common.custom_op import as_input, as_state, define_recurrence, plain_recurrence
-from fla_bdlru.ops.common.dispatch import resolve_backend
-from fla_bdlru.ops.hlru.naive import naive_chunk_hlru
+from fla_bdlru.ops.common.custom_op import Recurrence
+from fla_bdlru.ops.hlru.naive import AXES, hlru_step
 
 if TYPE_CHECKING:
     from fla.ops.cp import FLACPContext
 
-
-def _native(backend: str):
-    if backend == "cpu":
-        from fla_bdlru.ops.cpu.hlru import cpu_hlru_bwd, cpu_hlru_fwd
-
-        return cpu_hlru_fwd, cpu_hlru_bwd
-    from fla_bdlru.ops.gpu.runtime import num_chunks, triton_bwd, triton_fwd
-    from fla_bdlru.ops.hlru.kernels import KERNELS
-
-    return partial(triton_fwd, KERNELS), partial(triton_bwd, KERNELS), partial(num_chunks, KERNELS)
-
-
-_hlru, _passes = define_recurrence("hlru", _native, state_shape=lambda v, g: (g.shape[2] - 1, v.shape[2]))
-
-
-def _plain(v, g, h0, cu_seqlens, gate_norm):
-    o, ht = naive_chunk_hlru(v, g.transpose(2, 3), h0.transpose(1, 2), True, gate_norm, cu_seqlens)
-    return o, ht.transpose(1, 2)
-
-
-_plain_passes = plain_recurrence(_plain)
-
-
-def hlru(
-    v: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    gate_norm: str,
-    cu_seqlens: torch.LongTensor | None,
-    cp_context: FLACPContext | None,
-    chunk: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Checks the arguments of a public op, brings them into gate-major layout (views, where they are so already), runs."""
-    if cp_context is not None:
-        cu_seqlens = check_cp_context(cp_context)
-    check_hlru(v, g, initial_state, gate_norm, cu_seqlens)
-    plain = resolve_backend(v.device, v.dtype, g.dtype) == "torch"
-    parallel = cp_context is not None and cp_context.group is not None
-    if plain and not parallel:
-        return naive_chunk_hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens)
-    run = partial(context_parallel, cp_context, _plain_passes if plain else _passes) if parallel else _hlru
-    o, ht = run(
-        as_input(v),
-        as_input(g.transpose(2, 3)),
-        as_state(initial_state, v.dtype),
-        None if cu_seqlens is None else cu_seqlens.long().contiguous(),
-        gate_norm,
-        chunk,
-    )
-    return o, ht.transpose(1, 2) if output_final_state else None
+_hlru = Recurrence("hlru", AXES, hlru_step)
 
 
 def chunk_hlru(
@@ -133,7 +79,7 @@ def chunk_hlru(
         >>> o, state = chunk_hlru(v, g, output_final_state=True)
         >>> assert state.shape == (2, 8, 3) and torch.equal(o[:, -1], state[..., 0])
     """
-    return hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)
+    return _hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=True)
 
 
 def fused_recurrent_hlru(
@@ -160,7 +106,7 @@ def fused_recurrent_hlru(
         >>> step, _ = fused_recurrent_hlru(v[:, 6:], g[:, 6:], initial_state=state)
         >>> assert torch.allclose(step, chunk_hlru(v, g)[0][:, 6:], atol=1e-6)
     """
-    return hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=False)
+    return _hlru(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk=False)
 
 
 def hlru_window(

@@ -1,0 +1,53 @@
+"""What backward passes written by hand need: plain inputs, and a second derivative that is refused."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+
+
+def as_input(x: torch.Tensor) -> torch.Tensor:
+    """`x` as kernels read it, without strides and without a lazy minus (`torch.Tensor.is_neg`)."""
+    return x.contiguous().resolve_neg()
+
+
+def refuse() -> None:
+    """Raises the `RuntimeError` of second derivatives."""
+    raise RuntimeError(
+        "The backward pass of BD-LRU and H-LRU cannot be differentiated again; second derivatives need plain PyTorch: set "
+        "FLA_BDLRU_BACKEND=torch, and no cp_context."
+    )
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """The first `num` tensors as they are, whose gradients, which would go to all of them, are refused."""
+
+    @staticmethod
+    def forward(ctx, num, *tensors):
+        return tensors[:num]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        refuse()
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Makes `backward(ctx, saved, *grads)` that of an `autograd.Function`, and has a second derivative refused.
+
+    torch's decorator of this name refuses it only where an incoming gradient asks for one; the part that comes from the
+    saved tensors, the inputs among them, it drops in silence.
+    """
+
+    @wraps(backward)
+    def run(ctx, *grads):
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            outputs = backward(ctx, saved, *grads)
+        if not torch.is_grad_enabled():  # no create_graph
+            return outputs
+        sources = [x for x in (*saved, *grads) if x is not None and x.requires_grad]
+        found = [x for x in outputs if x is not None]
+        linked = iter(NoSecondDerivative.apply(len(found), *found, *sources))
+        return tuple(None if x is None else next(linked) for x in outputs)
+
+    return run

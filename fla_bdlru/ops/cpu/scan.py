@@ -1,0 +1,153 @@
+"""Both recurrences on a CPU: numba kernels over lanes of blocks (channels), gates normalised on the fly in both directions.
+
+A step reads ROWS rows of gates. BD-LRU has a row per channel of a block (ROWS = M), and they replace the state; H-LRU
+(COMPANION) has one, which makes the newest value, and the others move back by one. All that differs is what entry j of the
+state before step t is: channel j of step t - 1, or the value of step t - 1 - j; before the sequence, the initial state.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from fla_bdlru.ops.cpu.gates import NORM_CODES, denominator, flush, gate_grad, gate_row, pull, rows_ahead
+from fla_bdlru.ops.cpu.lanes import LANES, get, lanes_below, load, prefetch_write, put, splat, stack, store
+from fla_bdlru.ops.cpu.runtime import MAX_TILES, as_array, boundaries, empty_like, kernel, launch, widened
+
+
+@cache
+def forward_kernel(M: int, NORM: int, COMPANION: bool):
+    K, (ROWS, STEP, LAG) = M + 1, (1, -1, 1) if COMPANION else (M, 1, 0)
+
+    @kernel
+    def recurrence_forward(v, g, h0, h, ht, bounds, N, first, last, width, lanes, lo, hi):
+        f, df = stack(K), stack(K)
+        mask = lanes_below(lanes)
+        ahead = rows_ahead(K, width) * K * N
+        groups = (last - first + width - 1) // width
+        for task in range(lo, hi):
+            seq, x0 = task // groups, first + task % groups * width
+            x1 = min(x0 + width, last)
+            begin, end = bounds[seq], bounds[seq + 1]
+            for t in range(begin, end):
+                since = t - begin
+                for i in range(ROWS):
+                    row = t * ROWS + i
+                    for x in range(x0, x1, LANES):
+                        total = gate_row(g, row * K * N + x, ahead, N, mask, K, NORM, f, df)
+                        y = get(f, M) * load(v, row * N + x, mask)
+                        for j in range(M):
+                            inside = since > LAG * j
+                            past = h if inside else h0
+                            at = (t - 1) * ROWS + STEP * j if inside else seq * M + j - LAG * since
+                            y = get(f, j) * load(past, at * N + x, mask) + y
+                        store(h, row * N + x, flush(y / denominator(total, K, NORM)), mask)
+            since = end - begin
+            for j in range(M):
+                inside = since > LAG * j
+                past = h if inside else h0
+                at = (end - 1) * ROWS + STEP * j if inside else seq * M + j - LAG * since
+                for x in range(x0, x1, LANES):
+                    store(ht, (seq * M + j) * N + x, load(past, at * N + x, mask), mask)
+
+    return recurrence_forward
+
+
+@cache
+def backward_kernel(M: int, NORM: int, COMPANION: bool):
+    K, (ROWS, STEP, LAG), HALF = M + 1, (1, -1, 1) if COMPANION else (M, 1, 0), MAX_TILES * M
+    BOTH = 2 * HALF
+
+    @kernel
+    def recurrence_backward(v, g, h0, h, do, dht, dv, dg, dh0, bounds, N, first, last, width, lanes, lo, hi):
+        f, df = stack(K), stack(K)
+        carry = stack(BOTH)  # A^T s of the step after and, in the other half, of this one
+        mask = lanes_below(lanes)
+        ahead = -rows_ahead(K, width) * K * N
+        groups = (last - first + width - 1) // width
+        for task in range(lo, hi):
+            seq, x0 = task // groups, first + task % groups * width
+            x1 = min(x0 + width, last)
+            begin, end = bounds[seq], bounds[seq + 1]
+            half = 0
+            for x in range(x0, x1, LANES):
+                for j in range(M):
+                    put(carry, (x - x0) // LANES * M + j, load(dht, (seq * M + j) * N + x, mask))
+            for t in range(end - 1, begin - 1, -1):
+                since = t - begin
+                for i in range(ROWS - 1, -1, -1):  # descending, as t is: memory is read in one direction
+                    row = t * ROWS + i
+                    for x in range(x0, x1, LANES):
+                        c = (x - x0) // LANES * M
+                        gates = row * K * N + x
+                        total = gate_row(g, gates, ahead, N, mask, K, NORM, f, df)
+                        for k in range(K):
+                            prefetch_write(dg, gates + ahead + k * N)
+                        s = flush(load(do, row * N + x, mask) + get(carry, half + c + i))
+                        q = s / denominator(total, K, NORM)
+                        pulled = pull(total, load(h, row * N + x, mask), NORM)
+                        store(dv, row * N + x, q * get(f, M), mask)
+                        u = load(v, row * N + x, mask)
+                        store(dg, gates + M * N, q * gate_grad(get(df, M), get(f, M), u, pulled, NORM), mask)
+                        for j in range(M):
+                            inside = since > LAG * j
+                            past = h if inside else h0
+                            at = (t - 1) * ROWS + STEP * j if inside else seq * M + j - LAG * since
+                            u = load(past, at * N + x, mask)
+                            store(dg, gates + j * N, q * gate_grad(get(df, j), get(f, j), u, pulled, NORM), mask)
+                            if COMPANION:  # the value at lag j is at lag j + 1 after the step
+                                sent = get(carry, half + c + j + 1) if j < M - 1 else splat(0.0)
+                            else:
+                                sent = get(carry, HALF - half + c + j) if i < M - 1 else splat(0.0)
+                            put(carry, HALF - half + c + j, q * get(f, j) + sent)
+                half = HALF - half
+            for x in range(x0, x1, LANES):
+                for j in range(M):
+                    store(dh0, (seq * M + j) * N + x, get(carry, half + (x - x0) // LANES * M + j), mask)
+
+    return recurrence_backward
+
+
+def cpu_fwd(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    h0: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    gate_norm: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward pass on contiguous gate-major tensors: v [B, T, M, H] or [B, T, N], g, and h0 [S, M, H or N].
+
+    Returns `o` (as v), `ht` (as h0, float32) and the float32 states `h` (as v); `h` is empty where `o` holds them exactly.
+    """
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = boundaries(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0 = v.new_zeros(state, dtype=torch.float32) if h0 is None else h0
+    ht, h = h0.new_empty(state), empty_like(v, torch.float32)
+    arrays = tuple(as_array(widened(x)) for x in (v, g, h0, h, ht))
+    launch(forward_kernel(M, NORM_CODES[gate_norm], v.ndim == 3), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return (h, ht, h.new_empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
+
+
+def cpu_bwd(
+    v: torch.Tensor,
+    g: torch.Tensor,
+    h: torch.Tensor,
+    h0: torch.Tensor | None,
+    do: torch.Tensor | None,
+    dht: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    gate_norm: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Backward pass: `dv` (as v), `dg` (as g) and `dh0` (float32) from the float32 states `h` (as v)."""
+    M, num_lanes = g.shape[-2] - 1, g.shape[-1]
+    bounds = boundaries(v, cu_seqlens)
+    state = (len(bounds) - 1, M, num_lanes)
+    h0, dht = (v.new_zeros(state, dtype=torch.float32) if x is None else x for x in (h0, dht))
+    do = torch.zeros_like(v) if do is None else do
+    inputs = [widened(x) for x in (v, g, h0, h, do, dht)]
+    dv, dg, dh0 = empty_like(inputs[0]), empty_like(inputs[1]), h0.new_empty(state)
+    arrays = tuple(as_array(x) for x in (*inputs, dv, dg, dh0))
+    launch(backward_kernel(M, NORM_CODES[gate_norm], v.ndim == 3), arrays, num_lanes, bounds, g.shape[2:-1].numel())
+    return dv.to(v.dtype), dg.to(g.dtype), dh0

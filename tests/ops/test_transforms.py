@@ -1,0 +1,169 @@
+"""torch.func over the ops and layers, batched gradients, torch.jit.trace and ONNX."""
+
+from functools import partial
+
+import pytest
+import torch
+from references import OPS
+from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vjp, vmap
+
+from fla_bdlru.layers import BDLRU, HLRU
+
+each_op = pytest.mark.parametrize("name", OPS)
+CU_SEQLENS = torch.tensor([[0, 2, 2, 7], [0, 3, 5, 7], [0, 0, 7, 7]])
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+
+
+def make_inputs(name, *lead, B=2, T=7, num_seqs=None):
+    shape = (*lead, B, T, 5, 3) if "bdlru" in name else (*lead, B, T, 5)
+    return torch.randn(shape), torch.randn(*shape, 4), torch.randn(*lead, num_seqs or B, 5, 3)
+
+
+def loss_of(op):
+    def loss(v, g, h0, cu_seqlens=None):
+        o, ht = op(v, g, h0, True, cu_seqlens=cu_seqlens)
+        return o.square().sum() + ht.sum()
+
+    return loss
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def stacked(function, *inputs):
+    """A vmap as the loop that it stands for."""
+    results = [function(*(x[i] for x in inputs)) for i in range(len(inputs[0]))]
+    return [torch.stack(x) for x in zip(*results)]
+
+
+@each_op
+def test_vmap_equals_a_loop(name):
+    """Values, and gradients inside and outside, along any axis; nested; where an input is shared."""
+    op, naive = OPS[name]
+    v, g, h0 = make_inputs(name, 3)
+    loss, expected = grad(loss_of(op), (0, 1, 2)), stacked(grad(loss_of(naive), (0, 1, 2)), v, g, h0)
+    assert_close(vmap(loss)(v, g, h0), expected)
+    assert_close(grad(lambda *x: vmap(loss_of(op))(*x).sum(), (0, 1, 2))(v, g, h0), expected)
+    nested = vmap(vmap(loss))(*(torch.stack([x, x], 1) for x in (v, g, h0)))
+    assert_close([x[:, 1] for x in nested], expected)
+    got = vmap(lambda v, g, h0: op(v, g, h0, True), (1, None, 2), (1, 0))(v.movedim(0, 1), g[0], h0.movedim(0, 2))
+    o, ht = stacked(lambda v, h0: naive(v, g[0], h0, True), v, h0)
+    assert_close(got, (o.movedim(0, 1), ht))
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vmap_over_packed_documents(name, dtype):
+    """Each with boundaries of its own, or all with the same."""
+    op, naive = OPS[name]
+    v, g, h0 = make_inputs(name, 3, B=1, num_seqs=3)
+    v, g = v.to(dtype), g.to(dtype)
+    for cu_seqlens, dim in ((CU_SEQLENS, 0), (CU_SEQLENS[1], None)):
+        got = vmap(grad(loss_of(op), (0, 1, 2)), (0, 0, 0, dim))(v, g, h0, cu_seqlens)
+        expected = stacked(grad(loss_of(naive), (0, 1, 2)), v, g, h0, CU_SEQLENS if dim == 0 else cu_seqlens.expand(3, -1))
+        assert_close(got, expected, 1e-5 if dtype == torch.float32 else 0.05)
+    with pytest.raises(ValueError, match=r"cu_seqlens must rise from 0 to T=7; got \[0, 5\]"):
+        vmap(lambda v, g, x: op(v, g, cu_seqlens=x)[0])(v, g, torch.tensor([[0, 5], [0, 7], [0, 7]]))
+
+
+@each_op
+def test_derivatives_of_many_directions(name):
+    """`jacrev`, batched gradients of one forward pass, dense and packed, and forward-mode ones, which are plain PyTorch's."""
+    op, naive = OPS[name]
+    v, g, h0 = make_inputs(name, B=1, num_seqs=3)
+    expected = jacrev(lambda v: naive(v, g)[0][0, -1])(v)
+    assert_close([jacrev(lambda v: op(v, g)[0][0, -1])(v)], [expected])
+    for cu_seqlens, state in ((None, h0[:1]), (CU_SEQLENS[0], h0)):
+        results, directions = [], [torch.randn(4, *x.shape) for x in (v, state)]
+        for f in (op, naive):
+            leaves = [x.clone().requires_grad_() for x in (v, g, state)]
+            outputs = f(*leaves, True, cu_seqlens=cu_seqlens)
+            results.append(torch.autograd.grad(outputs, leaves, directions, is_grads_batched=True))
+        assert_close(*results)
+    tangents = tuple(torch.randn_like(x) for x in (v, g, h0[:1]))
+    for a, b in zip(*(jvp(partial(f, output_final_state=True), (v, g, h0[:1]), tangents) for f in (op, naive))):
+        assert_close(a, b)
+    assert_close(*([hessian(partial(cubed, f))(v[:, :2], g[:, :2])] for f in (op, naive)))
+
+
+def cubed(op, v, g):
+    return op(v, g)[0].pow(3).sum()
+
+
+@each_op
+def test_what_cannot_be_transformed_says_so(name):
+    op, (v, g, _) = OPS[name][0], make_inputs(name, B=1)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        grad(lambda v: grad(partial(cubed, op))(v, g).sum())(v)
+
+
+@each_op
+def test_jit_trace(name):
+    """The graph holds the custom op, and takes other sizes."""
+    op = OPS[name][0]
+    traced = torch.jit.trace(lambda *x: op(*x, True), make_inputs(name))
+    assert f"fla_bdlru::{name.split('_')[-1]}" in str(traced.graph)
+    other = make_inputs(name, B=3, T=9)
+    assert_close(traced(*other), op(*other, True))
+
+
+@pytest.mark.parametrize("layer", [BDLRU, HLRU])
+@pytest.mark.parametrize("options", [{}, {"selective": False}, {"use_short_conv": True}], ids=str)
+def test_layers_in_ensembles_and_gradients_per_sample(layer, options):
+    layers = [layer(hidden_size=16, **options) for _ in range(3)]
+    x = torch.randn(2, 9, 16)
+    parameters = {name: x.detach() for name, x in stack_module_state(layers)[0].items()}
+
+    def loss(parameters, x):
+        return functional_call(layers[0], parameters, (x,))[0].square().sum()
+
+    ensemble = vmap(grad(loss), (0, None))(parameters, x)
+    for i, one in enumerate(layers):
+        expected = torch.autograd.grad(one(x)[0].square().sum(), list(one.parameters()))
+        assert_close([ensemble[name][i] for name, _ in one.named_parameters()], expected)
+    first = {name: x[0] for name, x in parameters.items()}
+    per_sample = vmap(grad(loss), (None, 0))(first, x[:, None])
+    together = grad(loss)(first, x)
+    assert_close([per_sample[name].sum(0) for name in first], [together[name] for name in first])
+    direction, out = torch.randn_like(x), lambda x: functional_call(layers[0], first, (x,))[0]
+    o, slope = jvp(out, (x,), (direction,))
+    weights = torch.randn_like(o)
+    assert_close([(slope * weights).sum()], [(vjp(out, x)[1](weights)[0] * direction).sum()])
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        output = self.model(x, use_cache=False)
+        return output[0] if isinstance(output, tuple) else output.logits
+
+
+@pytest.mark.parametrize("name", ["BDLRU", "HLRU", "model"])
+def test_onnx(name, tmp_path):
+    """Exported once, run by onnxruntime at other sizes."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
+
+    if name == "model":
+        model = BDLRUForCausalLM(BDLRUConfig(hidden_size=16, num_hidden_layers=2, vocab_size=32))
+        inputs = [torch.randint(0, 32, shape) for shape in ((2, 9), (3, 17))]
+    else:
+        model = {"BDLRU": BDLRU, "HLRU": HLRU}[name](hidden_size=16)
+        inputs = [torch.randn(*shape, 16) for shape in ((2, 9), (3, 17))]
+    model = Logits(model).eval()
+    sizes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}}
+    torch.onnx.export(model, (inputs[0],), dynamo=True, dynamic_shapes=sizes).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for x in inputs:
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), model(x).detach(), rtol=1e-4, atol=1e-5)
