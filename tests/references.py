@@ -1,18 +1,14 @@
-"""The public ops and the naive recurrence that each of them equals."""
+"""The ops that tests run over, and the naive recurrence that each of them equals."""
 
-from fla_bdlru.ops import (
-    chunk_bdlru,
-    chunk_hlru,
-    fused_recurrent_bdlru,
-    fused_recurrent_hlru,
-    naive_recurrent_bdlru,
-    naive_recurrent_hlru,
-)
+from fla_bdlru import ops
 
-NAIVE = {"bdlru": naive_recurrent_bdlru, "hlru": naive_recurrent_hlru}
+NAIVE = {"bdlru": ops.naive_recurrent_bdlru, "hlru": ops.naive_recurrent_hlru}
 OPS = {
-    "chunk_bdlru": (chunk_bdlru, naive_recurrent_bdlru),
-    "fused_recurrent_bdlru": (fused_recurrent_bdlru, naive_recurrent_bdlru),
-    "chunk_hlru": (chunk_hlru, naive_recurrent_hlru),
-    "fused_recurrent_hlru": (fused_recurrent_hlru, naive_recurrent_hlru),
+    f"{kind}_{name}": (getattr(ops, f"{kind}_{name}"), naive)
+    for name, naive in NAIVE.items()
+    for kind in ("chunk", "fused_recurrent")
+}
+# the references themselves, chunkwise ones too
+REFERENCES = {
+    f"naive_{kind}_{name}": getattr(ops, f"naive_{kind}_{name}") for name in NAIVE for kind in ("recurrent", "chunk")
 }

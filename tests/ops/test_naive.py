@@ -4,16 +4,11 @@ import math
 
 import pytest
 import torch
+from references import NAIVE, REFERENCES
 
-from fla_bdlru.ops import (
-    GATE_NORMS,
-    naive_chunk_bdlru,
-    naive_chunk_hlru,
-    naive_recurrent_bdlru,
-    naive_recurrent_hlru,
-    normalize_gates,
-)
+from fla_bdlru.ops import GATE_NORMS, naive_recurrent_bdlru, naive_recurrent_hlru, normalize_gates
 
+each_reference = pytest.mark.parametrize("naive", REFERENCES.values(), ids=REFERENCES)
 CU_SEQLENS = (None, [0, 0, 3, 4, 9, 9])
 
 
@@ -104,7 +99,7 @@ def test_naive_recurrent_hlru_equals_scalars(gate_norm):
 
 @pytest.mark.parametrize("cu_seqlens", CU_SEQLENS, ids=["dense", "packed"])
 @pytest.mark.parametrize("gate_norm", GATE_NORMS)
-@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+@each_reference
 def test_naive_gradcheck(naive, gate_norm, cu_seqlens):
     cu_seqlens = None if cu_seqlens is None else torch.tensor(cu_seqlens)
     num_seqs = 1 if cu_seqlens is None else len(cu_seqlens) - 1
@@ -117,18 +112,16 @@ def test_naive_gradcheck(naive, gate_norm, cu_seqlens):
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8, 9, 13])
-@pytest.mark.parametrize("chunk, recurrent, shape, M", [
-    (naive_chunk_bdlru, naive_recurrent_bdlru, (3, 2), 2),
-    (naive_chunk_hlru, naive_recurrent_hlru, (3,), 4),
-], ids=["bdlru", "hlru"])  # fmt: skip
-def test_naive_chunk_equals_recurrent(chunk, recurrent, shape, M, T):
+@pytest.mark.parametrize("name, shape, M", [("bdlru", (3, 2), 2), ("hlru", (3,), 4)])
+def test_naive_chunk_equals_recurrent(name, shape, M, T):
+    recurrent, chunk = NAIVE[name], REFERENCES[f"naive_chunk_{name}"]
     v, g = torch.randn(2, T, *shape, dtype=torch.float64), torch.randn(2, T, *shape, M + 1, dtype=torch.float64)
     h0 = torch.randn(2, 3, M, dtype=torch.float64)
     for a, b in zip(chunk(v, g, h0, True, chunk_size=4), recurrent(v, g, h0, True)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+@each_reference
 def test_naive_keeps_float32_under_autocast(naive):
     """Forward and backward, as if autocast were off: a state kept in bfloat16 forgets."""
     shape, M = ((1, 40, 3, 2), 2) if "bdlru" in naive.__name__ else ((1, 40, 3), 2)
@@ -145,7 +138,7 @@ def test_naive_keeps_float32_under_autocast(naive):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gate_norm", GATE_NORMS)
-@pytest.mark.parametrize("naive", [naive_recurrent_bdlru, naive_chunk_bdlru, naive_recurrent_hlru, naive_chunk_hlru])
+@each_reference
 def test_naive_half_types_compute_in_float32(naive, gate_norm, dtype):
     """Against float64 on the same rounded inputs: outputs are off by their own rounding, states by float32's."""
     shape, M = ((2, 33, 3, 4), 4) if "bdlru" in naive.__name__ else ((2, 33, 3), 4)

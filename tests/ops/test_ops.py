@@ -7,17 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import OPS
+from references import OPS, REFERENCES
 
 from fla_bdlru.ops import (
     GATE_NORMS,
     chunk_bdlru,
     chunk_hlru,
     hlru_window,
-    naive_chunk_bdlru,
-    naive_chunk_hlru,
     naive_recurrent_bdlru,
-    naive_recurrent_hlru,
     normalize_gates,
 )
 
@@ -527,10 +524,10 @@ BAD_CALLS = {
 }  # fmt: skip
 
 
-NAIVE = {f.__name__: (f, f) for f in (naive_chunk_bdlru, naive_chunk_hlru, naive_recurrent_bdlru, naive_recurrent_hlru)}
+ALL = {name: op for name, (op, _) in OPS.items()} | REFERENCES
 
 
-@pytest.mark.parametrize("name", [*OPS, *NAIVE])
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("message", BAD_CALLS)
 def test_errors(name, message, backend):
     v, g, h0 = make_inputs(name)
@@ -538,17 +535,17 @@ def test_errors(name, message, backend):
         g = g[:, 1:]
     args, kwargs = BAD_CALLS[message](v, g, h0)
     with pytest.raises(ValueError, match=message):
-        {**OPS, **NAIVE}[name][0](*args, **kwargs)
+        ALL[name](*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", [*OPS, *NAIVE])
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bounds", [[1, 6], [0, 4, 2, 6], [0, 3], [0, 3, 9]], ids=str)
 def test_boundaries_are_checked(name, bounds, backend):
     v, g, _ = make_inputs(name, B=1, T=6)
     with pytest.raises(ValueError, match=f"cu_seqlens must rise from 0 to T=6; got {re.escape(str(bounds))}"):
-        {**OPS, **NAIVE}[name][0](v, g, cu_seqlens=torch.tensor(bounds))
+        ALL[name](v, g, cu_seqlens=torch.tensor(bounds))
     with pytest.raises(ValueError, match="g must have shape"):
-        {**OPS, **NAIVE}[name][0](v, g[:, :, :1])
+        ALL[name](v, g[:, :, :1])
 
 
 WINDOW_ERRORS = {

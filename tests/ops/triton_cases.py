@@ -12,24 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
+from references import NAIVE, OPS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fla_bdlru.ops.gpu.runtime as runtime
-from fla_bdlru.ops import (
-    GATE_NORMS,
-    chunk_bdlru,
-    chunk_hlru,
-    fused_recurrent_bdlru,
-    fused_recurrent_hlru,
-    naive_recurrent_bdlru,
-    naive_recurrent_hlru,
-)
+from fla_bdlru.ops import GATE_NORMS
 
-OPS = {
-    "bdlru": (chunk_bdlru, fused_recurrent_bdlru, naive_recurrent_bdlru),
-    "hlru": (chunk_hlru, fused_recurrent_hlru, naive_recurrent_hlru),
-}
-each_op = pytest.mark.parametrize("name", OPS)
+each_op = pytest.mark.parametrize("name", NAIVE)
 PACKED = [0, 0, 1, 4, 4, 9, 11, 11]
 
 
@@ -61,7 +50,7 @@ def run(op, v, g, h0, do, dht, **kwargs):
 
 
 def compare(name, v, g, h0, fused=False, grad_o=True, grad_state=True, **kwargs):
-    chunk, fused_recurrent, naive = OPS[name]
+    chunk, fused_recurrent, naive = OPS[f"chunk_{name}"][0], OPS[f"fused_recurrent_{name}"][0], NAIVE[name]
     num_seqs = v.shape[0] if "cu_seqlens" not in kwargs else len(kwargs["cu_seqlens"]) - 1
     do = torch.randn(v.shape, dtype=torch.float64) if grad_o else None
     dht = torch.randn(num_seqs, v.shape[2], g.shape[-1] - 1, dtype=torch.float64) if grad_state else None
@@ -91,7 +80,7 @@ def test_sizes(name, M, chunks):
 @each_op
 @pytest.mark.parametrize("M", [9, 16, 32])
 def test_large_sizes_forward(name, M, chunks):
-    chunk, _, naive = OPS[name]
+    chunk, naive = OPS[f"chunk_{name}"]
     v, g, h0 = make_inputs(name, T=5, M=M, width=2)
     for a, b in zip(chunk(v, g, h0, True), naive(v, g, h0, True)):
         torch.testing.assert_close(a, b)
@@ -146,9 +135,9 @@ def test_nan_stays_in_its_document(name, where, chunks):
     v, g, h0 = make_inputs(name, T=13, num_seqs=4, width=2)
     do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
     bounds = torch.tensor([0, 3, 6, 10, 13])
-    clean = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    clean = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht, cu_seqlens=bounds)
     {"v": v[0, 4:6], "g": g[0, 4:6], "h0": h0[1]}[where].fill_(float("nan"))
-    got = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
+    got = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht, cu_seqlens=bounds)
     assert got["o"][0, 5].isnan().all()
     for key, x in clean.items():
         kept = [0, 2, 3] if key in ("ht", "dh0") else [0, 1, 2, *range(6, 13)]
@@ -271,7 +260,7 @@ def test_tuned_kernels(name, chunks, monkeypatch):
 def test_outputs_are_written_whole_and_runs_are_bit_equal(name, chunks, poisoned_empty):
     v, g, h0 = make_inputs(name, T=7, width=33)
     do, dht = torch.randn(v.shape).double(), torch.randn(h0.shape).double()
-    first, second = (run(OPS[name][0], v, g, h0, do, dht) for _ in range(2))
+    first, second = (run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht) for _ in range(2))
     assert all(torch.isfinite(x).all() for x in first.values())
     assert all(torch.equal(first[key], second[key]) for key in first)
 
