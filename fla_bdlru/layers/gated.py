@@ -256,7 +256,7 @@ class GatedRecurrence(Mixer):
         cp_context: FLACPContext | None = None,
     ) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
-        conv_state, num_seqs = None, len(v) if cu_seqlens is None else len(cu_seqlens) - 1
+        conv_state, num_seqs = None, v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         if self.use_short_conv:
             if cp_context is not None and cp_context.group is not None and self.conv_size > 1:
                 # [num_seqs, width, conv_size]; the convolution does not look at the first column

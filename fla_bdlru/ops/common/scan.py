@@ -36,7 +36,7 @@ def companion(A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 def initial_states(A: torch.Tensor, initial_state: torch.Tensor | None, cu_seqlens: torch.LongTensor | None) -> torch.Tensor:
     """The initial state, or zeros of shape `[num_seqs, H, M]`."""
-    num_seqs = A.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    num_seqs = A.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return A.new_zeros(num_seqs, A.shape[2], A.shape[-1]) if initial_state is None else initial_state.to(A.dtype)
 
 
