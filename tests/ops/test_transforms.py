@@ -1,6 +1,7 @@
 """torch.func over the ops and layers, batched gradients, torch.jit.trace and ONNX."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,14 @@ def test_what_cannot_be_transformed_says_so(name):
     op, (v, g, _) = OPS[name][0], make_inputs(name, B=1)
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         grad(lambda v: grad(partial(cubed, op))(v, g).sum())(v)
+    context = SimpleNamespace(group=object(), cu_seqlens=torch.tensor([0, 7]), is_first_rank=True, layout="contiguous")
+    context.pre_num_ranks_dev = None
+    for transform in (grad, lambda f: lambda v: jvp(f, (v,), (v,))):
+        with pytest.raises(RuntimeError, match="cp_context cannot go through torch.func"):
+            transform(lambda v: op(v, g, cp_context=context)[0].sum())(v)
+    exported = torch._decomp.decomposition_table[getattr(torch.ops.fla_bdlru, name.split("_")[-1]).default]
+    with pytest.raises(ValueError, match="cu_seqlens cannot be exported"):
+        exported(v, g, None, torch.tensor([0, 7]), "softmax", True)
 
 
 @each_op
