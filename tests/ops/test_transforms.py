@@ -105,7 +105,7 @@ def test_what_cannot_be_transformed_says_so(name):
     context = SimpleNamespace(group=object(), cu_seqlens=torch.tensor([0, 7]), is_first_rank=True, layout="contiguous")
     context.pre_num_ranks_dev = None
     for transform in (grad, lambda f: lambda v: jvp(f, (v,), (v,))):
-        with pytest.raises(RuntimeError, match="cp_context cannot go through torch.func"):
+        with pytest.raises(RuntimeError, match="cp_context cannot go through"):
             transform(lambda v: op(v, g, cp_context=context)[0].sum())(v)
     exported = torch._decomp.decomposition_table[getattr(torch.ops.fla_bdlru, name.split("_")[-1]).default]
     with pytest.raises(ValueError, match="cu_seqlens cannot be exported"):
