@@ -36,7 +36,7 @@ def with_gates(gates: Callable, x: torch.Tensor, run: Callable, recompute: bool,
         run (Callable):
             What runs one recurrence, over the logits.
         recompute (bool):
-            Whether to compute the logits again; under `torch.func` they are kept.
+            Whether to compute the logits again; exported, and under `torch.func`, they are kept.
         is_random (bool):
             Whether `gates` may draw random numbers, which must be the same both times.
         can_trace (bool):
