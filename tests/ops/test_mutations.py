@@ -32,8 +32,8 @@ MUTATIONS = {
     ),
     "dh0 of a document is dropped": (
         "hlru/kernels.py",
-        "if since == 0:",
-        "if since == -1:",
+        "tl.store(dh0 + doc * (M * N) + lag * N + o_n, u,",
+        "tl.store(dh0 + doc * (M * N) + lag * N + o_n, u * 0,",
         "packed",
     ),
     "the last chunk has no end": (

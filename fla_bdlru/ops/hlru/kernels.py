@@ -173,6 +173,17 @@ def chunk_hlru_bwd_kernel_dh(
     tl.store(end + i_bc * (M * N) + _lag(M + 1 - (n_t % M).to(tl.int32), rj, M) * N + o_n, u, mask=is_row & in_n)
 
 
+@triton.jit
+def _before(o, h0, row, doc, lag, since, o_n, mask, M: tl.constexpr, N: tl.constexpr, HAS_H0: tl.constexpr):
+    """Values `lag` before a step, row `row` of o and `since` steps into its sequence; before that, the initial state."""
+    inside = tl.minimum(since, M).to(tl.int32)
+    x = tl.load(o + (row - 1 - lag) * N + o_n, mask=mask & (lag < inside), other=0.0).to(tl.float32)
+    if HAS_H0:
+        if since < M:
+            x += tl.load(h0 + doc * (M * N) + (lag - inside) * N + o_n, mask=mask & (lag >= inside), other=0.0)
+    return x
+
+
 @triton.jit(do_not_specialize=["T", "C", "NC", "zero"])
 def chunk_hlru_bwd_kernel_dvg(
     g, v, o, h0, do, dht, u_in, starts, ends, seq, cu_seqlens, dg, dv, dh0, T, C, NC, zero,
@@ -190,26 +201,23 @@ def chunk_hlru_bwd_kernel_dvg(
     u = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_U_IN:
         u = tl.load(u_in + i_bc * (M * N) + _lag(M + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
+    # of the M values before a step the next one, backward in time, needs all but the newest, and one more
+    doc = i_b
+    since = t0 + n_t - 1
+    if VARLEN:
+        doc = tl.load(seq + t0 + n_t - 1).to(tl.int64)
+        since -= tl.load(cu_seqlens + doc)
+    row = i_b * T + t0 + n_t - 1
+    window = _before(o, h0, row, doc, _lag(M, rj, M), since, o_n, is_row & in_n, M, N, HAS_H0)
     for i_t in tl.range(0, n_t, TURN):
         for k in tl.static_range(TURN):
             if i_t + k < n_t:
                 t = t0 + n_t - 1 - i_t - k
                 turn = M - _turn(i_t, k, M, TURN)
                 lag = _lag(turn, rj, M)
-                # how many of the M values before this step belong to its sequence; the rest is the initial state
-                doc = i_b
-                since = t
-                if VARLEN:
-                    doc = tl.load(seq + t).to(tl.int64)
-                    since = t - tl.load(cu_seqlens + doc)
-                inside = tl.minimum(since, M).to(tl.int32)
-                window = tl.load(o + (i_b * T + t - 1 - lag) * N + o_n, mask=is_row & in_n & (lag < inside), other=0.0).to(
-                    tl.float32
-                )
-                if HAS_H0:
-                    if since < M:
-                        p_h0 = h0 + doc * (M * N) + (lag - inside) * N + o_n
-                        window += tl.load(p_h0, mask=is_row & in_n & (lag >= inside), other=0.0)
+                first = since == 0
+                since = tl.maximum(since - 1, 0)
+                oldest = _before(o, h0, i_b * T + t - 1, doc, M - 1, since, o_n, in_n, M, N, HAS_H0)
                 if VARLEN and HAS_DHT:
                     if tl.load(ends + t) >= 0:
                         u = tl.load(dht + doc * (M * N) + _lag(turn + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
@@ -229,10 +237,15 @@ def chunk_hlru_bwd_kernel_dvg(
                 tl.store(dg + p + M * N + o_n, dx_in.to(dg.dtype.element_ty), mask=in_n)
                 tl.store(dv + (i_b * T + t) * N + o_n, (q * f_in).to(dv.dtype.element_ty), mask=in_n)
                 u = tl.where(lag == M - 1, 0.0, u) + f * q
+                window = tl.where(lag == 0, oldest, window)
                 if VARLEN:
-                    if since == 0:
+                    if first:
                         tl.store(dh0 + doc * (M * N) + lag * N + o_n, u, mask=is_row & in_n)
                         u = tl.zeros([MP, WARP * VEC], tl.float32)
+                        doc = tl.load(seq + tl.maximum(t - 1, 0)).to(tl.int64)
+                        since = tl.maximum(t - 1 - tl.load(cu_seqlens + doc), 0)
+                        lag = _lag(turn - 1, rj, M)
+                        window = _before(o, h0, i_b * T + t - 1, doc, lag, since, o_n, is_row & in_n, M, N, HAS_H0)
     if LAST:
         tl.store(dh0 + i_b * (M * N) + _lag(M + 1 - (n_t % M).to(tl.int32), rj, M) * N + o_n, u, mask=is_row & in_n)
 
