@@ -17,6 +17,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from benchmarks.compare.plan import Planned
+    from benchmarks.records.store import ResultStore
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
 
@@ -69,9 +70,7 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     if status:
         _say_status(console, name, planned, rows, workers)
         return 0
-    with ResultStore(out) as store:
-        for key in rows.keys() - store.rows.keys():
-            store.add(rows[key])
+    _carry_over(rows, ResultStore(out))
     code = comparison._compare(console, parts, comparison.Workers(device, workers, 1, None), out, False, False)
     rows = [row for key, row in _rows(out).items() if key in planned]
     if rows:
@@ -86,6 +85,12 @@ def _rows(folder: Path | None) -> dict[str, dict]:
     from benchmarks.records.store import read_folder
 
     return read_folder(folder) if folder is not None and any(folder.glob("compare*.csv")) else {}
+
+
+def _carry_over(rows: dict[str, dict], store: ResultStore) -> None:
+    with store:
+        for row in [row for key, row in rows.items() if key not in store.rows]:
+            store.add(row)
 
 
 def _say_status(console: Console, name: str, planned: dict[str, Planned], rows: dict[str, dict], workers: int) -> None:
@@ -126,9 +131,9 @@ def _seconds(planned: Planned, rows: list[dict]) -> float | None:
 
 def _language_models(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:
     from benchmarks.lm.__main__ import app as language_models
-    from benchmarks.lm.report import COLUMNS
+    from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS
     from benchmarks.lm.settings import load_settings
-    from benchmarks.records.store import read_rows
+    from benchmarks.records.store import ResultStore, read_rows
 
     rows = {}
     for path in (folder / "lm.csv" for folder in (stored, out) if folder is not None):
@@ -145,6 +150,7 @@ def _language_models(console: Console, name: str, grid: Path, stored: Path | Non
         )
         console.print(f"{name}: {len(rows)} of {runs} runs done, {left} left{time}.")
         return 0
+    _carry_over(rows, ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS))
     return language_models(["--preset", str(grid), "--out", str(out), "--device", device], standalone_mode=False) or 0
 
 

@@ -113,3 +113,9 @@ def test_each_mixer_is_shown_at_its_best_rate_and_decay():
 def test_one_layer_never_needs_more_than_one_block():
     for name in ("z2", "z3", "z4", "z6", "z8", "s3", "d4", "q8", "a4", "s4", "z2xz4", "a5"):
         assert smallest_block(name) <= find_group(name).signed_degree
+
+
+def test_language_models_have_a_status(tmp_path):
+    assert (
+        "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in command("lm", "--status", "--out", tmp_path)[1]
+    )
