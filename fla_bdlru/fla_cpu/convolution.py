@@ -20,15 +20,12 @@ def _check(activation, weight) -> None:
 def _shifted(x, shift, sequence, position, initial_state):
     """x[t - shift] of the same sequence; before its start, the initial state's last columns or zero."""
     # x: [tokens, D], initial_state: [N, D, W], its last column is the input before the first token
-    inside = (position >= shift)[:, None]
+    before = x.new_zeros(())
+    if initial_state is not None:
+        W = initial_state.shape[-1]
+        before = initial_state[sequence, :, (position + W - shift).clamp_max(W - 1)]
     # selected, not multiplied: what another sequence holds may be NaN
-    y = F.pad(x, (0, 0, shift, 0))[: x.shape[0]].where(inside, x.new_zeros(()))
-    if initial_state is None:
-        return y
-    W = initial_state.shape[-1]
-    head = (position < shift).nonzero().flatten()
-    before = initial_state[sequence[head], :, W - shift + position[head]]
-    return y.index_add(0, head, before)
+    return F.pad(x, (0, 0, shift, 0))[: x.shape[0]].where((position >= shift)[:, None], before)
 
 
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):

@@ -95,7 +95,8 @@ def logsumexp_fwd(x, scale, softcapping, dtype):
 
 def _scaled(grads, do):
     """Gradients saved by the forward, times the gradient of the loss."""
-    return tuple(grad if grad is None or do == 1 else (grad * do).to(grad.dtype) for grad in grads)
+    whole = not do.is_meta and do == 1
+    return tuple(grad if grad is None or whole else (grad * do).to(grad.dtype) for grad in grads)
 
 
 def fused_linear_cross_entropy_bwd(do, dx, dw, db):

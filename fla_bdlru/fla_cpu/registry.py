@@ -72,7 +72,7 @@ def _devices(values: Iterable[Any]) -> set[str]:
 
 
 def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """True if there is a tensor among the arguments and all of them are on the CPU.
+    """True if there is a tensor among the arguments and all of them are on the CPU, or all are meta tensors: shapes alone.
 
     Raises:
         ValueError: for meta tensors beside CPU tensors: a weight that is not there would be read past its module.
@@ -83,7 +83,20 @@ def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
             "Tensors on the CPU came with meta tensors, which hold no values: a weight that is offloaded or was never "
             "loaded was read without its module being called. Load it, or call the module."
         )
-    return devices == {"cpu"}
+    return devices in ({"cpu"}, {"meta"})
+
+
+def shapes_too(implementation: Callable) -> Callable:
+    """`implementation`, which makes its own tensors on the meta device where its arguments are meta tensors."""
+
+    @functools.wraps(implementation)
+    def run(*args, **kwargs):
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (*args, *kwargs.values())):
+            with torch.device("meta"):
+                return implementation(*args, **kwargs)
+        return implementation(*args, **kwargs)
+
+    return run
 
 
 def _make_backend(implementations: Mapping[str, Callable]) -> type:
@@ -115,7 +128,7 @@ def register_dispatched(operation: str | None, table: Mapping[str, Callable]) ->
     for target, implementation in table.items():
         try:
             _, name, original = resolve(target)
-            methods[name] = by_name(original, implementation)
+            methods[name] = shapes_too(by_name(original, implementation))
             if operation is None:
                 register(original, backend=backend)(methods[name])
             record(target, WHY)
@@ -131,6 +144,7 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "",
     `original` may be `None`, if its package is not installed; where it would have to run, `missing` is what the `ImportError`
     says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile`, `torch.export` or `torch.func` transforms it.
     """
+    implementation = shapes_too(implementation)
     # torch.compiler.disable leaves its mark in the attributes
     updated = () if while_tracing else functools.WRAPPER_UPDATES
 

@@ -16,7 +16,8 @@ def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved
     sequence, position = token_positions(x, cu_seqlens)
     per_sequence = isinstance(seqlen_offsets, torch.Tensor)
     position = position + (seqlen_offsets[sequence] if per_sequence else seqlen_offsets)
-    if not torch.compiler.is_compiling() and position.numel() and int(position.max()) >= positions:
+    readable = not torch.compiler.is_compiling() and not position.is_meta
+    if readable and position.numel() and int(position.max()) >= positions:
         raise ValueError(f"Position {int(position.max())} is outside the rotary cache of {positions} positions.")
     # Left padding gives negative positions: their rotated channels are zero (in place: left as they are).
     inside = (position >= 0).view(*x.shape[:2], 1, 1)

@@ -10,6 +10,7 @@ from fla.backends import _function_registries, _operation_registries
 from fla.modules.activations import swish
 from fla.modules.activations.ops import swish_fwd
 from fla.modules.norm.layernorm import rms_norm
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fla_bdlru import fla_cpu
 from fla_bdlru.fla_cpu import cpu_backend, is_enabled, registry, table
@@ -17,6 +18,12 @@ from fla_bdlru.patches import resolve
 
 TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
 OPERATIONS = {target: f for implementations in table.OPERATIONS.values() for target, f in implementations.items()}
+
+
+def on_a_gpu():
+    """A tensor on a GPU, without one."""
+    with FakeTensorMode():
+        return torch.empty(2, device="cuda")
 
 
 def original_of(target):
@@ -61,12 +68,13 @@ def test_replacements_name_what_fla_has(target):
 def test_entry_points_take_cpu_tensors_only(target):
     entry = _function_registries[original_of(target)]
     backend = entry._backends["fla_bdlru_cpu"]
-    cpu, elsewhere = torch.ones(2), torch.ones(2, device="meta")
+    cpu, meta, elsewhere = torch.ones(2), torch.ones(2, device="meta"), on_a_gpu()
+    assert backend.verify("f", meta, [meta])[0]
     assert backend.verify("f", cpu)[0]
     assert backend.verify("f", None, x=[cpu, cpu])[0]
     for args in ((elsewhere,), (elsewhere, None), ([elsewhere],), ()):
         assert not backend.verify("f", *args)[0]
-    for args in ((cpu, elsewhere), (elsewhere, None, cpu), ([cpu, elsewhere],)):
+    for args in ((cpu, meta), (meta, None, cpu), ([cpu, meta],)):
         with pytest.raises(ValueError, match="came with meta tensors"):
             backend.verify("f", *args)
     # asked before every other backend, so that no other one can take a CPU tensor
@@ -86,13 +94,14 @@ def test_wrapped_functions_are_held_under_every_name(target):
 def test_wrapped_functions_take_cpu_tensors_only():
     calls = []
     wrapper = registry.wrap(lambda *args, **kwargs: calls.append("fla"), lambda *args, **kwargs: calls.append("ours"))
-    cpu, elsewhere = torch.ones(2), torch.ones(2, device="meta")
+    cpu, meta, elsewhere = torch.ones(2), torch.ones(2, device="meta"), on_a_gpu()
     wrapper(cpu, 3, None)
     wrapper(x=[cpu, cpu])
-    assert calls == ["ours", "ours"]
+    wrapper(meta)
+    assert calls == ["ours"] * 3
     wrapper(elsewhere, y=elsewhere)
     wrapper(3)
-    assert calls[2:] == ["fla"] * 2
+    assert calls[3:] == ["fla"] * 2
 
 
 def test_meta_tensors_among_cpu_tensors_are_refused():

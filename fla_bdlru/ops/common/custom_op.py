@@ -86,7 +86,7 @@ class Recurrence:
             o, ht = context_parallel(cp_context, Plain if plain else self, *inputs)
         elif torch._C._are_functorch_transforms_active():
             o, ht, *_ = Transformed.apply(self, *inputs)
-        elif type(v) is not torch.Tensor or is_traced():
+        elif v.is_meta or type(v) is not torch.Tensor or is_traced():
             o, ht, *_ = self.op(*inputs)
         else:
             o, ht = Eager.apply(self, *inputs)

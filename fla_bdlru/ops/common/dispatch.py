@@ -43,6 +43,8 @@ def warn_plain(reason: str, where: str) -> None:
 def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
     """The backend for tensors on `device`: `"triton"` on a GPU, `"cpu"` (numba) on a CPU, else `"torch"` (plain PyTorch).
 
+    Meta tensors, which are shapes alone, have `"meta"`, whatever is forced.
+
     `FLA_BDLRU_BACKEND` forces one: `auto` (default), `triton`, `cpu` or `torch`. Forced, Triton takes CPU tensors too, where
     its interpreter runs the kernels (`TRITON_INTERPRET=1`).
 
@@ -58,6 +60,8 @@ def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
     wanted = os.environ.get("FLA_BDLRU_BACKEND") or "auto"
     if wanted not in BACKENDS:
         raise ValueError(f"FLA_BDLRU_BACKEND={wanted!r} is not known; expected one of {', '.join(BACKENDS)}.")
+    if device.type == "meta":
+        return "meta"
     if wanted in ("triton", "cpu"):
         reason = _why_not(wanted, device, dtypes)
         if reason is not None:
@@ -75,8 +79,7 @@ def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
         reason = f"the kernels know no device {device.type!r}"
     if reason is None:
         return "cpu"
-    if device.type != "meta":
-        warn_plain(reason, f"on {'the CPU' if device.type == 'cpu' else repr(device.type)}")
+    warn_plain(reason, f"on {'the CPU' if device.type == 'cpu' else repr(device.type)}")
     return "torch"
 
 
