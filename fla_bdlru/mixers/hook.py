@@ -159,11 +159,12 @@ def _slot(block: nn.Module) -> str | None:
 def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """What is looked at before every call of a model: token ids (under `FLA_BDLRU_DEBUG=1`), the cache, `cp_context`.
 
-    A loss needs no cache, and with one FLA's attention takes every mask for left padding; so `labels` turn it off unless
-    `use_cache` is given.
+    With a cache FLA's attention takes every mask for left padding. So a mask that pads elsewhere turns the cache off, as do
+    `labels`, which need none, unless it is asked for.
 
     Raises:
-        ValueError: for token ids outside the vocabulary, which on a GPU are a device assert, or as `check_context_parallel`.
+        ValueError: for token ids outside the vocabulary, which on a GPU are a device assert, a cache together with attention
+            and a mask that pads elsewhere than on the left, or as `check_context_parallel`.
     """
     ids = kwargs.get("input_ids", args[0] if args else None)
     vocabulary = getattr(model.config, "vocab_size", None)
@@ -172,7 +173,14 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         if low < 0 or high >= vocabulary:
             raise ValueError(f"input_ids must lie between 0 and {vocabulary - 1} (vocab_size - 1); got {low} to {high}.")
     # what is given by position may be a cache
-    if kwargs.get("labels") is not None and len(args) < 4 and kwargs.get("past_key_values") is kwargs.get("use_cache") is None:
+    asked = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None or len(args) > 3
+    misread = kwargs.get("cu_seqlens") is None and misreads_mask(model, kwargs.get("attention_mask", (*args, None, None)[1]))
+    if misread and asked and kwargs.get("use_cache") is not False:
+        raise ValueError(
+            "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad on "
+            "the left, or pass use_cache=False."
+        )
+    if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
     return args, kwargs
@@ -184,6 +192,16 @@ def refuse_continuous_batching(*args, **kwargs) -> None:
         "transformers' continuous batching (generate_batch, cache_implementation='paged') keeps pages of keys and values, and "
         "has no place for a recurrent state: use generate with a batch padded on the left."
     )
+
+
+def misreads_mask(model: FLAPreTrainedModel, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a mask pads elsewhere than on the left and `model` has FLA's attention, which counts positions from its sum."""
+    if not torch.is_tensor(attention_mask) or attention_mask.ndim != 2 or attention_mask.is_meta:
+        return False
+    if torch.compiler.is_compiling() or not any(hasattr(module, "rotary") for module in model.modules()):
+        return False
+    mask = attention_mask.bool()
+    return bool((mask[:, :-1] & ~mask[:, 1:]).any())
 
 
 def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> None:

@@ -96,6 +96,26 @@ def test_the_loss_of_padded_rows():
     assert model(tokens).past_key_values is not None
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mask", [[1] * 4 + [0] * 3, [0] + [1] * 3 + [0] + [1] * 2], ids=["right", "hole"])
+def test_masks_that_attention_would_take_for_left_padding(mask):
+    model, tokens = hybrid(), torch.randint(3, 40, (2, 7))
+    mask = torch.tensor([[1] * 7, mask])
+    out = model(tokens, attention_mask=mask)
+    torch.testing.assert_close(out.logits, model(tokens, attention_mask=mask, use_cache=False).logits)
+    torch.testing.assert_close(out.logits[:1], model(tokens[:1]).logits)
+    assert out.past_key_values is None
+    torch.testing.assert_close(model(tokens, mask).logits, out.logits)
+    message = "attention_mask has padding after tokens, which FLA's attention takes for left padding"
+    with pytest.raises(ValueError, match=message):
+        model(tokens, mask.bool(), use_cache=True)
+    with pytest.raises(ValueError, match=message):
+        model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
+    assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
+    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40)))
+    assert recurrent(tokens, attention_mask=mask).past_key_values is not None
+
+
 def test_token_ids_under_the_debug_flag(monkeypatch):
     model, tokens = hybrid(), torch.tensor([[3, 40]])
     monkeypatch.setenv("FLA_BDLRU_DEBUG", "1")
