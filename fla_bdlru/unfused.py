@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
 from torch import nn
@@ -33,6 +33,13 @@ _READ_ONLY = {
     "fla.layers.log_linear_mamba2:LogLinearMamba2": ("conv1d",),
     "fla.layers.rodimus:RodimusAttention": ("g_gate_proj", "tau_gate_proj"),
     "fla.layers.rwkv6:RWKV6Attention": ("x_proj.2",),
+}
+
+# What FLA's Mamba reads more on a GPU: always, and in training.
+_READ_ON_GPU = {
+    "fla.layers.mamba:Mamba": (("dt_proj",), ("x_proj", "out_proj")),
+    "fla.layers.mamba2:Mamba2": ((), ("norm", "out_proj")),
+    "fla.layers.log_linear_mamba2:LogLinearMamba2": ((), ("norm", "out_proj")),
 }
 
 # The layer whose norm and linear layer have to be called at this moment.
@@ -122,23 +129,46 @@ def _norm_linear(original: Callable) -> Callable:
     return fused
 
 
-def _refuse(parts: tuple[str, ...]) -> Callable[[Callable], Callable]:
+def check_parts(layer: nn.Module, parts: Iterable[str]) -> None:
+    """Raises `ValueError` where a part that `layer` reads and never calls is not plain."""
+    for part in parts:
+        module = layer.get_submodule(part)
+        # ZeRO-3 gathers a weight wherever it is read
+        if not is_plain(module) and not hasattr(getattr(module, "weight", None), "ds_id"):
+            raise ValueError(
+                f"{type(layer).__name__} reads {part}.weight and never calls {part}, so that hooks, an adapter, quantised or "
+                f"offloaded weights there would have no effect. Leave {part} out of them (accelerate: "
+                f"preload_module_classes=[{type(layer).__name__!r}])."
+            )
+
+
+def _refuse(always: tuple[str, ...], in_training: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     def make(original: Callable) -> Callable:
         def forward(self, *args, **kwargs):
-            for part in parts:
-                module = self.get_submodule(part)
-                # ZeRO-3 gathers a weight wherever it is read
-                if not is_plain(module) and not hasattr(getattr(module, "weight", None), "ds_id"):
-                    raise ValueError(
-                        f"{type(self).__name__} reads {part}.weight and never calls {part}, so that hooks, an adapter, "
-                        f"quantised or offloaded weights there would have no effect. Leave {part} out of them (accelerate: "
-                        f"preload_module_classes=[{type(self).__name__!r}])."
-                    )
+            parts = (*always, *in_training) if self.training else always
+            check_parts(self, (part for part in parts if hasattr(self, part.partition(".")[0])))
             return original(self, *args, **kwargs)
 
         return forward
 
     return make
+
+
+def _check_residuals(module: nn.Module, args: tuple) -> None:
+    check_parts(module, (name for name, _ in module.named_children() if name.endswith(("res_proj", "norm", "norm_f"))))
+
+
+def _guard_residuals(original: Callable) -> Callable:
+    """FLA's attention residuals (`attnres`) read the weights of projections and norms, a block's and the model's."""
+
+    def post_init(self):
+        original(self)
+        for module in self.modules():
+            reads = any(name.endswith("res_proj") for name, _ in module.named_children())
+            if reads and _check_residuals not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_check_residuals)
+
+    return post_init
 
 
 def _fused_convolutions(original: Callable) -> Callable:
@@ -162,6 +192,7 @@ def install_hook() -> None:
     makers = {
         "fla.modules.mlp:GatedMLP.forward": _gated_mlp,
         "fla.models.modeling_utils:FLAPreTrainedModel._compute_logits_and_loss": _loss,
+        "fla.models.modeling_utils:FLAPreTrainedModel.post_init": _guard_residuals,
         "fla.layers.gated_deltanet:GatedDeltaNet._use_fused_qkv_conv": _fused_convolutions,
         "fla.layers.cyfa:CyclicFlowAttention._project_qkv": _project_each,
     }
@@ -169,6 +200,8 @@ def install_hook() -> None:
         makers |= {f"{layer}.forward": _call_at_the_end, f"{layer.partition(':')[0]}:{function}": _norm_linear}
     for layer, parts in _READ_ONLY.items():
         makers[f"{layer}.forward"] = _refuse(parts)
+    for layer, parts in _READ_ON_GPU.items():
+        makers[f"{layer}.cuda_kernels_forward"] = _refuse(*parts)
     for target, make in makers.items():
         original = resolve(target)[2]
         if not hasattr(original, "_checks_parts"):

@@ -159,6 +159,35 @@ def test_what_can_only_read_a_weight_refuses(make, part):
     layer(x)
 
 
+@pytest.mark.parametrize(
+    "make, part",
+    [
+        (lambda: Mamba(hidden_size=32, layer_idx=0), "dt_proj"),
+        (lambda: Mamba(hidden_size=32, layer_idx=0), "x_proj"),
+        (lambda: Mamba2(num_heads=4, head_dim=16, hidden_size=32, layer_idx=0), "out_proj"),
+    ],
+)
+def test_what_mamba_reads_on_a_gpu(make, part):
+    layer = make()
+    handle = layer.get_submodule(part).register_forward_hook(lambda *_: None)
+    layer(torch.randn(2, 5, 32))  # on a CPU it is called
+    with pytest.raises(ValueError, match=f"{type(layer).__name__} reads {part}.weight and never calls {part}"):
+        layer.cuda_kernels_forward(torch.randn(2, 5, 32))
+    handle.remove()
+
+
+@pytest.mark.parametrize("part", ["layers.1.mlp_res_proj", "layers.0.attn_norm", "res_proj"])
+@pytest.mark.parametrize("name", ["gla with mixer=bdlru", "hgrn2"])
+def test_attention_residuals_refuse(name, part):
+    model, p = model_of(name, attnres_block_size=2), prompt()
+    a = model(p).logits
+    handle = model.model.get_submodule(part).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=f"reads {part.split('.')[-1]}.weight and never calls"):
+        model(p)
+    handle.remove()
+    assert torch.equal(model(p).logits, a)
+
+
 def test_what_is_plain():
     linear = nn.Linear(3, 3)
     assert is_plain(linear)
