@@ -85,10 +85,10 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
     try:
         with decoding(layer) as cache:
             if context > 1:
-                layer(x[:, :-1], past_key_values=cache, use_cache=True)
+                layer(x[:, :-1], attention_mask=None, past_key_values=cache, use_cache=True)
             products, others = FlopCounterMode(display=False, custom_mapping=attention), _ElementwiseCounter()
             with products, others:
-                layer(x[:, -1:], past_key_values=cache, use_cache=True)
+                layer(x[:, -1:], attention_mask=None, past_key_values=cache, use_cache=True)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"{type(layer).__name__} cannot take a decoding step on the CPU, so its FLOPs cannot be counted; give it a "
@@ -168,7 +168,7 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tok
         return layer.state_size()
     x = torch.zeros(1, tokens, layer.hidden_size, device=next(layer.parameters()).device, dtype=dtype)
     with decoding(layer) as cache:
-        layer(x, past_key_values=cache, use_cache=True)
+        layer(x, attention_mask=None, past_key_values=cache, use_cache=True)
     return _numel(cache[0])
 
 

@@ -177,8 +177,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     misread = kwargs.get("cu_seqlens") is None and misreads_mask(model, kwargs.get("attention_mask", (*args, None, None)[1]))
     if misread and asked and kwargs.get("use_cache") is not False:
         raise ValueError(
-            "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad on "
-            "the left, or pass use_cache=False."
+            "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad "
+            "on the left, or pass use_cache=False."
         )
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False

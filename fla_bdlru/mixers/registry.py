@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fla.layers
@@ -21,14 +23,33 @@ NATIVE = "native"
 # FLA's own layers are under the names of its models where there is one
 _MIXERS: dict[str, type[nn.Module]] = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM, "simple_gla": SimpleGatedLinearAttention}
 _MIXERS |= {name: getattr(fla.layers, cls) for name, cls in {
-    "abc": "ABCAttention", "attn": "Attention", "comba": "Comba", "delta_net": "DeltaNet",
-    "forgetting_attn": "ForgettingAttention", "gated_deltanet": "GatedDeltaNet", "gated_deltaproduct": "GatedDeltaProduct",
-    "gdn2": "GatedDeltaNet2", "gla": "GatedLinearAttention", "gsa": "GatedSlotAttention", "hgrn": "HGRNAttention",
-    "hgrn2": "HGRN2Attention", "kda": "KimiDeltaAttention", "lightnet": "LightNetAttention", "linear_attn": "LinearAttention",
+    "abc": "ABCAttention", "attn": "Attention", "bitnet": "BitAttention", "comba": "Comba", "cyfa": "CyclicFlowAttention",
+    "delta_net": "DeltaNet", "deltaformer": "DeltaFormerAttention", "forgetting_attn": "ForgettingAttention",
+    "gated_deltanet": "GatedDeltaNet", "gated_deltaproduct": "GatedDeltaProduct", "gdn2": "GatedDeltaNet2",
+    "gla": "GatedLinearAttention", "gsa": "GatedSlotAttention", "hgrn": "HGRNAttention", "hgrn2": "HGRN2Attention",
+    "kda": "KimiDeltaAttention", "lightnet": "LightNetAttention", "linear_attn": "LinearAttention",
     "log_linear_mamba2": "LogLinearMamba2", "mamba": "Mamba", "mamba2": "Mamba2", "mamba3": "Mamba3", "mesa_net": "MesaNet",
-    "momentum_deltanet": "MomentumDeltaNet", "path_attn": "PaTHAttention", "retnet": "MultiScaleRetention",
-    "rwkv6": "RWKV6Attention",
+    "mla": "MultiheadLatentAttention", "moba": "MoBA", "momentum_deltanet": "MomentumDeltaNet",
+    "nsa": "NativeSparseAttention", "parallax": "Parallax", "path_attn": "PaTHAttention",
+    "precond_gated_deltanet": "PrecondGatedDeltaNet", "precond_kda": "PrecondKDA", "raven": "Raven",
+    "retnet": "MultiScaleRetention", "rodimus": "RodimusAttention", "rwkv6": "RWKV6Attention",
+    "stickbreaking_attn": "StickBreakingAttention", "wall_attn": "WallAttention",
 }.items()}  # fmt: skip
+
+# FLA's layers that have no form for CPU tensors
+GPU_ONLY = frozenset({
+    "cyfa", "deltaformer", "log_linear_mamba2", "mamba3", "mesa_net", "moba", "nsa", "parallax", "path_attn",
+    "precond_gated_deltanet", "precond_kda", "stickbreaking_attn", "wall_attn",
+})  # fmt: skip
+
+# FLA's layers that are no mixers: what they ask of a block beside FLA's layer signature
+NO_MIXERS = {
+    "based": "it returns a tensor, and takes neither padding nor documents nor a cache",
+    "mom": "its loss reads router logits, which only MomModel has",
+    "rebased": "it returns a tensor, and takes neither padding nor documents nor a cache",
+    "rwkv7": "layers after the first mix in the first one's values, which only RWKV-7's blocks hand on",
+    "yoco": "its layers share keys and values, which only YOCO's decoder holds",
+}
 
 
 class Source(NamedTuple):
@@ -147,15 +168,30 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
         >>> assert layer.num_blocks == 16
     """
     cls = find_mixer(name)
+    if cls is None and name in NO_MIXERS:
+        raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}: use FLA's own model of it.")
     if cls is None:
         near = get_close_matches(str(name), available_mixers(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
     check_arguments("mixer_config", name, cls, mixer_config)
     try:
-        return cls(hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
+        layer = cls(hidden_size=hidden_size, layer_idx=layer_idx, **mixer_config)
     except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA's layers say of arguments that do not fit
         raise ValueError(f"mixer={name!r} with {mixer_config} at hidden_size={hidden_size}: {error}") from error
+    if name in GPU_ONLY:
+        layer.register_forward_pre_hook(partial(refuse_cpu, name), with_kwargs=True)
+    return layer
+
+
+def refuse_cpu(name: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Raises `NotImplementedError` for tensors on a CPU, which FLA would hand to Triton; its interpreter takes them."""
+    device = kwargs.get("hidden_states", *args[:1]).device.type
+    if device in ("cpu", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(
+            f"mixer={name!r}: {type(layer).__name__} of flash-linear-attention runs on a GPU only; hidden_states are on "
+            f"{device!r}. Move the model to one, or take another mixer."
+        )
 
 
 def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str, dict[str, Any]]]:

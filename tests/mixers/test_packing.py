@@ -18,6 +18,7 @@ from usage import lively
 from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.mixers import available_mixers
 from fla_bdlru.mixers.packing import documents
+from fla_bdlru.mixers.registry import GPU_ONLY
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 48}
@@ -25,6 +26,7 @@ LENGTHS = (5, 1, 7)
 ARGUMENTS = {
     "attn": {"num_heads": 4},
     "bdlru": {"use_short_conv": True},
+    "bitnet": {"num_heads": 4},
     "comba": {"num_heads": 2, "head_dim": 16},
     "delta_net": {"num_heads": 2},
     "forgetting_attn": {"num_heads": 4},
@@ -39,11 +41,12 @@ ARGUMENTS = {
     "log_linear_mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16},
     "mamba": {"state_size": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8},
-    "mamba3": {"head_dim": 16, "state_size": 16},
-    "mesa_net": {"num_heads": 2, "head_dim": 16},
+    "mla": {"num_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8, "qk_head_dim": 16, "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8},
     "momentum_deltanet": {"num_heads": 2, "head_dim": 16},
-    "path_attn": {"num_heads": 2},
-}
+    "raven": {"num_heads": 2, "num_slots": 8, "topk": 4, "add_gumbel_noise": False},
+    "rodimus": {"residual_in_fp32": False, "expand_ratio": 8},
+}  # fmt: skip
 REFUSED = {
     "abc": (NotImplementedError, "cu_seqlens is not supported yet for ABCAttention"),
     "log_linear_mamba2": (ValueError, "LogLinearMamba2 of flash-linear-attention would run on over the boundaries"),
@@ -51,7 +54,6 @@ REFUSED = {
     "mamba2": (ValueError, "Mamba2 of flash-linear-attention would run on over the boundaries"),
     "momentum_deltanet": (NotImplementedError, "Variable-length inputs are not yet supported by MomentumDeltaNet"),
 }
-NOT_ON_A_CPU = {"mamba3", "mesa_net", "path_attn"}
 
 
 def build(mixer):
@@ -92,7 +94,7 @@ def gradients(model, logits, weights):
 
 
 # the layers of lrnnx refuse packing by name: tests/integrations/test_lrnnx.py
-@pytest.mark.parametrize("mixer", sorted(set(available_mixers()) - {*REFUSED, *NOT_ON_A_CPU, *LRNNX_LAYERS}))
+@pytest.mark.parametrize("mixer", sorted(set(available_mixers()) - {*REFUSED, *GPU_ONLY, *LRNNX_LAYERS}))
 def test_packed_equals_documents_one_by_one(mixer):
     model, docs = build(mixer), draw(*LENGTHS)
     x, cu_seqlens = packed(docs)
@@ -115,13 +117,6 @@ def test_mixers_without_packing_refuse_it(mixer, field):
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     with pytest.raises(error, match=message):
         model(x, **{field: cu_seqlens if field == "cu_seqlens" else positions})
-
-
-@pytest.mark.parametrize("mixer", sorted(NOT_ON_A_CPU))
-def test_mixers_that_need_a_gpu_still_do(mixer):
-    """They are left out above; when FLA or the backend learns to run them, they belong there."""
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        build(mixer)(draw(4)[0][None])
 
 
 @each_model

@@ -3,6 +3,7 @@
 import copy
 import re
 
+import fla.layers
 import pytest
 import torch
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
@@ -168,6 +169,45 @@ def test_register_mixer(own_registry):
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         build(**fields)
+
+
+def test_every_layer_of_fla_is_registered_or_refused_by_name():
+    classes = {cls.__name__ for cls in registry._MIXERS.values()}
+    refused = {"based": "BasedLinearAttention", "mom": "MomAttention", "rebased": "ReBasedLinearAttention"} | {
+        "rwkv7": "RWKV7Attention", "yoco": "YOCOCrossAttention YOCOGatedRetention YOCOSharedKVBuilder",
+    }  # fmt: skip
+    assert refused.keys() == registry.NO_MIXERS.keys()
+    # the part of Rodimus that reads the keys of the part before it
+    known = classes.union(*map(str.split, refused.values())) | {"SlidingWindowSharedKeyAttention"}
+    assert set(fla.layers.__all__) <= known
+    for name in refused:
+        with pytest.raises(ValueError, match=f"mixer='{name}' is refused, as .*: use FLA's own model"):
+            build(mixer=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(registry._MIXERS.keys() - {"bdlru", "hlru", "lstm"}))
+def test_every_layer_runs_on_a_cpu_or_is_refused_there_by_name(name):
+    accepted = registry.mixer_arguments(registry._MIXERS[name])
+    small = {"num_heads": 2, "head_dim": 16, "state_size": 16, "num_kv_heads": None, "num_slots": 8, "topk": 4}
+    arguments = {key: value for key, value in small.items() if key in accepted} | {
+        "hgrn2": {"expand_ratio": 16}, "log_linear_mamba2": {"num_heads": 8, "head_dim": 8}, "mamba2": {"num_heads": 4},
+        "mla": {"q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8, "qk_head_dim": 16, "qk_nope_head_dim": 8,
+                "qk_rope_head_dim": 8},
+        "nsa": {"num_heads": 16, "num_kv_heads": 1}, "rodimus": {"residual_in_fp32": False, "expand_ratio": 16},
+    }.get(name, {})  # fmt: skip
+    layer, x = fla_bdlru.build_mixer(name, 32, layer_idx=0, **arguments), torch.randn(2, 9, 32)
+    if name in registry.GPU_ONLY:
+        for args, kwargs in (((x,), {}), ((), {"hidden_states": x})):
+            with pytest.raises(NotImplementedError, match=f"mixer='{name}': {type(layer).__name__} of .* runs on a GPU only"):
+                layer(*args, **kwargs)
+        return
+    if name == "momentum_deltanet":  # trains in bfloat16 alone
+        layer, x = layer.bfloat16(), x.bfloat16()
+    o, _, _ = layer(x, attention_mask=None)
+    assert o.shape == x.shape
+    o.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
 
 
 def test_build_mixer_takes_one_name():
