@@ -91,7 +91,7 @@ def shapes_too(implementation: Callable) -> Callable:
 
     @functools.wraps(implementation)
     def run(*args, **kwargs):
-        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (*args, *kwargs.values())):
+        if not torch.compiler.is_compiling() and any(getattr(x, "is_meta", False) for x in (*args, *kwargs.values())):
             with torch.device("meta"):
                 return implementation(*args, **kwargs)
         return implementation(*args, **kwargs)
