@@ -136,10 +136,10 @@ def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
 
 
 def prepare(model: FLAPreTrainedModel) -> None:
-    """Has a model with our layers look at what it is called with: slices of a sequence, packed documents."""
+    """Has a model with our layers or with `mixer` look at what it is called with: masks, slices, packed documents."""
     if hasattr(model, "_is_prepared"):
         return
-    if any(isinstance(module, GatedRecurrence) for module in model.modules()):
+    if names_mixers(model.config) or any(isinstance(module, GatedRecurrence) for module in model.modules()):
         model.register_forward_pre_hook(check_call, with_kwargs=True)
         model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
@@ -210,7 +210,7 @@ def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict)
     Raises:
         ValueError: naming a layer that looks at other tokens than its own, and is not made for slices.
     """
-    if kwargs.get("cp_context") is None:
+    if kwargs.get("cp_context") is None or not any(isinstance(module, GatedRecurrence) for module in model.modules()):
         return
     holders = [m for m in model.modules() if isinstance(m, FLAPreTrainedModel) and _blocks(m) is not None]
     mixers = {getattr(block, _slot(block)) for m in holders for block in _blocks(m) if _slot(block) is not None}

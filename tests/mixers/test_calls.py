@@ -16,8 +16,8 @@ LAYERS = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM}
 each_layer = pytest.mark.parametrize("layer_class", LAYERS.values(), ids=LAYERS)
 
 
-def hybrid():
-    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, mixer=["bdlru", "native"]))).eval()
+def hybrid(mixer="bdlru"):
+    return lively(TransformerForCausalLM(TransformerConfig(**SIZES, mixer=[mixer, "native"]))).eval()
 
 
 @torch.no_grad()
@@ -98,8 +98,9 @@ def test_the_loss_of_padded_rows():
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", [[1] * 4 + [0] * 3, [0] + [1] * 3 + [0] + [1] * 2], ids=["right", "hole"])
-def test_masks_that_attention_would_take_for_left_padding(mask):
-    model, tokens = hybrid(), torch.randint(3, 40, (2, 7))
+@pytest.mark.parametrize("mixer", ["bdlru", "lstm", "gla"])
+def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
+    model, tokens = hybrid(mixer), torch.randint(3, 40, (2, 7))
     mask = torch.tensor([[1] * 7, mask])
     out = model(tokens, attention_mask=mask)
     torch.testing.assert_close(out.logits, model(tokens, attention_mask=mask, use_cache=False).logits)
