@@ -168,7 +168,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
         >>> assert layer.num_blocks == 16
     """
     cls = find_mixer(name)
-    if cls is None and name in NO_MIXERS:
+    if isinstance(name, str) and name in NO_MIXERS and cls is None:
         raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}: use FLA's own model of it.")
     if cls is None:
         near = get_close_matches(str(name), available_mixers(), n=1)
