@@ -3,10 +3,10 @@
 import fla.models
 import pytest
 import torch
+from fla_cpu.test_all_configs import MORE, NAMES, SIZES, STOPPED
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM
 from fla_bdlru.ops import chunk_bdlru, chunk_hlru
-from tests.fla_cpu.test_all_configs import MORE, NAMES, SIZES, STOPPED
 
 OURS = {"bdlru": (BDLRUConfig, BDLRUForCausalLM), "hlru": (HLRUConfig, HLRUForCausalLM)}
 OPTIONS = [

@@ -182,7 +182,7 @@ def test_every_layer_of_fla_is_registered_or_refused_by_name():
     assert set(fla.layers.__all__) <= known
     for name in refused:
         with pytest.raises(ValueError, match=f"mixer='{name}' is refused, as .*: use FLA's own model"):
-            build(mixer=name)
+            fla_bdlru.build_mixer(name, 32)
 
 
 @pytest.mark.filterwarnings("ignore")
