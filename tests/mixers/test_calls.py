@@ -113,7 +113,7 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
     with pytest.raises(ValueError, match=message):
         model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
     assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
-    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40)))
+    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40))).eval()
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
 
 
