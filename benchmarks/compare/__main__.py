@@ -17,29 +17,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.compare.settings import FIELDS, FieldError, lay_out, parse_field, read_grid
+from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_grid
+from benchmarks.records.cell import SWEPT
+from benchmarks.records.fields import FieldError
 
 if TYPE_CHECKING:
     from benchmarks.compare.settings import Part
     from benchmarks.records.cell import Cell
 
-DEVICES = ("auto", "cpu", "cuda")
-SWEPT = ("layers", "width", "weight_decay")  # settings that may be lists, each value a picture of its own
 HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _device(name: str, ray_address: str | None) -> str:
-    import torch
+    from benchmarks.records.machine import choose_device
 
-    if name not in DEVICES:
-        raise typer.BadParameter(f"{name!r} is not known; expected one of {', '.join(DEVICES)}.", param_hint="--device")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ray_address is None and not torch.cuda.is_available():
-        raise typer.BadParameter("'cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.", param_hint="--device")
-    return name
+    try:
+        return choose_device(name, elsewhere=ray_address is not None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
 
 
 def _summary(cell: Cell, result: dict) -> str:
@@ -49,12 +46,20 @@ def _summary(cell: Cell, result: dict) -> str:
 
 
 def _with_flags(command: Callable) -> Callable:
-    # a flag for each field of a sweep, in the place of the command's `**given`
+    # a flag for each field of a sweep, in the place of the command's `**given`; a flag's value is a tuple
+    def flag(name: str) -> inspect.Parameter:
+        def parse(text: str) -> tuple:
+            try:
+                return parse_field(name, text, name)
+            except FieldError as error:
+                raise typer.BadParameter(error.message) from None
+
+        hint = Annotated[tuple | None, typer.Option(help=FIELDS[name].help, parser=parse, metavar="TEXT")]
+        return grid.replace(name=name, annotation=hint)
+
     signature = inspect.signature(command, eval_str=True)
     grid, *others, _ = signature.parameters.values()
-    hints = {name: Annotated[str | None, typer.Option(help=field.help)] for name, field in FIELDS.items()}
-    flags = [grid.replace(name=name, annotation=hint) for name, hint in hints.items()]
-    command.__signature__ = signature.replace(parameters=[grid, *flags, *others])
+    command.__signature__ = signature.replace(parameters=[grid, *map(flag, FIELDS), *others])
     return command
 
 
@@ -74,13 +79,11 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results; runs that are there are not done again.")] = Path("results"),
     weights: Annotated[bool, typer.Option(help="Keep the trained weights, which benchmarks.analysis reads.")] = True,
     rerun: Annotated[bool, typer.Option("--rerun", help="Do runs again that are there already.")] = False,
-    **given: str | None,
+    **given: tuple | None,
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 80)
     try:
-        flags = {
-            name: parse_field(name, value, f"--{name.replace('_', '-')}") for name, value in given.items() if value is not None
-        }
+        flags = {name: values for name, values in given.items() if values is not None}
         fields, settings = read_grid(grid, flags.get("task", ())) if grid else ({}, {})
         parts = lay_out(flags, fields, settings)
     except FieldError as error:
@@ -210,16 +213,9 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
         _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
     for part in parts:
         s = part.settings
-        batch = f"{s.tokens:,} tokens" if s.tokens else f"{s.batch_size} sequences"
-        _say(
-            console,
-            f"task {part.task}, matched by {part.match}: {s.layers} block(s) of width {s.width}, {s.steps:,} steps of "
-            f"{batch}, lengths {'/'.join(map(str, s.lengths))}, AdamW lr "
-            f"{'/'.join(f'{x:g}' for x in s.lrs)}, {s.schedule}"
-            + (", adaptive curriculum" if s.curriculum == "adaptive" else "")
-            + (", BOS" if s.bos else "")
-            + (f", readout noise {s.readout_noise:g}" if s.readout_noise else ""),
-        )
+        lengths, rates = "/".join(map(str, s.lengths)), "/".join(f"{x:g}" for x in s.lrs)
+        words = f"task {part.task}, matched by {part.match}: {s.words}"
+        _say(console, f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
     new = {cell.key for cell in todo}
     old = {store.rows[key]["commit"] for key in planned if key not in new} - {commit()}
@@ -242,7 +238,7 @@ def _pictures(parts: list[Part]) -> list[str]:
     for part in parts:
         alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
         told = [{"budget": p.budget, **{name: getattr(p.settings, name) for name in SWEPT}} for p in alike]
-        apart = distinguish([{name: str(value) for name, value in t.items()} for t in told])[alike.index(part)]
+        apart = distinguish(told)[alike.index(part)]
         names.append(f"{join_name('compare', part.task, part.match, apart=apart)}.png")
     return names
 
@@ -254,10 +250,7 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     from benchmarks.tasks import get_task
 
     lines = summarise(rows)
-    settings = (
-        f"Trained up to length {lines[0].lengths[0]}, {part.settings.steps:,} steps, width "
-        f"{part.settings.width}, {part.settings.layers} block{'s' * (part.settings.layers > 1)}, matched by {part.match}"
-    )
+    settings = f"Trained up to length {lines[0].lengths[0]}, {part.settings.words}, matched by {part.match}"
     task = get_task(part.task)
     console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width, task.chance))
     for name, matched in matches.items():

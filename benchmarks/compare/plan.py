@@ -18,60 +18,31 @@ from benchmarks.compare.models import (
 from benchmarks.compare.presets import Preset
 from benchmarks.records.cell import NAMES, Cell
 from benchmarks.records.machine import commit
+from benchmarks.records.store import COLUMNS
 from benchmarks.tasks import get_task
 
 
 @dataclass(frozen=True)
 class Planned:
-    r"""A cell with what its row says about the mixer, all layers together.
-
-    Attributes:
-        cell (Cell):
-            The experiment.
-        mixer_params (int):
-            Parameters of the mixers.
-        state_size (int, Optional):
-            State elements per sequence; `None` where it grows.
-        mixer_flops, recurrent_flops (int, Optional):
-            FLOPs per token of the mixers, all and without their linear maps; `None` where they cannot be counted.
-        matched (str):
-            What was made equal, and the budget of a layer: `"params 28992"`, with the rule that was used in brackets if that
-            is another: `"state 64 (by params 28992)"`; several are separated by semicolons.
-    """
+    """A cell with what its row says about the mixer, all layers together; `None` is what grows, or cannot be counted."""
 
     cell: Cell
     mixer_params: int
     state_size: int | None
     mixer_flops: int | None
     recurrent_flops: int | None
+    # what was made equal, and the budget of a layer: "params 28992", with the rule that was used in brackets if that is
+    # another: "state 64 (by params 28992)"; several are separated by semicolons
     matched: str
 
 
 def plan(
     task: str, names: tuple[str, ...], match: str, budget: int | None, preset: Preset, device: str
 ) -> tuple[list[Planned], dict[str, Matched]]:
-    r"""Lays out the grid: every mixer, learning rate and seed, with sizes settled.
+    """Lays out the grid: every mixer, learning rate and seed, with sizes settled; and how each variant was matched.
 
-    Args:
-        task (str):
-            Name of the task.
-        names (tuple[str, ...]):
-            Names of variants.
-        match (str):
-            `"params"` or `"state"`.
-        budget (int, Optional):
-            Parameters or state elements of one mixer layer. Default: the reference mixer's.
-        preset (Preset):
-            Everything else.
-        device (str):
-            Where a layer is run to measure its state.
-
-    Returns:
-        (list[Planned], dict[str, Matched]):
-            The cells in the order they are run, and how each variant was matched.
-
-    Raises:
-        ValueError: if a mixer cannot be matched or run, or a length does not fit the task.
+    A budget of `None` is the reference mixer's. On `device` a layer is run to measure its state. ValueError, if a mixer cannot
+    be matched or run, or a length does not fit the task.
     """
     definition = get_task(task)
     multiples = preset.multiples if definition.extrapolates else (1,)
@@ -121,30 +92,18 @@ def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
 def make_row(planned: Planned, result: dict, labels: str = "") -> dict:
     """The row of a finished cell; `labels` are those of an older row that it replaces."""
     counted = planned.recurrent_flops is not None
-    flops = result["linear_flops"] + planned.recurrent_flops if counted else None
     row = {
         "key": planned.cell.key,
-        **planned.cell.describe(),
-        "params": result["params"],
-        "mixer_params": planned.mixer_params,
-        "state_size": planned.state_size,
-        "flops_per_token": flops,
-        "mixer_flops": planned.mixer_flops,
-        "recurrent_flops": planned.recurrent_flops,
-        "validation_token_accuracy": f"{result['validation']:.6f}",
-        "train_loss": f"{result['train_loss']:.6g}",
-        "diverged": result["diverged"],
-        "seconds": f"{result['seconds']:.2f}",
-        "steps_done": result["steps_done"],
+        **vars(planned.cell),
+        **{name: getattr(planned, name) for name in ("mixer_params", "state_size", "mixer_flops", "recurrent_flops")},
+        "flops_per_token": result["linear_flops"] + planned.recurrent_flops if counted else None,
+        "validation_token_accuracy": result["validation"],
+        **{name: value for name, value in result.items() if name in COLUMNS},
         "matched": join_labels(labels, planned.matched),
-        "device": result["device"],
-        "threads": result["threads"],
-        "versions": result["versions"],
         "commit": commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     longest = max(planned.cell.lengths)
     for length, scores in zip(planned.cell.eval_lengths, result["scores"]):
-        for name, value in scores.items():
-            row[f"{name}_{length // longest}x"] = f"{value:.6f}"
+        row |= {f"{name}_{length // longest}x": value for name, value in scores.items()}
     return row

@@ -5,33 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
-CURRICULA = ("stages", "adaptive")  # of the training lengths
+from benchmarks.records.cell import Setup
+
 MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Settings that the command line may override."""
+@dataclass(frozen=True, kw_only=True)
+class Preset(Setup):
+    """Settings that flags may override, with test lengths as multiples of the longest one, and rates and seeds of a sweep."""
 
-    width: int = 64
-    layers: int = 1
-    mlp_width: int = 128
-    lengths: tuple[int, ...] = (4, 8, 16, 32)
     multiples: tuple[int, ...] = (1, 2, 4)
-    batch_size: int = 64
-    steps: int = 1200
     lrs: tuple[float, ...] = (1e-2,)
-    weight_decay: float = 0.01
-    schedule: str = "one-cycle"
     seeds: tuple[int, ...] = (0, 1, 2)
-    train_examples: int = 0
-    eval_examples: int = 512
-    stop_at: float = 0.0
-    curriculum: str = "stages"
-    tokens: int = 0
-    bos: bool = False
-    readout_noise: float = 0.0
 
 
 STATE_TRACKING, MAD = "state tracking", "mad"

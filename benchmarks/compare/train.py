@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from benchmarks.compare.models import build_model
-from benchmarks.compare.presets import SCHEDULES
 from benchmarks.compare.recipe import CHECK, EXAMPLES, Curriculum, noisy
-from benchmarks.records.cell import Cell
+from benchmarks.records.cell import SCHEDULES, Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from benchmarks.tasks.base import Begun
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token

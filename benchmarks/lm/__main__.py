@@ -89,15 +89,9 @@ def _is_main() -> bool:
 
 def _where(device: str, fsdp: bool) -> tuple[str, int]:
     # the device and the number of processes
-    import torch
+    from benchmarks.records.machine import choose_device
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device!r} is not known; expected one of auto, cpu, cuda.")
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
-        raise ValueError("device='cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
-    if device == "auto":
-        device = "cuda" if found else "cpu"
+    device = choose_device(device)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if fsdp and (device == "cpu" or processes == 1):  # accelerate would ignore it in silence
         raise ValueError(
@@ -153,7 +147,7 @@ def _train_all(
 
     from benchmarks.compare.run import Interrupted
     from benchmarks.lm.models import measure
-    from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, make_row
+    from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, model_row
     from benchmarks.lm.train import train
     from benchmarks.records.store import ResultStore
 
@@ -191,7 +185,7 @@ def _train_all(
                 continue
             if is_main:
                 store.add(
-                    make_row(run, measure(run.config, device), corpus, result, device, torch.get_num_threads()),
+                    model_row(run, measure(run.config, device), corpus, result, device, torch.get_num_threads()),
                     result["curve"],
                 )
                 shutil.rmtree(out / "checkpoints" / run.key)
@@ -202,18 +196,19 @@ def _train_all(
 
 
 def _show(console: Console, say, store: ResultStore, preset: str, runs: list[Run]) -> None:
-    from benchmarks.lm.report import describe, draw, make_table, read_curves, summarise
+    from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, training_words
+    from benchmarks.records.tables import short
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
     if not rows:
         return
-    lines = summarise(rows)
-    console.print(make_table(lines, f"{describe(rows[0])}, {lines[0].params / 1e6:.2f}M parameters"))
+    lines = rank_models(rows)
+    console.print(model_table(lines, f"{training_words(rows[0])}, {short(lines[0]['params'])} parameters"))
     for line in lines:
         if line.diverged:
-            say(f"{line.name}: {line.diverged} of {len(line.keys)} runs had a loss that was not finite.")
+            say(f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
     picture = store.folder / f"lm-{preset}.png"
-    draw(lines, read_curves(store.folder / "curves", rows), describe(rows[0]), picture)
+    draw_models(lines, read_curves(store.folder / "curves", rows), training_words(rows[0]), picture)
     say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")
 
 

@@ -17,22 +17,9 @@ if TYPE_CHECKING:
 
 
 def scored_tokens(available: int, longest: int, limit: int | None) -> int:
-    r"""How many targets are scored: a multiple of the longest window, so that every length scores the same ones.
+    """How many targets are scored, `limit` at most: a multiple of the longest window, so every length scores the same ones.
 
-    Args:
-        available (int):
-            Tokens of the validation stream.
-        longest (int):
-            Longest window.
-        limit (int, Optional):
-            Targets at most.
-
-    Returns:
-        int:
-            The number of targets.
-
-    Raises:
-        ValueError: if not even one window of that length is there.
+    ValueError, if the validation stream does not hold one window of that length.
     """
     usable = min(available - 1, limit or available)
     total = usable // longest * longest
@@ -48,25 +35,10 @@ def scored_tokens(available: int, longest: int, limit: int | None) -> int:
 def position_losses(
     model: torch.nn.Module, tokens: np.ndarray, length: int, total: int, accelerator: Accelerator, batch_tokens: int
 ) -> torch.Tensor:
-    r"""Mean loss at each position of a window.
+    """Mean loss at each position of a window, in nats per token: `[length]`, float64, the same on every process.
 
-    Args:
-        model (torch.nn.Module):
-            A language model as `accelerator` prepared it.
-        tokens (np.ndarray):
-            Validation stream, `[N]`.
-        length (int):
-            Tokens of a window; each starts from an empty state.
-        total (int):
-            Targets to score, a multiple of `length`.
-        accelerator (Accelerator):
-            Shares the windows among the processes.
-        batch_tokens (int):
-            Tokens that one device takes at a time.
-
-    Returns:
-        torch.Tensor:
-            `[length]`, float64, nats per token, the same on every process.
+    `total` targets are scored, a multiple of `length`; each window starts from an empty state. A device takes `batch_tokens`
+    at a time.
     """
     model.eval()
     windows = DataLoader(Windows(tokens, length, total), batch_size=max(1, batch_tokens // length))

@@ -34,18 +34,9 @@ def model_types() -> dict[str, type[PreTrainedConfig]]:
 
 
 def settle(settings: Settings) -> Settings:
-    r"""Settles the size of every entry that is only a name, so that each says its mixer and arguments.
+    """Settles the size of every entry that is only a name, `"native"` aside, so that each says its mixer and arguments.
 
-    Args:
-        settings (Settings):
-            A comparison.
-
-    Returns:
-        Settings:
-            The same with no bare name left, `"native"` aside.
-
-    Raises:
-        ValueError: if a name is not known or cannot be matched.
+    ValueError, if a name is not known or cannot be matched.
     """
     return replace(settings, mixers=tuple(_settle(entry, settings) for entry in settings.mixers))
 
@@ -68,22 +59,10 @@ def _settle(entry: Entry, settings: Settings) -> Entry:
 
 
 def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> PreTrainedConfig:
-    r"""The config of one model.
+    """The config of one model, from `settings.model` and a settled entry, with `mixer` unless the model keeps its own.
 
-    Args:
-        settings (Settings):
-            `model` is read.
-        entry (Entry):
-            A settled entry.
-        vocab_size (int, Optional):
-            Number of tokens of the text; `model.vocab_size` may be larger, and alone decides where this is `None`.
-
-    Returns:
-        PreTrainedConfig:
-            With `mixer` and `mixer_config` unless the model keeps its own mixer.
-
-    Raises:
-        ValueError: if the model type or a field is not known, or the vocabulary is too small.
+    `vocab_size` is that of the text; `model.vocab_size` may be larger, and alone decides where that is `None`. ValueError, if
+    the model type or a field is not known, or the vocabulary is too small.
     """
     wanted = {**settings.model, **entry.model}
     name = wanted.pop("type")
@@ -127,23 +106,12 @@ def mixer_layers(model: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Sizes:
-    r"""How large a model is.
+    """How large a model is."""
 
-    Attributes:
-        params (int):
-            All parameters, a tied embedding counted once.
-        embedding_params (int):
-            Those of the embedding and the head.
-        mixer_params (int):
-            Those of the mixers.
-        state_size (int, Optional):
-            Values that the mixers carry from one token to the next, per sequence; `None` if that grows or is not known.
-    """
-
-    params: int
-    embedding_params: int
+    params: int  # all, a tied embedding counted once
+    embedding_params: int  # of the embedding and the head
     mixer_params: int
-    state_size: int | None
+    state_size: int | None  # values that mixers carry from token to token, per sequence; `None` if it grows or is not known
 
 
 def measure(config: PreTrainedConfig, device: str = "cpu") -> Sizes:

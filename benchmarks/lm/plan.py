@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,13 @@ from rich.table import Table
 
 from benchmarks.lm.evaluate import scored_tokens
 from benchmarks.lm.models import make_config, measure
-from benchmarks.lm.settings import Settings
+from benchmarks.lm.settings import Settings, Training
 from benchmarks.lm.text import BUILT_IN, BYTES, Blocks, Corpus, get_tokenizer, prepare, read_text
 from benchmarks.lm.train import Run, micro_batch
 from benchmarks.records.tables import start_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# what a result does not depend on
-NOT_IN_KEY = ("micro_batch_size", "log_every", "eval_every", "save_every", "keep", "seeds")
 
 
 def prepare_corpus(settings: Settings, out: Path, say: Callable[[str], None]) -> Corpus:
@@ -52,28 +49,16 @@ def check_text(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def make_runs(settings: Settings, corpus: Corpus, processes: int) -> list[Run]:
-    r"""The runs in order: every model with every seed.
+    """The runs in order: every model with every seed, checked; the entries are settled, and `processes` devices share a batch.
 
-    Args:
-        settings (Settings):
-            With every entry settled.
-        corpus (Corpus):
-            The text.
-        processes (int):
-            Number of devices that share a batch.
-
-    Returns:
-        list[Run]:
-            Checked.
-
-    Raises:
-        ValueError: if a model cannot be made, or the batch does not divide.
+    ValueError, if a model cannot be made, or the batch does not divide.
     """
     t = settings.training
     micro_batch(t.batch_size, t.micro_batch_size, processes)
     common = {name: asdict(getattr(settings, name)) for name in ("data", "training", "evaluation")}
-    for name in NOT_IN_KEY:
-        del common["training"][name]
+    for f in fields(Training):
+        if not f.metadata.get("keyed", True):
+            del common["training"][f.name]
     if common["data"].pop("text") is not None:  # its digest counts, wherever it lies
         del common["data"]["dataset"]
     runs = []

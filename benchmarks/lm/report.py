@@ -1,14 +1,12 @@
-"""What a comparison of language models leaves: rows, curves, a table and a picture."""
+"""What a comparison of language models leaves: rows, and of them a table and a picture."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
+import pandas as pd
 from rich.table import Table
 
 from benchmarks.lm.evaluate import bits_per_byte, perplexity
@@ -16,51 +14,61 @@ from benchmarks.lm.models import Sizes
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
 from benchmarks.records.machine import commit, device_name, versions
+from benchmarks.records.store import JSON, LOSS, NUMBER, SECONDS, SWITCH, TEXT, WHOLE, WHOLES, Column, read_rows, several
 from benchmarks.records.style import DOTTED, OTHER, picture, plot_ranges, scale_lengths
-from benchmarks.records.summary import OURS, last_by_seed
-from benchmarks.records.tables import spread, start_table
+from benchmarks.records.summary import Line, best_lines, counts_text
+from benchmarks.records.tables import fill_table, grows, score_columns, short
 
-# lists (lengths, losses) are separated by spaces; `loss_by_position` has last position:loss, by octave
-_NAMES = (
-    "key name mixer mixer_config model params embedding_params mixer_params state_size seed eval_lengths loss "
-    "perplexity bits_per_byte loss_by_position scored_tokens train_loss validation_loss diverged seconds steps "
-    "batch_size length lr warmup_steps weight_decay precision dataset tokenizer vocab_size train_tokens "
-    "validation_tokens bytes_per_token text_digest processes device threads versions commit finished"
-)
-COLUMNS = tuple(_NAMES.split())
+LOSSES = several(LOSS, "numbers")
+
+
+def _octave(text: str) -> tuple[int, float]:
+    last, _, loss = text.partition(":")
+    return int(last), float(loss)
+
+
+OCTAVES = several(Column(_octave, lambda pair: f"{pair[0]}:{pair[1]:.6f}"), "last position:loss, by octave")
+_KINDS = {
+    TEXT: "key name mixer precision dataset tokenizer text_digest device versions commit finished",
+    WHOLE: "params embedding_params mixer_params state_size seed scored_tokens steps batch_size length warmup_steps "
+    "vocab_size train_tokens validation_tokens processes threads",
+    NUMBER: "train_loss validation_loss lr weight_decay",
+    JSON: "mixer_config model",
+    WHOLES: "eval_lengths",
+    LOSSES: "loss perplexity bits_per_byte",
+    OCTAVES: "loss_by_position",
+    SWITCH: "diverged",
+    SECONDS: "seconds",
+    LOSS: "bytes_per_token",
+}
+COLUMNS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 CURVE_COLUMNS = ("step", "tokens", "lr", "loss", "grad_norm", "validation_loss", "seconds")
+# of one text and training
+SETTINGS = ["dataset", "tokenizer", "text_digest", "steps", "batch_size", "length", "lr", "eval_lengths"]
 
 
-def make_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str, threads: int) -> dict:
+def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str, threads: int) -> dict:
     """The row of a finished run."""
     t, data = run.settings.training, run.settings.data
-
-    def several(values) -> str:
-        return " ".join(f"{value:.6f}" for value in values)
-
     return {
-        **{name: value for part in (data, t) for name, value in vars(part).items() if name in COLUMNS},
+        **{name: value for name, value in {**vars(data), **vars(t), **vars(sizes), **result}.items() if name in COLUMNS},
         "key": run.key,
         "name": run.entry.name,
-        "mixer": run.entry.mixer if isinstance(run.entry.mixer, str) else json.dumps(run.entry.mixer),
-        "mixer_config": json.dumps(run.entry.mixer_config, sort_keys=True),
-        "model": json.dumps({**run.settings.model, **run.entry.model}, sort_keys=True),
-        **vars(sizes),
+        "mixer": run.entry.mixer if isinstance(run.entry.mixer, str) else JSON.write(run.entry.mixer),
+        "mixer_config": run.entry.mixer_config,
+        "model": {**run.settings.model, **run.entry.model},
         "seed": run.seed,
-        "eval_lengths": " ".join(map(str, run.settings.eval_lengths)),
-        "loss": several(result["losses"]),
-        "perplexity": several(map(perplexity, result["losses"])),
-        "bits_per_byte": several(bits_per_byte(loss, corpus.bytes_per_token) for loss in result["losses"]),
-        "loss_by_position": " ".join(f"{last}:{loss:.6f}" for last, loss in result["positions"]),
+        "eval_lengths": run.settings.eval_lengths,
+        "loss": result["losses"],
+        "perplexity": [perplexity(loss) for loss in result["losses"]],
+        "bits_per_byte": [bits_per_byte(loss, corpus.bytes_per_token) for loss in result["losses"]],
+        "loss_by_position": result["positions"],
         "scored_tokens": result["scored"],
-        **{name: result[name] for name in ("train_loss", "validation_loss", "diverged", "processes")},
-        "seconds": f"{result['seconds']:.2f}",
         "dataset": data.title,
-        "precision": result["precision"],
         "vocab_size": run.config.vocab_size,
         "train_tokens": len(corpus.train),
         "validation_tokens": len(corpus.validation),
-        "bytes_per_token": f"{corpus.bytes_per_token:.6f}",
+        "bytes_per_token": corpus.bytes_per_token,
         "text_digest": corpus.digest,
         "device": device_name(device),
         "threads": threads,
@@ -70,146 +78,83 @@ def make_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str, 
     }
 
 
-@dataclass(frozen=True)
-class Line:
-    r"""A model's results over its seeds.
-
-    Attributes:
-        name (str):
-            Name of the entry.
-        params, mixer_params (int):
-            Parameters of the model and of its mixers.
-        state (str):
-            State values per sequence; empty if it grows.
-        lengths (list[int]):
-            Evaluated lengths.
-        bits, perplexities (list[list[float]]):
-            One list per length, one value per seed.
-        positions (list[tuple[int, float]]):
-            Last position of each octave, and the loss in it, averaged over seeds.
-        speed (float):
-            Training tokens per second, validation included.
-        keys (list[str]):
-            Keys of the runs, whose curves are drawn.
-        diverged (int):
-            Number of runs with a loss that was not finite.
-    """
-
-    name: str
-    params: int
-    mixer_params: int
-    state: str
-    lengths: list[int]
-    bits: list[list[float]]
-    perplexities: list[list[float]]
-    positions: list[tuple[int, float]]
-    speed: float
-    keys: list[str]
-    diverged: int
+def read(paths: list[Path]) -> list[dict]:
+    """The rows of files, each run once."""
+    return list({key: row for path in paths for key, row in read_rows(path, COLUMNS)[0].items()}.values())
 
 
-def _numbers(rows: list[dict[str, str]], column: str) -> list[list[float]]:
-    # per length, one value per seed
-    return [list(values) for values in zip(*([float(x) for x in row[column].split()] for row in rows))]
+def rank_models(rows: list[dict]) -> list[Line]:
+    """A model's runs over its seeds, best at the training length first, by the median bits per byte."""
+    lines = best_lines(rows, "name", lambda row: -row["validation_loss"])
+    return sorted(lines, key=lambda line: median(line.scores("bits_per_byte")[0]))
 
 
-def summarise(rows: list[dict[str, str]]) -> list[Line]:
-    """Averages rows over seeds, best at the training length first."""
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    lines = []
-    for name, runs in groups.items():
-        runs = last_by_seed(runs)
-        first = runs[0]
-        octaves = [[pair.split(":") for pair in row["loss_by_position"].split()] for row in runs]
-        lines.append(
-            Line(
-                name=name,
-                params=int(first["params"]),
-                mixer_params=int(first["mixer_params"]),
-                state=first["state_size"],
-                lengths=[int(length) for length in first["eval_lengths"].split()],
-                bits=_numbers(runs, "bits_per_byte"),
-                perplexities=_numbers(runs, "perplexity"),
-                positions=[(int(pairs[0][0]), mean(float(loss) for _, loss in pairs)) for pairs in zip(*octaves)],
-                speed=mean(int(r["steps"]) * int(r["batch_size"]) * int(r["length"]) / float(r["seconds"]) for r in runs),
-                keys=[row["key"] for row in runs],
-                diverged=sum(row["diverged"] == "True" for row in runs),
-            )
-        )
-    return sorted(lines, key=lambda line: mean(line.bits[0]))
+def group(rows: list[dict]) -> list[list[dict]]:
+    """Rows of one text and training each."""
+    table = pd.DataFrame([{**row, "row": row} for row in rows])
+    return list(table.groupby(SETTINGS, sort=False)["row"].agg(list))
 
 
-def make_table(lines: list[Line], title: str) -> Table:
+def speed(line: Line) -> float:
+    """Training tokens per second, validation included."""
+    return line["steps"] * line["batch_size"] * line["length"] * mean(1 / run["seconds"] for run in line.runs)
+
+
+def model_table(lines: list[Line], title: str) -> Table:
     """The table, best first; with several seeds a cell is the median and, below it, the range."""
-    headings = ["params", "mixer\nparams", "state", *(f"bits/byte\n@{length}" for length in lines[0].lengths)]
-    table = start_table("model", [*headings, f"perplexity\n@{lines[0].lengths[0]}", "tokens/s"], title)
-    for line in lines:
-        table.add_row(
-            line.name,
-            _short(line.params),
-            _short(line.mixer_params),
-            line.state or "grows",
-            *(spread(values, 4) for values in line.bits),
-            spread(line.perplexities[0]),
-            f"{line.speed:,.0f}",
-            style="bold" if line.name.startswith(OURS) else "",
-        )
-    return table
+    first, *_ = score_columns("perplexity", lines, "perplexity").items()
+    columns = {
+        "params": lambda line: short(line["params"]),
+        "mixer\nparams": lambda line: short(line["mixer_params"]),
+        "state": grows,
+        **score_columns("bits/byte", lines, "bits_per_byte", 4),
+        **dict([first]),
+        "tokens/s": lambda line: f"{speed(line):,.0f}",
+    }
+    return fill_table(lines, columns, title)
 
 
-def _short(number: int) -> str:
-    return f"{number / 1e6:.1f}M" if number >= 10**7 else f"{number / 1e3:.1f}k"
-
-
-def describe(row: dict[str, str]) -> str:
+def training_words(row: dict) -> str:
     """What a row's model was trained on and how, in words."""
     return (
-        f"{row['dataset']} by {row['tokenizer']}: {int(row['steps']):,} steps of {row['batch_size']} sequences of "
-        f"{row['length']}, learning rate {row['lr']}"
+        f"{row['dataset']} by {row['tokenizer']}: {row['steps']:,} steps of {row['batch_size']} sequences of "
+        f"{row['length']}, learning rate {row['lr']:g}"
     )
 
 
-def read_curves(folder: Path, rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Learning curves of rows by key, as their files hold them; none where the files are not there."""
+def read_curves(folder: Path, rows: list[dict]) -> pd.DataFrame:
+    """Learning curves of rows, one under the other, with their keys; empty where the files are not there."""
     paths = {row["key"]: folder / f"{row['key']}.csv" for row in rows}
-    return {key: list(csv.DictReader(path.read_text().splitlines())) for key, path in paths.items() if path.exists()}
+    found = [pd.read_csv(path).assign(key=key) for key, path in paths.items() if path.exists()]
+    return pd.concat(found) if found else pd.DataFrame(columns=["key", *CURVE_COLUMNS])
 
 
-def draw(lines: list[Line], curves: dict[str, list[dict[str, str]]], settings: str, path: Path) -> None:
-    r"""Draws bits per byte by window length, loss by position, and validation loss by tokens seen where there are curves.
+def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Path) -> None:
+    """Draws bits per byte by window length, loss by position, and validation loss by tokens seen where there are curves.
 
-    Args:
-        lines (list[Line]):
-            What `summarise` returned.
-        curves (dict[str, list[dict[str, str]]]):
-            What `read_curves` returned.
-        settings (str):
-            What was trained, in words; stands below the picture.
-        path (Path):
-            A PNG file; replaced if it is there.
+    `settings` say in words what was trained, and stand below the picture.
     """
     learning: dict[str, tuple[list[int], list[list[float]]]] = {}
     for line in lines:
-        points: dict[int, list[float]] = {}  # by tokens, a value a seed
-        for point in (point for key in line.keys for point in curves.get(key, ()) if point["validation_loss"]):
-            points.setdefault(int(point["tokens"]), []).append(float(point["validation_loss"]))
-        if points:
-            learning[line.name] = list(points), list(points.values())
-    counts = sorted({len(line.keys) for line in lines})
-    seeds = "1 seed" if counts == [1] else f"{counts[0]} to {counts[-1]} seeds; a bar is their range"
-    note = f"{settings}, {lines[0].params / 1e6:.2f}M parameters, {seeds}. Lower is better; dotted: the trained length."
+        own = curves[curves["key"].isin(line.keys)].dropna(subset="validation_loss")
+        points = own.groupby("tokens")["validation_loss"].agg(list)
+        if len(points):
+            learning[line.variant] = list(points.index), list(points)
+    seeds = "1 seed" if counts_text(lines) == "1 seed" else f"{counts_text(lines)}; a bar is their range"
+    trained, longest = lines[0].lengths[0], lines[0].lengths[-1]
+    note = f"{settings}, {short(lines[0]['params'])} parameters, {seeds}. Lower is better; dotted: the trained length."
     with picture(path, 6 + 2.6 * bool(learning), "Language models, equal parameters", note) as figure:
         by_length, by_position, *rest = figure.subplots(2 + bool(learning), 1)
         scale_lengths(by_length, lines[0].lengths)
-        by_length.set(xlabel=f"window in tokens (trained at {lines[0].lengths[0]})", ylabel="bits per byte")
-        plot_ranges(by_length, {line.name: (line.lengths, line.bits) for line in lines})
-        scale_lengths(by_position, [last for last, _ in lines[0].positions])
-        by_position.axvline(lines[0].lengths[0], color=OTHER, linewidth=1.2, linestyle=DOTTED)
-        by_position.set(xlabel=f"position in a window of {lines[0].lengths[-1]}, by octave", ylabel="loss, nats a token")
-        octaves = {line.name: list(zip(*line.positions)) for line in lines}
-        plot_ranges(by_position, {name: (last, [[loss] for loss in losses]) for name, (last, losses) in octaves.items()})
+        by_length.set(xlabel=f"window in tokens (trained at {trained})", ylabel="bits per byte")
+        plot_ranges(by_length, {line.variant: (line.lengths, line.scores("bits_per_byte")) for line in lines})
+        octaves = {line.variant: line.scores("loss_by_position") for line in lines}
+        ends = [seeds[0][0] for seeds in octaves[lines[0].variant]]
+        scale_lengths(by_position, ends)
+        by_position.axvline(trained, color=OTHER, linewidth=1.2, linestyle=DOTTED)
+        by_position.set(xlabel=f"position in a window of {longest}, by octave", ylabel="loss, nats a token")
+        losses = {name: [[loss for _, loss in seeds] for seeds in found] for name, found in octaves.items()}
+        plot_ranges(by_position, {name: (ends, values) for name, values in losses.items()})
         for axes in rest:
             axes.set(xlabel="training tokens", ylabel="validation loss")
             axes.xaxis.set_major_formatter("{x:,.0f}")

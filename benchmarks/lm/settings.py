@@ -8,60 +8,32 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.compare.presets import MATCHES
-from benchmarks.compare.settings import nearest, tomllib
+from benchmarks.compare.settings import tomllib
+from benchmarks.records.fields import Accepts, accept, nearest, one_of, option, real, whole
 
 CONFIGS = Path(__file__).parent / "configs"
-PRECISIONS = ("auto", "fp32", "bf16")
 
-
-def _check(where: str, value: Any, accepted: bool, expected: str) -> None:
-    if not accepted:
-        raise ValueError(f"{where}={value!r} is not accepted; expected {expected}.")
-
-
-def _check_positive(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _check(f"{section}.{name}", value, value is None or value > 0, "a number greater than 0")
+MORE = accept(lambda x: x > 0, "a number greater than 0")
+SHARE = real(lambda x: 0 <= x < 1, "a number from 0 to below 1")
+RISING = accept(lambda x: bool(x) and list(x) == sorted(set(x)) and x[0] > 0, "rising whole numbers from 1 on")
+SEEDS = accept(lambda x: bool(x) and len(set(x)) == len(x) and min(x) >= 0, "different numbers from 0 on")
 
 
 @dataclass(frozen=True)
 class Data:
-    r"""The text and how it becomes tokens.
+    """The text and how it becomes tokens."""
 
-    Attributes:
-        dataset (str):
-            `"pydoc"` or `"stdlib"` (see `benchmarks.lm.text`), or a path that `datasets.load_dataset` takes.
-        name (str, Optional):
-            Configuration of that dataset, such as `"sample-10BT"`. Default: `None`.
-        files (str, Optional):
-            Files for a generic loader such as `dataset = "json"`. Default: `None`.
-        split (str):
-            Split of that dataset. Default: `"train"`.
-        column (str):
-            Its column of text. Default: `"text"`.
-        tokenizer (str):
-            `"bytes"`, or a name that `AutoTokenizer.from_pretrained` takes. Default: `"bytes"`.
-        length (int):
-            Tokens of a training sequence. Default: 256.
-        validation_tokens (int):
-            Whole documents are kept for validation until they hold this many tokens. Default: 200,000.
-        train_tokens (int, Optional):
-            Tokens to prepare at most. Default: as many as the training reads.
-        text (str, Optional):
-            A file of text, or a folder of them, in place of a dataset: one stream, its last tenth for validation (at most
-            about `validation_tokens`). Default: `None`.
-    """
-
-    dataset: str = "stdlib"
-    name: str | None = None
-    files: str | None = None
+    dataset: str = "stdlib"  # `pydoc` or `stdlib` (see `benchmarks.lm.text`), or a path that `datasets.load_dataset` takes
+    name: str | None = None  # configuration of that dataset, such as "sample-10BT"
+    files: str | None = None  # files for a generic loader such as dataset = "json"
     split: str = "train"
     column: str = "text"
-    tokenizer: str = "bytes"
-    length: int = 256
-    validation_tokens: int = 200_000
-    train_tokens: int | None = None
+    tokenizer: str = "bytes"  # or a name that `AutoTokenizer.from_pretrained` takes
+    length: int = option(256, accept(lambda x: x > 1, "a whole number greater than 1"))  # tokens of a training sequence
+    validation_tokens: int = option(200_000, MORE)  # whole documents are kept for validation until they hold so many
+    train_tokens: int | None = option(None, MORE)  # tokens to prepare at most; as many as the training reads
+    # a file of text, or a folder of them, in place of a dataset: one stream, its last tenth for validation, at most about
+    # `validation_tokens`
     text: str | None = None
 
     @property
@@ -69,146 +41,78 @@ class Data:
         """What the text is called."""
         return self.dataset if self.text is None else Path(self.text).name
 
-    def __post_init__(self) -> None:
-        _check("data.length", self.length, self.length > 1, "a whole number greater than 1")
-        _check_positive("data", self, "validation_tokens", "train_tokens")
-
 
 @dataclass(frozen=True)
 class Training:
-    r"""The optimiser: AdamW, linear warm-up, then a cosine down to `min_lr_ratio` of the peak.
+    """The optimiser: AdamW, linear warm-up, then a cosine down to `min_lr_ratio` of the peak. Matrices alone are decayed.
 
-    Attributes:
-        steps, warmup_steps (int):
-            Optimiser steps, and how many of them the warm-up takes.
-        batch_size (int):
-            Sequences of one optimiser step, over all devices.
-        micro_batch_size (int, Optional):
-            Sequences that one device holds at a time; the rest is gradient accumulation. Default: its whole share.
-        lr, min_lr_ratio, weight_decay, beta1, beta2, clip (float):
-            AdamW's numbers and the bound on the gradient's norm. Matrices alone are decayed.
-        precision (str):
-            `"fp32"`, `"bf16"` (autocast) or `"auto"`: bf16 on a GPU that has it. Default: `"auto"`.
-        torch_compile (bool):
-            Default: `False`.
-        gradient_checkpointing (bool):
-            Default: `False`.
-        log_every, eval_every, save_every (int):
-            Steps between points of the curve, validations and checkpoints.
-        keep (int):
-            Checkpoints that are kept of a run in progress, 2 or more: one may be incomplete. Default: 2.
-        seeds (tuple[int, ...]):
-            One run each. A seed sets the initial weights and the order of the data.
+    A result does not depend on what is not `keyed`.
     """
 
-    steps: int = 300
+    steps: int = option(300, MORE)
     warmup_steps: int = 30
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    lr: float = 3e-3
-    min_lr_ratio: float = 0.0
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    precision: str = "auto"
+    batch_size: int = option(16, MORE)  # sequences of an optimiser step, over all devices
+    # that one device holds at a time; the rest is gradient accumulation
+    micro_batch_size: int | None = option(None, MORE, keyed=False)
+    lr: float = option(3e-3, MORE)
+    min_lr_ratio: float = option(0.0, SHARE)
+    weight_decay: float = option(0.1, real(lambda x: x >= 0, "a number from 0 on"))
+    beta1: float = option(0.9, SHARE)
+    beta2: float = option(0.95, SHARE)
+    clip: float = option(1.0, MORE)  # bound on the gradient's norm
+    precision: str = option("auto", one_of("auto", "fp32", "bf16"))  # bf16 is autocast; auto: on a GPU that has it
     torch_compile: bool = False
     gradient_checkpointing: bool = False
-    log_every: int = 10
-    eval_every: int = 100
-    save_every: int = 100
-    keep: int = 2
-    seeds: tuple[int, ...] = (0,)
+    log_every: int = option(10, MORE, keyed=False)  # steps between points of the curve
+    eval_every: int = option(100, MORE, keyed=False)
+    save_every: int = option(100, MORE, keyed=False)
+    # checkpoints of a run in progress: one may be incomplete
+    keep: int = option(2, accept(lambda x: x >= 2, "at least 2"), keyed=False)
+    seeds: tuple[int, ...] = option((0,), SEEDS, keyed=False)  # a run each: initial weights and the order of the data
 
     def __post_init__(self) -> None:
-        names = "steps batch_size micro_batch_size lr clip log_every eval_every save_every"
-        _check_positive("training", self, *names.split())
-        _check("training.precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        _check("training.keep", self.keep, self.keep >= 2, "at least 2")
-        warm = f"a number from 0 up to training.steps={self.steps}"
-        _check("training.warmup_steps", self.warmup_steps, 0 <= self.warmup_steps <= self.steps, warm)
-        for name in ("min_lr_ratio", "beta1", "beta2"):
-            value = getattr(self, name)
-            _check(f"training.{name}", value, 0 <= value < 1, "a number from 0 to below 1")
-        _check("training.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number from 0 on")
-        distinct = bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
-        _check("training.seeds", list(self.seeds), distinct, "different numbers from 0 on")
+        if not 0 <= self.warmup_steps <= self.steps:
+            expected = f"a number from 0 up to training.steps={self.steps}"
+            raise ValueError(f"training.warmup_steps={self.warmup_steps} is not accepted; expected {expected}.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    r"""What is scored after training: the same validation tokens in windows of several lengths.
+    """What is scored after training: the same validation tokens in windows of several lengths."""
 
-    Attributes:
-        multiples (tuple[int, ...]):
-            Lengths as multiples of the training length.
-        tokens (int, Optional):
-            Validation tokens to score at most. Default: all.
-        batch_tokens (int):
-            Tokens that one device scores at a time (one window at least). Default: 16,384.
-    """
-
-    multiples: tuple[int, ...] = (1, 2, 4, 8)
-    tokens: int | None = None
-    batch_tokens: int = 16_384
-
-    def __post_init__(self) -> None:
-        rising = bool(self.multiples) and list(self.multiples) == sorted(set(self.multiples)) and self.multiples[0] > 0
-        _check("evaluation.multiples", list(self.multiples), rising, "rising whole numbers from 1 on")
-        _check_positive("evaluation", self, "tokens", "batch_tokens")
+    multiples: tuple[int, ...] = option((1, 2, 4, 8), RISING)  # of the training length
+    tokens: int | None = option(None, MORE)  # validation tokens to score at most
+    batch_tokens: int = option(16_384, MORE)  # that one device scores at a time (one window at least)
 
 
 @dataclass(frozen=True)
 class Entry:
-    r"""One model of the comparison.
-
-    Attributes:
-        name (str):
-            How it is called; alone, a name that `benchmarks.compare.models.get_variant` knows, matched in size, or `"native"`.
-        mixer (str or tuple[str, ...], Optional):
-            What the model's config gets as `mixer`: then nothing is matched. Default: `None`.
-        mixer_config (dict or tuple[dict, ...], Optional):
-            What it gets as `mixer_config`. Default: empty.
-        model (dict):
-            Fields of the model's config that this entry alone has. Default: empty.
-    """
+    """One model; alone, a name is a mixer that `benchmarks.compare` knows, matched in size, or `"native"`."""
 
     name: str
-    mixer: str | tuple[str, ...] | None = None
+    mixer: str | tuple[str, ...] | None = None  # what the model's config gets as `mixer`: then nothing is matched
     mixer_config: dict | tuple[dict, ...] | None = None
-    model: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)  # fields of the model's config that this entry alone has
 
 
 @dataclass(frozen=True)
 class Settings:
-    r"""A whole comparison.
+    """A whole comparison."""
 
-    Attributes:
-        mixers (tuple[Entry, ...]):
-            The models; in a file a name stands for an entry that is only a name.
-        match (str):
-            What is made equal where an entry is only a name: `"params"` or `"state"`. Default: `"params"`.
-        budget (int, Optional):
-            Size of one mixer layer. Default: that of BD-LRU with block size 4 and a state as wide as the model.
-        model (dict):
-            `type`, one of FLA's model types, and fields of its config.
-        data, training, evaluation:
-            See there.
-    """
-
-    mixers: tuple[Entry, ...] = ()
-    match: str = "params"
-    budget: int | None = None
-    model: dict = field(default_factory=dict)
+    mixers: tuple[Entry, ...] = ()  # in a file a name stands for an entry that is only a name
+    match: str = option("params", one_of(*MATCHES))  # what is made equal where an entry is only a name
+    budget: int | None = option(None, whole(1))  # of a mixer layer; None: that of `bdlru-m4`
+    model: dict = field(default_factory=dict)  # `type`, one of FLA's model types, and fields of its config
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.mixers]
-        _check("mixers", names, bool(names) and len(set(names)) == len(names), "at least one, with different names")
-        _check("match", self.match, self.match in MATCHES, f"one of {', '.join(MATCHES)}")
-        _check("model.type", self.model.get("type"), isinstance(self.model.get("type"), str), "one of FLA's model types")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"mixers={names!r} is not accepted; expected at least one, with different names.")
+        if not isinstance(self.model.get("type"), str):
+            raise ValueError(f"model.type={self.model.get('type')!r} is not accepted; expected one of FLA's model types.")
 
     @property
     def eval_lengths(self) -> tuple[int, ...]:
@@ -232,36 +136,39 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _make(cls: type, table: Any, where: str) -> Any:
-    # a dataclass from a TOML table, its fields checked by name and type
+    # a dataclass from a TOML table, its fields checked by name, type and what they accept
     if not isinstance(table, dict):
         raise ValueError(f"{where}={table!r} is not accepted; expected a table.")
     hints, made = get_type_hints(cls), {}
-    for name, value in table.items():
-        path = f"{where}.{name}" if where else name
+    for f in fields(cls):
+        if f.name in table:
+            path, value, hint = f"{where}.{f.name}" if where else f.name, table[f.name], hints[f.name]
+            made[f.name] = _value(path, value, hint, f.metadata.get("accepts"))
+    for name in table:
         if name not in hints:
-            raise ValueError(f"{path} is not known; expected some of {', '.join(hints)}.")
-        if cls is Settings and name == "mixers":
-            value = _make_entries(value)
-        elif hasattr(hints[name], "__dataclass_fields__"):
-            value = _make(hints[name], value, path)
-        elif isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, hints[name]):
-            expected = getattr(hints[name], "__name__", str(hints[name])) if isinstance(hints[name], type) else hints[name]
-            raise ValueError(f"{path}={value!r} is not accepted; expected {expected}.")
-        made[name] = value
-    missing = [f.name for f in fields(cls) if f.name == "name" and cls is Entry and f.name not in made]
-    if missing:
+            path = f"{where}.{name}" if where else name
+            raise ValueError(f"{path} is not known; expected some of {', '.join(hints)}.{nearest(name, hints)}")
+    if cls is Entry and "name" not in made:
         raise ValueError(f"{where} lacks a name; it has {', '.join(made) or 'nothing'}.")
     return cls(**made)
 
 
-def _make_entries(value: Any) -> tuple[Entry, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"mixers={value!r} is not accepted; expected a list of names or tables.")
-    return tuple(
-        Entry(entry) if isinstance(entry, str) else _make(Entry, entry, f"mixers[{i}]") for i, entry in enumerate(value)
-    )
+def _value(path: str, value: Any, hint: Any, accepts: Accepts | None) -> Any:
+    if hint == tuple[Entry, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"{path}={value!r} is not accepted; expected a list of names or tables.")
+        return tuple(Entry(e) if isinstance(e, str) else _make(Entry, e, f"{path}[{i}]") for i, e in enumerate(value))
+    if hasattr(hint, "__dataclass_fields__"):
+        return _make(hint, value, path)
+    given = tuple(value) if isinstance(value, list) else value
+    expected = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else hint
+    try:
+        if _fits(given, hint):
+            expected = accepts.words if accepts else expected
+            return accepts.convert(given) if accepts else given
+    except ValueError:
+        pass
+    raise ValueError(f"{path}={value!r} is not accepted; expected {expected}.")
 
 
 def presets() -> list[str]:
@@ -286,20 +193,9 @@ def _override(table: dict, change: str) -> None:
 
 
 def load_settings(preset: str, changes: tuple[str, ...] = ()) -> Settings:
-    r"""Reads settings.
+    r"""Settings of a preset, a file in `configs/` or the path of a TOML file, with changes such as `training.lr=1e-3`.
 
-    Args:
-        preset (str):
-            Name of a file in `configs/`, or the path of a TOML file.
-        changes (tuple[str, ...]):
-            `section.field=value`, the value as TOML has it. Default: none.
-
-    Returns:
-        Settings:
-            Checked, but for what needs the model or the text.
-
-    Raises:
-        ValueError: naming the field, its value and what is accepted.
+    They are checked, but for what needs the model or the text; ValueError names the field, its value and what is accepted.
 
     Example:
         >>> from benchmarks.lm.settings import load_settings

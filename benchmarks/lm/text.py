@@ -78,19 +78,10 @@ def _checked(rows: Iterable[dict], data: Data) -> Iterator[str]:
 
 
 def read_text(data: Data) -> tuple[str, str]:
-    r"""One's own text as one stream: a file, or the files of a folder in the order of their paths, hidden ones aside.
+    """One's own text as one stream: a file, or the files of a folder in the order of their paths, hidden ones aside.
 
-    Args:
-        data (Data):
-            `text` names the file or folder.
-
-    Returns:
-        (str, str):
-            What comes first, to train on, and from a line's start on the last tenth, for validation; no more of this than
-            `validation_tokens` characters.
-
-    Raises:
-        ValueError: if it is not there, is not UTF-8, or is empty.
+    What comes first is to train on; from a line's start on the last tenth, no more than `validation_tokens` characters, is for
+    validation. ValueError, if it is not there, is not UTF-8, or is empty.
     """
     path, texts = Path(data.text), []
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and not any(n[0] == "." for n in p.relative_to(path).parts)]
@@ -157,27 +148,14 @@ def get_tokenizer(name: str) -> ByteTokenizer | HubTokenizer:
 
 @dataclass(frozen=True)
 class Corpus:
-    r"""Tokens for training and validation.
+    """Tokens for training and validation."""
 
-    Attributes:
-        train, validation (np.ndarray):
-            Token streams of shape `[N]`, uint16 or uint32, mapped from files.
-        vocab_size (int):
-            Number of tokens.
-        validation_bytes (int):
-            UTF-8 bytes of the validation documents, for bits per byte.
-        documents (int):
-            Documents that were read.
-        digest (str):
-            Changes with any token of either stream.
-    """
-
-    train: np.ndarray
+    train: np.ndarray  # streams of shape [N], uint16 or uint32, mapped from files
     validation: np.ndarray
     vocab_size: int
-    validation_bytes: int
-    documents: int
-    digest: str
+    validation_bytes: int  # UTF-8 bytes of the validation documents, for bits per byte
+    documents: int  # that were read
+    digest: str  # changes with any token of either stream
 
     @property
     def bytes_per_token(self) -> float:
@@ -186,26 +164,12 @@ class Corpus:
 
 
 def prepare(data: Data, train_tokens: int, folder: str | Path) -> Corpus:
-    r"""Tokenises a text once and maps the result.
+    """Tokenises a text once, into `folder`, and maps the result.
 
     The first documents, whole, are kept for validation until they hold `data.validation_tokens`; training has the rest, up to
     `train_tokens`. One's own text is cut by `read_text` instead. A local file that was edited is prepared anew. Processes that
-    call this at the same time wait for the one that writes.
-
-    Args:
-        data (Data):
-            Text, tokenizer and sizes.
-        train_tokens (int):
-            Training tokens at most.
-        folder (str | Path):
-            Where prepared texts are kept.
-
-    Returns:
-        Corpus:
-            The token streams.
-
-    Raises:
-        ValueError: if the text or the tokenizer cannot be had, or the text is too short.
+    call this at the same time wait for the one that writes. ValueError, if the text or the tokenizer cannot be had, or the
+    text is too short.
     """
     spec = {**asdict(data), "length": None, "train_tokens": train_tokens}
     documents, kept = None, data
@@ -268,18 +232,9 @@ def _write(folder: Path, data: Data, documents: Iterator[str], tokenizer, train_
 
 
 class Blocks(Dataset):
-    r"""A token stream cut into training sequences; what does not fill the last of them is left out.
+    """A stream `[N]` cut into sequences of `length`; what does not fill the last, or a `multiple` (a batch), is dropped.
 
-    Args:
-        tokens (np.ndarray):
-            The stream, `[N]`.
-        length (int):
-            Tokens of a sequence.
-        multiple (int):
-            The number of sequences is cut down to a multiple of this: the batch, so that all are whole. Default: 1.
-
-    Raises:
-        ValueError: if the stream does not hold so many sequences.
+    ValueError, if the stream does not hold so many sequences.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, multiple: int = 1):
@@ -299,17 +254,9 @@ class Blocks(Dataset):
 
 
 class Windows(Dataset):
-    r"""The first tokens of a stream in windows of `length` inputs, and the token after each as its target.
+    """The first tokens of a stream in windows of `length` inputs, and the token after each as its target.
 
-    Windows share the token between them, so that the same `total` targets are scored whatever the length.
-
-    Args:
-        tokens (np.ndarray):
-            The stream, `[N]` with N > `total`.
-        length (int):
-            Inputs of a window; divides `total`.
-        total (int):
-            Number of targets.
+    Windows share the token between them, so that the same `total` targets are scored whatever the length, which divides it.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, total: int):

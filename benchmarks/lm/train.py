@@ -34,24 +34,11 @@ FSDP2 = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict
 
 @dataclass(frozen=True)
 class Run:
-    r"""One model and seed of a comparison.
+    """One model and seed of a comparison."""
 
-    Attributes:
-        key (str):
-            Digest of everything that the result depends on.
-        entry (Entry):
-            The model, settled.
-        seed (int):
-            Seeds the initial weights and the order of the data.
-        config (PreTrainedConfig):
-            Its config.
-        settings (Settings):
-            The comparison.
-    """
-
-    key: str
-    entry: Entry
-    seed: int
+    key: str  # digest of everything that the result depends on
+    entry: Entry  # the model, settled
+    seed: int  # of the initial weights and the order of the data
     config: PreTrainedConfig
     settings: Settings
 
@@ -62,22 +49,9 @@ class Run:
 
 
 def micro_batch(batch_size: int, wanted: int | None, processes: int) -> tuple[int, int]:
-    r"""Splits a step's sequences among devices and time.
+    r"""Splits a step's sequences: how many a device holds at a time (`wanted`, or its share), and how often before a step.
 
-    Args:
-        batch_size (int):
-            Sequences of an optimiser step.
-        wanted (int, Optional):
-            Sequences that one device holds at a time. Default: its whole share.
-        processes (int):
-            Number of devices.
-
-    Returns:
-        (int, int):
-            Sequences that a device holds at a time, and how often before a step.
-
-    Raises:
-        ValueError: if they do not divide.
+    ValueError, if they do not divide.
 
     Example:
         >>> from benchmarks.lm.train import micro_batch
@@ -247,33 +221,13 @@ def curve(history: list[dict], tokens_per_step: int) -> list[tuple]:
 
 
 def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, processes: int = 1, say=print) -> dict:
-    r"""Trains a run, from its last checkpoint if there is one, and scores it.
+    """Trains a run, from its last checkpoint if there is one, and scores it; the model goes to `out/models/<key>`.
 
-    Args:
-        run (Run):
-            What to train.
-        corpus (Corpus):
-            Its text.
-        out (Path):
-            Checkpoints go to `out/checkpoints/<key>` and are removed by the caller; the model to `out/models/<key>`.
-        device (str):
-            `"cuda"` or `"cpu"`.
-        fsdp (bool):
-            Whether parameters, gradients and optimiser state are sharded (FSDP2). Default: `False`, copies (DDP).
-        processes (int):
-            How many `torchrun` started. Default: 1.
-        say (Callable[[str], None]):
-            Where progress goes. Default: `print`.
-
-    Returns:
-        dict:
-            `losses` (nats per token, one per evaluated length), `positions` (`octaves` of the longest), `scored` (number of
-            targets), `train_loss`, `validation_loss` (last of the curve), `seconds` (training, validation included),
-            `processes`, `precision`, `diverged` and `curve`.
-
-    Raises:
-        Interrupted: on SIGINT or SIGTERM, once a checkpoint is saved.
-        ValueError: if the batch does not divide, or the text is too short.
+    Checkpoints go to `out/checkpoints/<key>` and are removed by the caller. With `fsdp`, parameters, gradients and optimiser
+    state are sharded (FSDP2) over `processes`, else copied (DDP). Returns `losses` (nats per token, one per evaluated length),
+    `positions` (`octaves` of the longest), `scored` (number of targets), `train_loss`, `validation_loss` (last of the curve),
+    `seconds` (training, validation included), `processes`, `precision`, `diverged` and `curve`. Interrupted on SIGINT or
+    SIGTERM, once a checkpoint is saved; ValueError, if the batch does not divide, or the text is too short.
     """
     settings, folder = run.settings, out / "checkpoints" / run.key
     length, batch = settings.data.length, settings.training.batch_size

@@ -1,7 +1,7 @@
 """Times the native CPU path, in one run: the op against the associative scan, the layer against torch.nn.LSTM.
 
     python -m benchmarks.ops.cpu
-    python -m benchmarks.ops.cpu --op hlru --m 1 --m 4 --dtype bfloat16 --csv results/cpu.csv
+    python -m benchmarks.ops.cpu --op bdlru --op hlru --m 1 --m 4 --dtype bfloat16 --csv results/cpu.csv
 
 Like is compared with like. Ops have no projections. Layers have theirs: ours, of width w (`--width`) and a state of w values,
 and `nn.LSTM(w, w)`; ours stands over its own matrix products too. Contenders take turns, so that a busy machine slows all, and
@@ -10,7 +10,6 @@ medians are reported. The scan and the layers run in float32 whatever `--dtype` 
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from enum import Enum
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import torch
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from benchmarks.records import machine
+from benchmarks.records.tables import start_table
 
 
 class Op(str, Enum):
@@ -169,16 +170,15 @@ def _cell(key: str, value: float | int) -> str:
 
 
 def _table(title: str, columns: dict[str, str], rows: list[dict]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in columns.values():
-        table.add_column(name, justify="right", no_wrap=True)
+    first, *others = columns.values()
+    table = start_table(first, others, title)
     for row in rows:
         table.add_row(*(_cell(key, row[key]) for key in columns))
     return table
 
 
 def main(
-    op: Annotated[Op, typer.Option(help="Which recurrence.")] = Op.bdlru,
+    op: Annotated[list[Op] | None, typer.Option(help="Which recurrence; may be repeated. Default: bdlru.")] = None,
     batch: Annotated[int, typer.Option("--batch", "-B", min=1, help="Sequences.")] = 4,
     time_steps: Annotated[int, typer.Option("--time", "-T", min=1, help="Steps of a sequence.")] = 1024,
     heads: Annotated[int, typer.Option("--heads", "-H", min=1, help="Blocks of the op (H-LRU: channels).")] = 32,
@@ -196,21 +196,21 @@ def main(
     console = Console()
     found = environment()
     console.print(", ".join(f"{key} {value}" for key, value in found.items()))
-    shape = {"op": op.value, "B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
-    rows = []
-    for M in track(sizes, description="timing", console=console, transient=True):
-        ops = measure_op(op.value, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
-        rows.append({**shape, "m": M, **ops, **measure_layer(op.value, batch, time_steps, width, M, repeats), **found})
-    size = f"B={batch}, T={time_steps}"
-    console.print(_table(f"{op.value}, the op alone: {size}, H={heads}, {dtype.value}; ms; scan: fwd+bwd", OPS, rows))
-    title = f"{op.value}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
-    console.print(_table(title, LAYERS, rows))
+    shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
+    size, rows = f"B={batch}, T={time_steps}", []
+    for name in [one.value for one in op or [Op.bdlru]]:
+        own = []
+        for M in track(sizes, description=f"timing {name}", console=console, transient=True):
+            times = measure_op(name, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
+            times |= measure_layer(name, batch, time_steps, width, M, repeats)
+            own.append({"op": name, **shape, "m": M, **times, **found})
+        console.print(_table(f"{name}, the op alone: {size}, H={heads}, {dtype.value}; ms; scan: fwd+bwd", OPS, own))
+        title = f"{name}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
+        console.print(_table(title, LAYERS, own))
+        rows += own
     if csv_path is not None:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
-        with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0]])
-            writer.writeheader()
-            writer.writerows(rows)
+        pd.DataFrame(rows).to_csv(csv_path, index=False)
 
 
 if __name__ == "__main__":

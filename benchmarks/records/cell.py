@@ -1,107 +1,100 @@
-"""One run of a comparison; from its fields come columns, keys, titles, what sweeps may set and how files are named."""
+"""One run of a comparison, field by field: flags, columns, keys, names of files and words about it come from here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+from benchmarks.records.fields import SWITCH, Accepts, one_of, option, real, whole
 
-def _told(letter: str, words: str, default: Any = MISSING) -> Any:
-    # a field that may tell comparisons of one task apart, and how a file's name and a heading say so
-    return field(default=default, metadata={"apart": (letter, words)})
+SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
+CURRICULA = ("stages", "adaptive")  # of the training lengths
+WIDEST = 2**14  # layers of that width are built to be measured
 
 
-@dataclass(frozen=True)
-class Cell:
-    r"""Everything that a result depends on. Two cells with the same `key` are the same experiment.
+def _setting(default: Any, letter: str, words: str, accepts: Accepts | None = None, help: str = "", **more: bool) -> Any:
+    # `letter` and `words` tell comparisons of one task apart, in names of files and in headings; what has `accepts` is a flag
+    return option(default, accepts, apart=(letter, words), help=help, **more)
 
-    Attributes:
-        task (str):
-            Name in `benchmarks.tasks.TASKS`.
-        variant (str):
-            Name in `benchmarks.compare.models.VARIANTS`; a label, the next two fields say what is built.
-        mixer (str):
-            Name in `fla_bdlru.mixers`.
-        mixer_args (dict):
-            Arguments of the layer.
-        width (int):
-            Width of the model.
-        layers (int):
-            Number of blocks.
-        mlp_width (int):
-            Inner width of the MLP.
-        lengths (tuple[int, ...]):
-            Training lengths, each used for an equal share of the steps, in this order.
-        eval_lengths (tuple[int, ...]):
-            Lengths that are scored after training.
-        batch_size (int):
-            Sequences per step.
-        steps (int):
-            Optimiser steps.
-        lr (float):
-            Peak learning rate.
-        weight_decay (float):
-            AdamW's decay, on matrices only.
-        seed (int):
-            Seeds the initial weights and the training data.
-        train_examples (int):
-            Size of the training set, visited again and again in fresh orders; 0 draws new sequences at every step.
-        eval_examples (int):
-            Sequences per evaluated length.
-        stop_at (float):
-            Training ends once the token accuracy on validation sequences of the longest training length reaches this;
-            0 never ends it early. Default: 0.
-        schedule (str):
-            How the learning rate moves: `"one-cycle"`, torch's `OneCycleLR`, which warms up to `lr` and moves AdamW's first
-            beta the other way, or `"cosine"`, from `lr` to `MIN_LR` with constant betas, or `"trapezoid"`,
-            a warm-up of `WARM_UP` steps, `lr`, and to zero over the last fifth. Default: `"one-cycle"`.
-        curriculum (str):
-            `"stages"`, an equal share of the steps for each length, or `"adaptive"`, the next length when one is learned
-            (`benchmarks.compare.recipe`). Default: `"stages"`.
-        threshold (float):
-            Accuracy at the last position, without noise, at which the adaptive curriculum moves on. Default: 0.95.
-        tokens (int):
-            Tokens of a step, in place of `batch_size` sequences; 0 keeps those. Default: 0.
-        bos (bool):
-            Whether sequences begin with a token of their own. Default: False.
-        readout_noise (float):
-            Noise on what mixers return while training, relative to its root mean square; under the adaptive curriculum the
-            final level. Default: 0.
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run's model and training, without its mixer: a preset sets it, flags and grid files change it.
+
+    A field that is `later` was not there in older results, and then had its default; one that is `several` may be a list.
     """
 
+    width: int = _setting(
+        64, "w", "width {}", whole(8, f"a positive multiple of 8 up to {WIDEST:,}", 8, WIDEST),
+        "Width of the model, a multiple of 8.", several=True,
+    )  # fmt: skip
+    layers: int = _setting(1, "l", "{} block(s)", whole(1), "Number of blocks.", several=True)
+    mlp_width: int = 128
+    # training lengths, each for an equal share of the steps in this order, or as the curriculum says
+    lengths: tuple[int, ...] = _setting((4, 8, 16, 32), "t", "lengths {}")
+    batch_size: int = _setting(64, "n", "batches of {}")
+    steps: int = _setting(1200, "s", "{} steps", whole(1), "Optimiser steps.")
+    weight_decay: float = _setting(
+        0.01, "d", "weight decay {}", real(lambda x: 0 <= x <= 1, "numbers from 0 to 1"),
+        "AdamW's decay of matrices, or a list. Default: as preset.", several=True,
+    )  # fmt: skip
+    train_examples: int = _setting(0, "x", "{} training examples")  # in fresh orders; 0: new ones at each step
+    eval_examples: int = _setting(512, "y", "{} test examples")  # sequences per length
+    stop_at: float = _setting(
+        0.0, "e", "stopped at {}", real(lambda x: 0 <= x <= 1, "a token accuracy from 0 (never stop early) to 1"),
+        "End a run early at this validation token accuracy. Default: 0, never.", later=True,
+    )  # fmt: skip
+    schedule: str = _setting(  # torch's `OneCycleLR`; `lr` to `MIN_LR`; a warm-up, `lr`, and to zero over the last fifth
+        "one-cycle", "c", "schedule {}", one_of(*SCHEDULES),
+        f"Of the learning rate: {', '.join(SCHEDULES)}. Default: as preset.", later=True,
+    )  # fmt: skip
+    curriculum: str = _setting(  # an equal share of the steps a length; or the next one when one is learned
+        "stages", "u", "{} curriculum", one_of(*CURRICULA), f"{' or '.join(CURRICULA)}. Default: as preset.", later=True
+    )
+    threshold: float = _setting(
+        0.95, "h", "threshold {}", real(lambda x: 0 < x < 1, "an accuracy between 0 and 1"),
+        "Accuracy at the last position, without noise, at which the adaptive curriculum moves on.", later=True,
+    )  # fmt: skip
+    tokens: int = _setting(
+        0, "k", "{} tokens a step", whole(0, "tokens of a step, or 0 for the preset's batch size"),
+        "Tokens of a step, in place of sequences. Default: as preset.", later=True,
+    )  # fmt: skip
+    bos: bool = _setting(False, "o", "BOS {}", SWITCH, "true: sequences begin with a token of their own.", later=True)
+    readout_noise: float = _setting(  # relative to the root mean square; the adaptive curriculum's final level
+        0.0, "z", "readout noise {}", real(lambda x: 0 <= x <= 10, "a level from 0 (none) to 10"),
+        "Noise on what mixers return while training. Default: as preset, 0.", later=True,
+    )  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        """What is trained and how, in a line."""
+        batch = f"{self.tokens:,} tokens" if self.tokens else f"{self.batch_size} sequences"
+        parts = [f"{self.steps:,} steps of {batch}", f"width {self.width}", f"{self.layers} block{'s' * (self.layers > 1)}"]
+        parts += ["adaptive curriculum"] * (self.curriculum == "adaptive") + ["BOS"] * self.bos
+        return ", ".join(parts + [f"readout noise {self.readout_noise:g}"] * bool(self.readout_noise))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Setup):
+    """Everything that a result depends on. Two cells with the same `key` are the same experiment."""
+
     task: str
-    variant: str
+    variant: str  # a label, one of `benchmarks.compare.models.VARIANTS`; the next two say what is built
     mixer: str
     mixer_args: dict
-    width: int = _told("w", "width {}")
-    layers: int = _told("l", "{} block(s)")
-    mlp_width: int
-    lengths: tuple[int, ...] = _told("t", "lengths {}")
-    eval_lengths: tuple[int, ...] = _told("v", "tested at {}")
-    batch_size: int = _told("n", "batches of {}")
-    steps: int = _told("s", "{} steps")
-    lr: float
-    weight_decay: float = _told("d", "weight decay {}")
-    seed: int
-    train_examples: int = _told("x", "{} training examples")
-    eval_examples: int = _told("y", "{} test examples")
-    stop_at: float = _told("e", "stopped at {}", 0.0)
-    schedule: str = _told("c", "schedule {}", "one-cycle")
-    curriculum: str = _told("u", "{} curriculum", "stages")
-    threshold: float = _told("h", "threshold {}", 0.95)
-    tokens: int = _told("k", "{} tokens a step", 0)
-    bos: bool = _told("o", "BOS {}", False)
-    readout_noise: float = _told("z", "readout noise {}", 0.0)
+    eval_lengths: tuple[int, ...] = _setting(MISSING, "v", "tested at {}")  # scored after training
+    lr: float  # its peak
+    seed: int  # of the initial weights and the training data
 
     @property
     def key(self) -> str:
         """A digest of all fields but the label."""
         spec = asdict(self)
         del spec["variant"]
-        for name in DEFAULTS:  # the keys of results from before there were these fields
-            if spec[name] == DEFAULTS[name]:
+        for name in LATER:  # the keys of results from before there were these fields
+            if spec[name] == LATER[name]:
                 del spec[name]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -110,29 +103,17 @@ class Cell:
         """A short name for people."""
         return f"{self.task} {self.variant} lr {self.lr:g} seed {self.seed}"
 
-    def describe(self) -> dict:
-        """The fields as they stand in a row of the results file."""
-        row = {f.name: getattr(self, f.name) for f in fields(self)}
-        row["mixer_args"] = json.dumps(self.mixer_args, sort_keys=True)
-        row["lengths"] = " ".join(map(str, self.lengths))
-        row |= {name: "" for name in DEFAULTS if row[name] == DEFAULTS[name]}
-        row["eval_lengths"] = " ".join(map(str, self.eval_lengths))
-        return row
-
     @classmethod
-    def from_row(cls, row: dict[str, str]) -> Cell:
+    def from_row(cls, row: dict) -> Cell:
         """The run that a row of the results file is of."""
-        read = {"int": int, "float": float, "dict": json.loads, "tuple[int, ...]": lambda text: tuple(map(int, text.split()))}
-        read["bool"] = "True".__eq__
-        given = {f.name: read.get(f.type, str)(row[f.name]) for f in fields(cls) if row[f.name] or f.name not in DEFAULTS}
-        return cls(**given)
+        return cls(**{name: row[name] for name in NAMES})
 
 
-NAMES = tuple(f.name for f in fields(Cell))
-# what older results lack, and then has its default
-DEFAULTS = {f.name: f.default for f in fields(Cell) if f.default is not MISSING}
-_TOLD = {f.name: f.metadata["apart"] for f in fields(Cell) if f.metadata}
+NAMES = tuple(sorted((f.name for f in fields(Cell)), key=lambda name: name in Setup.__dataclass_fields__))
+LATER = {f.name: f.default for f in fields(Cell) if f.metadata.get("later")}
+_APART = {f.name: f.metadata["apart"] for f in fields(Cell) if f.metadata.get("apart")}
+SWEPT = tuple(f.name for f in fields(Setup) if f.metadata.get("several"))
 # rows that agree in these are runs of the same experiment with different mixers, learning rates and seeds
-SETTINGS = ("task", *_TOLD)
+SETTINGS = ("task", *_APART)
 # of those, the budget and the learning rates: how a file's name and a heading say what tells comparisons of one task apart
-DISTINCTIONS = {"budget": ("b", "a budget of {}"), **_TOLD, "lr": ("r", "learning rate {}")}
+DISTINCTIONS = {"budget": ("b", "a budget of {}"), **_APART, "lr": ("r", "learning rate {}")}

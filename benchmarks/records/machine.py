@@ -36,6 +36,16 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return count
 
 
+def choose_device(name: str, elsewhere: bool = False) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; ValueError, if it is another or not there (unless runs are `elsewhere`)."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={name!r} is not known; expected one of auto, cpu, cuda.")
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found and not elsewhere:
+        raise ValueError("device='cuda' is not there: torch sees no GPU; expected 'auto' or 'cpu'.")
+    return ("cuda" if found else "cpu") if name == "auto" else name
+
+
 @cache
 def commit() -> str:
     """The commit of this checkout, marked if files differ from it; empty outside git."""

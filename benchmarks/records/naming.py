@@ -21,20 +21,11 @@ _NAME = re.compile(r"(bdlru|hlru)-m([1-9][0-9]?)((?:-[a-z]+)*)")
 
 @dataclass(frozen=True)
 class Ours:
-    r"""A BD-LRU or H-LRU as its variant's name says it.
+    """A BD-LRU or H-LRU as its variant's name says it."""
 
-    Attributes:
-        family (str):
-            `"bdlru"` or `"hlru"`.
-        size (int):
-            Block size or order.
-        args (dict):
-            The layer's other arguments, those that are not its defaults.
-    """
-
-    family: str
-    size: int
-    args: dict
+    family: str  # `bdlru` or `hlru`
+    size: int  # block size or order
+    args: dict  # the layer's other arguments, those that are not its defaults
 
     @property
     def norm(self) -> str:
@@ -54,15 +45,9 @@ class Ours:
 
 
 def parse_name(variant: str) -> Ours | None:
-    r"""Takes a variant's name apart.
+    r"""Takes a variant's name apart: a family, a size, then any of `SUFFIXES`, at most one of them a gate norm.
 
-    Args:
-        variant (str):
-            A family, a size, then any of `SUFFIXES`, at most one of them a gate norm.
-
-    Returns:
-        Ours, Optional:
-            `None` for another mixer, a suffix that is not known, and one that comes twice.
+    `None` for another mixer, a suffix that is not known, and one that comes twice.
 
     Example:
         >>> from benchmarks.records.naming import parse_name

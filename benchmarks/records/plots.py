@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import BinaryIO
+
+import pandas as pd
 
 from benchmarks.records.style import (
     DOTTED,
@@ -19,21 +22,14 @@ from benchmarks.records.style import (
     variant_styles,
 )
 from benchmarks.records.summary import SOLVED, Line, counts_text
+from benchmarks.records.tables import grows, short
 from benchmarks.tasks import get_task
 
 
 def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO) -> None:
-    r"""Draws token accuracy by length, and below it each mixer's seeds at the training length and how many solved the task.
+    """Draws token accuracy by length, and below it each mixer's seeds at the training length and how many solved the task.
 
-    Args:
-        lines (list[Line]):
-            What `summarise` returned.
-        task_name (str):
-            Name of the task.
-        settings (str):
-            What was trained, in words; stands below the picture.
-        path (Path | BinaryIO):
-            A PNG file, replaced if it is there, or what takes its bytes.
+    `settings`, in words, stand below the picture: a PNG file, replaced if it is there, or what takes its bytes.
     """
     task, trained = get_task(task_name), lines[0].lengths[0]
     several = max(line.seeds for line in lines) > 1
@@ -61,32 +57,22 @@ def _draw_seeds(axes, lines: list[Line]) -> None:
     columns = {
         "solved": (12, [f"{line.solved} of {line.seeds}" for line in lines]),
         "sequences": (50, [f"{median(line.sequences[0]):.2f}" for line in lines]),
-        "params": (104, [f"{line.mixer_params / 1000:.1f}k" for line in lines]),
-        "state": (142, [line.state or "grows" for line in lines]),
+        "params": (104, [short(line["mixer_params"]) for line in lines]),
+        "state": (142, [grows(line) for line in lines]),
     }
-    if len({line.lr for line in lines}) > 1:
-        columns["lr"] = (176, [f"{line.lr:g}" for line in lines])
+    if len({line["lr"] for line in lines}) > 1:
+        columns["lr"] = (176, [f"{line['lr']:g}" for line in lines])
     plot_seeds(axes, [(line.variant, styles[line.variant]["color"], line.tokens[0]) for line in lines], columns)
     axes.set_xlim(0, 1.01)
 
 
-def draw_curves(
-    curves: dict[str, list[list[tuple[int, float]]]], lengths: list[int], title: str, path: Path | BinaryIO
-) -> None:
-    r"""Draws token accuracy on the training batches by step, smoothed over five points: the median seed, and all seeds' range.
+def draw_curves(curves: dict[str, list[pd.DataFrame]], lengths: Sequence[int], title: str, path: Path | BinaryIO) -> None:
+    """Draws token accuracy on the training batches by step, smoothed over five points: the median seed, and all seeds' range.
 
-    Args:
-        curves (dict[str, list[list[tuple[int, float]]]]):
-            By variant, one list of (step, token accuracy) per seed.
-        lengths (list[int]):
-            Training lengths, which come in turn.
-        title (str):
-            Stands above the picture.
-        path (Path | BinaryIO):
-            A PNG file, replaced if it is there, or what takes its bytes.
+    `curves` has, by variant, a table per seed with columns `step` and `token_accuracy`; the training `lengths` come in turn.
     """
     styles = variant_styles(list(curves))
-    last = max(curve[-1][0] for seeds in curves.values() for curve in seeds)
+    last = max(run["step"].iloc[-1] for runs in curves.values() for run in runs)
     seeds = max(map(len, curves.values()))
     note = f"Accuracy on the training batches; lengths {', '.join(map(str, lengths))} in turn. " + (
         f"Line: median of {seeds} seeds; shade: their range." if seeds > 1 else "One seed."
@@ -96,18 +82,13 @@ def draw_curves(
         axes.set(xlabel="step", ylabel="token accuracy", ylim=(0, 1.04), xlim=(0, last))
         ends = {}
         for variant, runs in curves.items():
-            accuracies = list(zip(*([accuracy for _, accuracy in run] for run in runs)))
-            steps = [step for step, _ in runs[0]][: len(accuracies)]
+            table = pd.concat([run.set_index("step")["token_accuracy"] for run in runs], axis=1, join="inner")
+            of = table.agg(["median", "min", "max"], axis=1).rolling(5, center=True, min_periods=1).mean()
             style = {**styles[variant], "marker": ""}
-            middle, low, high = (_smooth([of(values) for values in accuracies]) for of in (median, min, max))
-            axes.plot(steps, middle, **style)
-            axes.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-            ends[variant] = (steps[-1], middle[-1], style["color"])
+            axes.plot(of.index, of["median"], **style)
+            axes.fill_between(of.index, of["min"], of["max"], color=style["color"], alpha=0.12, linewidth=0)
+            ends[variant] = (of.index[-1], of["median"].iloc[-1], style["color"])
         for i in range(1, len(lengths)):
             axes.axvline(last * i / len(lengths), color=OTHER, linewidth=1, linestyle=DOTTED)
         percent(axes.yaxis)
         label_ends(axes, ends)
-
-
-def _smooth(values: list[float]) -> list[float]:
-    return [mean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]

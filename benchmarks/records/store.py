@@ -1,25 +1,28 @@
-"""The results file: one CSV, one row per finished cell, valid whenever the program is killed."""
+"""The results file: one CSV, a row per finished cell, whole whenever the program is killed. Rows are typed when read, once."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from benchmarks.records.cell import DEFAULTS, NAMES
+from benchmarks.records.cell import LATER, NAMES, Cell
 
-MULTIPLES = (1, 2, 4, 8, 32, 256)  # evaluated lengths as multiples of the longest training length
-SCORES = ("token_accuracy", "sequence_accuracy", "loss")
-SIZES = ("params", "mixer_params", "state_size", "flops_per_token", "mixer_flops", "recurrent_flops")
-_SCORED = tuple(f"{score}_{k}x" for score in SCORES for k in MULTIPLES)
-OUTCOME = ("validation_token_accuracy", "train_loss", "diverged", "seconds", "steps_done")
-COLUMNS = ("key", *NAMES, *SIZES, "matched", *_SCORED, *OUTCOME, "device", "threads", "versions", "commit", "finished")
-# older files lack some
-LATER_COLUMNS = {*DEFAULTS, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done"}
-LATER_COLUMNS |= {name for name in _SCORED if name.endswith(("_32x", "_256x"))}
+
+@dataclass(frozen=True)
+class Column:
+    """How the values of a column are read and written, and what they are called; nothing is written as nothing."""
+
+    read: Callable[[str], Any] = str
+    write: Callable[[Any], str] = str
+    words: str = "text"
 
 
 def _share(text: str) -> float:
@@ -29,37 +32,73 @@ def _share(text: str) -> float:
     return value
 
 
-_WHOLE = {"params", "mixer_params", "seed", "steps", "batch_size", "width", "layers"}
-# what the columns that are read as numbers hold, where they hold something
-NUMBERS: dict[str, tuple] = {
-    **{name: (_share, "a number from 0 to 1") for name in (*_SCORED, "validation_token_accuracy") if "accuracy" in name},
-    **dict.fromkeys((*(name for name in _SCORED if "loss" in name), "seconds", "lr"), (float, "a number")),
-    **dict.fromkeys((*_WHOLE, "state_size", "recurrent_flops"), (int, "a whole number")),
-    **{name: (lambda text: [int(n) for n in text.split()], "whole numbers") for name in ("lengths", "eval_lengths")},
+def several(column: Column, words: str) -> Column:
+    """A column of tuples, their values separated by spaces."""
+    return Column(lambda text: tuple(map(column.read, text.split())), lambda xs: " ".join(map(column.write, xs)), words)
+
+
+TEXT, WHOLE, NUMBER = Column(), Column(int, words="a whole number"), Column(float, words="a number")
+SWITCH = Column("True".__eq__, words="True or False")
+JSON = Column(json.loads, lambda value: json.dumps(value, sort_keys=True), "JSON")
+LOSS, SECONDS = Column(float, "{:.6f}".format, "a number"), Column(float, "{:.2f}".format, "a number")
+SHARE = Column(_share, "{:.6f}".format, "a number from 0 to 1")
+WHOLES = several(WHOLE, "whole numbers")
+BY_TYPE = {"str": TEXT, "int": WHOLE, "float": NUMBER, "bool": SWITCH, "dict": JSON, "tuple[int, ...]": WHOLES}
+
+MULTIPLES = (1, 2, 4, 8, 32, 256)  # evaluated lengths as multiples of the longest training length
+SIZES = ("params", "mixer_params", "state_size", "flops_per_token", "mixer_flops", "recurrent_flops")
+SCORES = {"token_accuracy": SHARE, "sequence_accuracy": SHARE, "loss": LOSS}
+SCORED = {f"{name}_{k}x": column for name, column in SCORES.items() for k in MULTIPLES}
+COLUMNS: dict[str, Column] = {
+    "key": TEXT,
+    **{name: BY_TYPE[Cell.__dataclass_fields__[name].type] for name in NAMES},
+    **dict.fromkeys(SIZES, WHOLE),
+    "matched": TEXT,
+    **SCORED,
+    "validation_token_accuracy": SHARE,
+    "train_loss": Column(float, "{:.6g}".format, "a number"),
+    "diverged": SWITCH,
+    "seconds": SECONDS,
+    "steps_done": WHOLE,
+    "device": TEXT,
+    "threads": WHOLE,
+    **dict.fromkeys(("versions", "commit", "finished"), TEXT),
 }
+# older files lack some
+LATER_COLUMNS = {*LATER, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done"}
+LATER_COLUMNS |= {name for name in SCORED if name.endswith(("_32x", "_256x"))}
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
-def read_rows(path: str | Path, columns: tuple[str, ...] = COLUMNS) -> tuple[dict[str, dict[str, str]], list[int]]:
-    r"""Reads a results file, also one that a killed program or an older version left.
+def read_row(row: Mapping[str, str], columns: Mapping[str, Column] = COLUMNS, where: str = "row") -> dict[str, Any]:
+    """A row's values by column; where there is nothing, the default of a run's field, `""` for text, `None` for the rest."""
+    found = {}
+    for name, column in columns.items():
+        text = row.get(name, "")
+        try:
+            found[name] = column.read(text) if text else LATER.get(name, "" if column is TEXT else None)
+        except ValueError:
+            raise ValueError(f"{where}: {name}={text!r} is not accepted; expected {column.words}.") from None
+    return found
 
-    Args:
-        path (str | Path):
-            A CSV file of finished runs.
-        columns (tuple[str, ...]):
-            The columns it should have, the key first; those of `LATER_COLUMNS` it may lack. Default: a comparison's.
 
-    Returns:
-        (dict[str, dict[str, str]], list[int]):
-            Rows by key, with every column (empty where the file lacks it), and the numbers of broken lines.
+def write_row(row: Mapping[str, Any], columns: Mapping[str, Column] = COLUMNS) -> dict[str, str]:
+    """The text of a row's values; those that a run has by default, and those that it lacks, are empty."""
+    values = {name: row.get(name) for name in columns}
+    empty = {name for name, value in values.items() if value is None or (name in LATER and value == LATER[name])}
+    return {name: "" if name in empty else columns[name].write(value) for name, value in values.items()}
 
-    Raises:
-        ValueError: if the file has other columns, or a comparison's has no number where there should be one.
+
+def read_rows(path: str | Path, columns: Mapping[str, Column] = COLUMNS) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """Reads a results file, also one that a killed program or an older version left: rows by key, and numbers of broken lines.
+
+    ValueError, if the file has other columns (those of `LATER_COLUMNS` it may lack), or a value is not what its column holds.
     """
     header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     names = next(csv.reader([header]), [])
     if not lines:
-        if not any(",".join(known).startswith(header) for known in (columns, _older(columns))):
+        older = (name for name in columns if name not in LATER_COLUMNS)
+        if not any(",".join(known).startswith(header) for known in (columns, older)):
             raise ValueError(f"{path} is not a results file; move it or name another folder (it holds {header[:60]!r}).")
         return {}, []  # killed while an older program wrote the header
     unknown, missing = set(names) - set(columns), set(columns) - LATER_COLUMNS - set(names)
@@ -68,53 +107,29 @@ def read_rows(path: str | Path, columns: tuple[str, ...] = COLUMNS) -> tuple[dic
             f"{path} holds results with other columns; move it or name another folder "
             f"(unknown: {sorted(unknown)}, missing: {sorted(missing)})."
         )
-    rows, broken = {}, []
+    rows, broken, key = {}, [], next(iter(columns))
     # the last element is what follows the last newline: empty in a whole file
     for number, line in enumerate(lines, 2):
         values = next(csv.reader([line]), []) if "\0" not in line else []
         if len(values) == len(names) and number < len(lines) + 1:
-            found = dict(zip(names, values))
-            if columns is COLUMNS:
-                _check_numbers(found, f"{path}: line {number}")
-            rows[found[columns[0]]] = {name: found.get(name, "") for name in columns}
+            row = read_row(dict(zip(names, values)), columns, f"{path}: line {number}")
+            rows[row[key]] = row
         elif line:
             broken.append(number)
     return rows, broken
 
 
-def _older(columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in columns if name not in LATER_COLUMNS)
+def read_folder(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All finished runs of a folder, from every `compare*.csv` in it, or of one such file, by key.
 
-
-def _check_numbers(row: dict[str, str], where: str) -> None:
-    for name, (convert, expected) in NUMBERS.items():
-        try:
-            if row.get(name):
-                convert(row[name])
-        except ValueError:
-            raise ValueError(f"{where}: {name}={row[name]!r} is not accepted; expected {expected}.") from None
-
-
-def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
-    r"""All finished runs of a folder, from every `compare*.csv` in it.
-
-    Args:
-        folder (str | Path):
-            Where results are kept, or one file of them.
-
-    Returns:
-        dict[str, dict[str, str]]:
-            Rows by key; of rows with one key, the one that finished last, with what all of them were `matched` by (an older
-            row that does not say stays comparable with others that do not).
-
-    Raises:
-        ValueError: if there is no such file, or one with other columns.
+    Of rows with one key the one that finished last counts, with what all of them were `matched` by (an older row that does not
+    say stays comparable with others that do not). ValueError, if there is no such file, or one with other columns.
     """
     paths = [Path(folder)] if Path(folder).is_file() else sorted(Path(folder).glob("compare*.csv"))
     if not paths:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
     rows = [row for path in paths for row in read_rows(path)[0].values()]
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["finished"]):
         before = found.get(row["key"], row)["matched"].split("; ")
         found[row["key"]] = {**row, "matched": "; ".join(dict.fromkeys(before + row["matched"].split("; ")))}
@@ -122,35 +137,26 @@ def read_folder(folder: str | Path) -> dict[str, dict[str, str]]:
 
 
 class ResultStore:
-    r"""Rows by key, in a folder: `<name>.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
+    """Rows by key, in a folder: `<name>.csv`, `curves/<key>.csv` and `weights/<key>.safetensors`.
 
     Every change writes the whole file anew beside the old one and swaps the two, so a reader or a kill finds either the
     old or the new file. Broken lines that others left are dropped on entering. One process at a time may hold a store; use it
-    as a context manager.
-
-    Args:
-        folder (str | Path):
-            Where results are kept; made if it is not there.
-        name (str):
-            Name of the rows' file. Default: `"compare"`.
-        columns, curve_columns (tuple[str, ...]):
-            Columns of a row, the key first, and of a curve. Default: those of a comparison.
-
-    Raises:
-        ValueError: on entering, if the folder cannot be written, another run holds it, or the file is not ours.
+    as a context manager, which raises ValueError if the folder cannot be written, another run holds it, or the file is not
+    ours. Columns, the key first, that are only names hold text.
     """
 
     def __init__(
         self,
         folder: str | Path,
         name: str = "compare",
-        columns: tuple[str, ...] = COLUMNS,
+        columns: Mapping[str, Column] | Iterable[str] = COLUMNS,
         curve_columns: tuple[str, ...] = CURVE_COLUMNS,
     ):
         self.folder = Path(folder)
         self.path = self.folder / f"{name}.csv"
-        self.columns, self.curve_columns = columns, curve_columns
-        self.rows: dict[str, dict[str, str]] = {}
+        self.columns = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, TEXT)
+        self.curve_columns = curve_columns
+        self.rows: dict[str, dict[str, Any]] = {}
         self.dropped: list[int] = []
         self._lock = FileLock(self.folder / f".{name}.lock", timeout=0)
 
@@ -187,15 +193,15 @@ class ResultStore:
         if weights:
             (self.folder / "weights").mkdir(exist_ok=True)
             write_file(self.folder / "weights" / f"{row['key']}.safetensors", weights)
-        row = {name: "" if row.get(name) is None else str(row[name]) for name in self.columns}
+        row = read_row(write_row(row, self.columns), self.columns)  # as it will be read again
         self._write_rows({**self.rows, row["key"]: row})
 
-    def _write_rows(self, rows: dict[str, dict[str, str]]) -> None:
-        write_file(self.path, _csv(self.columns, [row.values() for row in rows.values()]))
+    def _write_rows(self, rows: dict[str, dict[str, Any]]) -> None:
+        write_file(self.path, _csv(self.columns, [write_row(row, self.columns).values() for row in rows.values()]))
         self.rows = rows
 
 
-def _csv(header: tuple[str, ...], rows) -> bytes:
+def _csv(header: Iterable[str], rows) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -64,17 +64,9 @@ def variant_styles(variants: Sequence[str]) -> dict[str, dict]:
 
 @contextmanager
 def picture(path: Path | BinaryIO, height: float, title: str, note: str = "", width: float = WIDTH) -> Iterator:
-    r"""A figure that is written when the block ends.
+    """A figure that is written when the block ends, to a PNG file, replaced if it is there, or to what takes its bytes.
 
-    Args:
-        path (Path | BinaryIO):
-            A PNG file, replaced if it is there, or what takes its bytes.
-        height, width (float):
-            Inches; 100 pixels each where a page shows it. Default of the width: `WIDTH`.
-        title (str):
-            Stands above the picture.
-        note (str):
-            Stands below it: settings, seeds, what marks mean. Default: none.
+    Height and width are inches, 100 pixels each where a page shows it. The note below says settings, seeds, what marks mean.
     """
     # imported here, as it is slow; the canvas needs no display
     import matplotlib
@@ -117,15 +109,9 @@ def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -
 
 
 def label_ends(axes, ends: dict[str, tuple[float, float, str]], outside: bool = True) -> None:
-    r"""Writes names beside points; none stands on another.
+    """Writes names beside points, to the right of the axes or right beside them, so that none stands on another.
 
-    Args:
-        axes (Axes):
-            Whose scales and limits are set.
-        ends (dict[str, tuple[float, float, str]]):
-            By name, x, y and colour: the end of a line, or a point.
-        outside (bool):
-            Whether the names stand to the right of the axes, or right beside their points. Default: True.
+    `ends` has, by name, x, y and colour: the end of a line, or a point. The axes' scales and limits are set.
     """
     from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
@@ -159,17 +145,9 @@ def label_ends(axes, ends: dict[str, tuple[float, float, str]], outside: bool = 
 
 
 def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], styles=None, labels=True) -> None:
-    r"""Draws a line per name through the medians over seeds, with a bar from the lowest to the highest seed.
+    """Draws a line per name through the medians over seeds, with a bar from the lowest to the highest seed.
 
-    Args:
-        axes (Axes):
-            Whose x axis has its scale already.
-        series (dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]]):
-            By name, x and for each x the values of the seeds.
-        styles (dict[str, dict], Optional):
-            By name, what matplotlib's lines take. Default: `variant_styles`.
-        labels (bool):
-            Whether names stand at the lines' ends. Default: True.
+    `series` has, by name, x and for each x the values of the seeds; the x axis has its scale already.
     """
     styles = styles or variant_styles(list(series))
     every = [x for xs, _ in series.values() for x in xs]
@@ -188,15 +166,9 @@ def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence
 
 
 def plot_seeds(axes, rows: Sequence[tuple[str, str, Sequence[float]]], columns: dict[str, tuple[float, list[str]]]) -> None:
-    r"""A row a name: its seeds as dots beside each other, their median as a bar, and words beside it.
+    """A row a name, the first on top: its seeds as dots beside each other, their median as a bar, and words beside it.
 
-    Args:
-        axes (Axes):
-            Empty.
-        rows (Sequence[tuple[str, str, Sequence[float]]]):
-            Names, colours and the seeds' values, the first on top.
-        columns (dict[str, tuple[float, list[str]]]):
-            By heading, how many points beside the axes they stand, and a word a row.
+    `rows` has names, colours and the seeds' values; `columns`, by heading, how many points beside the axes, and a word a row.
     """
     for place, (_, colour, values) in enumerate(rows):
         heights = [place + 0.6 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]

@@ -1,76 +1,91 @@
-"""What stored rows say: runs grouped into comparisons, averages over seeds, and who wins by how much."""
+"""What stored rows say: runs grouped into comparisons, medians over seeds, and who wins by how much."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from statistics import mean, stdev
+from statistics import mean, median
+from typing import Any
 
-from benchmarks.records.cell import DISTINCTIONS, SETTINGS
+import pandas as pd
+
+from benchmarks.records.cell import DISTINCTIONS, SETTINGS, Setup
 from benchmarks.records.store import MULTIPLES
 
 OURS = ("bdlru", "hlru")
 LEARNED = 0.05  # the share of the way from guessing to all right below which nothing was learned
 SOLVED = 0.99  # the token accuracy at the longest training length from which a run has solved its task
-TIE = 0.0005  # means that print as the same three decimals
+TIE = 0.0005  # medians that print as the same three decimals
+
+
+def _validated(row: dict) -> float:
+    return row["validation_token_accuracy"]
 
 
 @dataclass(frozen=True)
 class Line:
-    r"""A variant's results over its seeds, at the learning rate that did best on the validation stream.
+    """A mixer's runs, one a seed, at the learning rate that did best on the validation stream."""
 
-    Attributes:
-        variant (str):
-            Name of the variant.
-        lr (float):
-            The chosen peak learning rate.
-        seeds (int):
-            Number of runs that are averaged.
-        params, mixer_params (int):
-            Parameters of the model and of its mixers.
-        state (str):
-            State elements per sequence; empty where it grows.
-        flops (str):
-            FLOPs of the model's forward pass, per token; empty where not recorded.
-        mixer_flops (str):
-            FLOPs per token of the mixers, linear maps included; empty where not recorded.
-        lengths (list[int]):
-            Evaluated lengths.
-        tokens, sequences (list[list[float]]):
-            Token and sequence accuracies: one list per length, one value per seed.
-        seconds (float):
-            Mean training time.
-        diverged (int):
-            Number of runs whose loss was not finite at some point.
-        keys (list[str]):
-            The runs that are averaged.
-        rule (str):
-            What was made equal where that is not the comparison's rule: `"params 28992"`. Default: empty.
-        missing (int):
-            How many seeds fewer than the comparison's other lines there are. Default: 0.
-    """
+    variant: str  # or a language model's name
+    runs: list[dict]  # rows as they are read
+    missing: int = 0  # how many seeds fewer than the comparison's other lines there are
 
-    variant: str
-    lr: float
-    seeds: int
-    params: int
-    mixer_params: int
-    state: str
-    flops: str
-    mixer_flops: str
-    lengths: list[int]
-    tokens: list[list[float]]
-    sequences: list[list[float]]
-    seconds: float
-    diverged: int
-    keys: list[str]
-    rule: str = ""
-    missing: int = 0
+    def __getitem__(self, column: str) -> Any:
+        """What all runs share, sizes and settings, as the first one's row has it."""
+        return self.runs[0][column]
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs."""
+        return len(self.runs)
+
+    @property
+    def keys(self) -> list[str]:
+        """The runs' keys."""
+        return [run["key"] for run in self.runs]
+
+    @property
+    def seconds(self) -> float:
+        """Mean training time."""
+        return mean(run["seconds"] for run in self.runs)
+
+    @property
+    def diverged(self) -> int:
+        """Number of runs whose loss was not finite at some point."""
+        return sum(run["diverged"] is True for run in self.runs)
+
+    @property
+    def rule(self) -> str:
+        """What was made equal where that is not the comparison's rule: `"params 28992"`; else empty."""
+        return self["matched"].partition(" (by ")[2].rstrip(")")
+
+    def scores(self, name: str) -> list[list[float]]:
+        """One list per evaluated length, one value per seed, of a tuple's column or of the columns `<name>_1x`, ..."""
+        if name in self.runs[0]:
+            return [list(values) for values in zip(*(run[name] for run in self.runs))]
+        columns = [f"{name}_{k}x" for k in MULTIPLES if self[f"{name}_{k}x"] is not None]
+        return [[run[column] for run in self.runs] for column in columns]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Evaluated lengths."""
+        return self["eval_lengths"]
+
+    @property
+    def tokens(self) -> list[list[float]]:
+        """Token accuracies, as `scores`."""
+        return self.scores("token_accuracy")
+
+    @property
+    def sequences(self) -> list[list[float]]:
+        """Sequence accuracies, as `scores`."""
+        return self.scores("sequence_accuracy")
 
     @property
     def order(self) -> tuple[float, ...]:
-        """Sorts best first: token accuracy at the training length, then at longer ones."""
-        return tuple(-mean(values) for values in self.tokens)
+        """Sorts best first: median token accuracy at the training length, seeds that solved it, then longer lengths."""
+        first, *longer = (-round(median(values), 3) for values in self.tokens)
+        return (first, -self.solved / self.seeds, *longer)
 
     @property
     def solved(self) -> int:
@@ -83,83 +98,47 @@ class Line:
         return self.variant.startswith(OURS)
 
 
-def summarise(rows: list[dict[str, str]]) -> list[Line]:
-    r"""Averages rows over seeds, best variant first.
+def best_lines(rows: list[dict], name: str = "variant", score: Callable[[dict], float] = _validated) -> list[Line]:
+    """A line per name: of its learning rates those with most seeds are candidates, and the best by `score` counts.
 
-    Of a variant's learning rates those with most seeds are candidates, and of these the best on validation data is taken.
-
-    Args:
-        rows (list[dict[str, str]]):
-            Rows of one comparison as the results file holds them.
-
-    Returns:
-        list[Line]:
-            One per variant.
+    A seed counts once: of its rows (other arguments, an older recipe) the one that finished last.
     """
-    groups: dict[str, dict[str, list[dict[str, str]]]] = {}
-    for row in rows:
-        groups.setdefault(row["variant"], {}).setdefault(row["lr"], []).append(row)
-    lines = []
-    most = max((len(last_by_seed(runs)) for by_lr in groups.values() for runs in by_lr.values()), default=0)
-    for variant, by_lr in groups.items():
-        by_lr = {lr: last_by_seed(runs) for lr, runs in by_lr.items()}
-        lr, runs = max(
-            by_lr.items(), key=lambda item: (len(item[1]), mean(float(r["validation_token_accuracy"]) for r in item[1]))
-        )
-        first = runs[0]
-        multiples = [k for k in MULTIPLES if first[f"token_accuracy_{k}x"]]
-        lines.append(
-            Line(
-                variant=variant,
-                lr=float(lr),
-                seeds=len(runs),
-                params=int(first["params"]),
-                mixer_params=int(first["mixer_params"]),
-                state=first["state_size"],
-                flops=first["flops_per_token"],
-                mixer_flops=first["mixer_flops"],
-                lengths=[int(length) for length in first["eval_lengths"].split()],
-                tokens=[[float(r[f"token_accuracy_{k}x"]) for r in runs] for k in multiples],
-                sequences=[[float(r[f"sequence_accuracy_{k}x"]) for r in runs] for k in multiples],
-                seconds=mean(float(r["seconds"]) for r in runs),
-                diverged=sum(r["diverged"] == "True" for r in runs),
-                keys=[r["key"] for r in runs],
-                rule=first["matched"].partition(" (by ")[2].rstrip(")"),
-                missing=most - len(runs),
-            )
-        )
-    return sorted(lines, key=lambda line: line.order)
+    given = [{**row, "name": row[name], "score": score(row), "row": row} for row in rows]
+    table = pd.DataFrame(given, columns=["name", "lr", "seed", "finished", "score", "row"])
+    table = table.sort_values("finished", kind="stable").drop_duplicates(["name", "lr", "seed"], keep="last")
+    runs = table.groupby(["name", "lr"], sort=False).agg(rows=("row", list), seeds=("row", "size"), score=("score", "mean"))
+    best = runs.sort_values(["seeds", "score"], ascending=False, kind="stable").groupby(level="name", sort=False).head(1)
+    return [Line(of.Index[0], of.rows, runs["seeds"].max() - of.seeds) for of in best.itertuples()]
 
 
-def last_by_seed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """A seed counts once: of its rows (other `mixer_args`, an older recipe) the one that finished last."""
-    return list({row["seed"]: row for row in sorted(rows, key=lambda row: row["finished"])}.values())
+def summarise(rows: list[dict]) -> list[Line]:
+    """The lines of one comparison's rows, best first."""
+    return sorted(best_lines(rows), key=lambda line: line.order)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    r"""Runs that may be compared: one task, one setting, one rule of matching, learning rates that every mixer ran.
+    """Runs that may be compared: one task, one setting, one rule of matching, learning rates that every mixer ran."""
 
-    Attributes:
-        settings (dict[str, str]):
-            The columns named in `SETTINGS`, and `lr`: the rates, separated by spaces.
-        matched (str):
-            What was made equal, as `"params 28992"`; empty where the rows do not say.
-        lines (list[Line]):
-            Best first.
-        apart (dict[str, str]):
-            The settings, and the budget, in which it differs from others of the same task and rule. Default: none.
-    """
-
-    settings: dict[str, str]
-    matched: str
-    lines: list[Line]
-    apart: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any]  # the fields named in `SETTINGS`, and `lr`: a tuple of rates
+    matched: str  # what was made equal, as "params 28992"; empty where the rows do not say
+    lines: list[Line]  # best first
+    apart: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the same task and rule
 
     @property
     def kind(self) -> str:
         """The rule of matching: `"params"`, `"state"`, or empty."""
         return self.matched.partition(" ")[0]
+
+    @property
+    def budget(self) -> str:
+        """What every mixer's size was matched to; empty where the rows do not say."""
+        return self.matched.partition(" ")[2]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What may tell it from others: the settings and the budget."""
+        return {"budget": self.budget, **self.settings}
 
     @property
     def name(self) -> str:
@@ -169,19 +148,14 @@ class Comparison:
     @property
     def title(self) -> str:
         """Task, and what tells it from others of the same task and rule, in words."""
-        return ", ".join([self.task, *self.differences])
+        return ", ".join([self.task, *tell(self.apart)])
 
     @property
     def heading(self) -> str:
         """The title for people: what the task asks, and what tells it from others of the same task and rule."""
         from benchmarks.tasks import get_task  # torch is slow to import
 
-        return ", ".join([get_task(self.task).title, *self.differences])
-
-    @property
-    def differences(self) -> list[str]:
-        """What tells it from others of the same task and rule, in words."""
-        return [DISTINCTIONS[name][1].format(value or "default") for name, value in self.apart.items()]
+        return ", ".join([get_task(self.task).title, *tell(self.apart)])
 
     @property
     def task(self) -> str:
@@ -189,21 +163,15 @@ class Comparison:
         return self.settings["task"]
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> tuple[int, ...]:
         """Evaluated lengths."""
-        return self.lines[0].lengths
+        return self.settings["eval_lengths"]
 
     @property
     def training(self) -> str:
         """The settings in a line."""
-        s = self.settings
-        batch = f"{int(s['tokens']):,} tokens" if s["tokens"] else f"{s['batch_size']} sequences"
-        parts = ["adaptive curriculum" * (s["curriculum"] == "adaptive"), "BOS" * (s["bos"] == "True")]
-        parts += [f"readout noise {s['readout_noise']}"] if s["readout_noise"] else []
-        return (
-            f"Trained up to length {self.lengths[0]}, {int(s['steps']):,} steps of {batch}, width "
-            f"{s['width']}, {s['layers']} block{'s' * (s['layers'] != '1')}" + "".join(f", {part}" for part in parts if part)
-        )
+        setup = Setup(**{name: value for name, value in self.settings.items() if name in Setup.__dataclass_fields__})
+        return f"Trained up to length {self.lengths[0]}, {setup.words}"
 
     @property
     def description(self) -> str:
@@ -211,72 +179,50 @@ class Comparison:
         return self.training + (f", matched by {self.kind}" if self.kind else "")
 
 
-def compare(rows: list[dict[str, str]]) -> list[Comparison]:
-    r"""Sorts rows into comparisons; a row that was matched in two ways is in two of them.
-
-    Args:
-        rows (list[dict[str, str]]):
-            Rows as the results file holds them, of any tasks and settings.
-
-    Returns:
-        list[Comparison]:
-            In the order in which their first rows stand.
-    """
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+def compare(rows: list[dict]) -> list[Comparison]:
+    """Sorts rows of any tasks and settings into comparisons; a row that was matched in two ways is in two of them."""
+    groups: dict[tuple, list[dict]] = {}
     for row in rows:
         for matched, label in {label.partition(" (by ")[0]: label for label in row["matched"].split("; ")}.items():
             groups.setdefault((*(row[name] for name in SETTINGS), matched), []).append({**row, "matched": label})
-    found = []
-    for key, group in groups.items():
+    found, alike = [], {}
+    for (*values, matched), group in groups.items():
         for rates, shared in share_rates(group).items():
-            found.append(Comparison({**dict(zip(SETTINGS, key)), "lr": " ".join(rates)}, key[-1], summarise(shared)))
-    alike: dict[tuple[str, str], list[Comparison]] = {}
-    for c in found:
-        alike.setdefault((c.task, c.kind), []).append(c)
-    apart = {}
-    for members in alike.values():
-        told = distinguish([{"budget": c.matched.partition(" ")[2], **c.settings} for c in members])
-        apart |= {id(c): differences for c, differences in zip(members, told)}
-    return [replace(c, apart=apart[id(c)]) for c in found]
+            found.append(Comparison({**dict(zip(SETTINGS, values)), "lr": rates}, matched, summarise(shared)))
+            alike.setdefault((found[-1].task, found[-1].kind), []).append(found[-1])
+    told = {id(c): apart for members in alike.values() for c, apart in zip(members, distinguish([c.told for c in members]))}
+    return [replace(c, apart=told[id(c)]) for c in found]
 
 
-def share_rates(rows: list[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+def share_rates(rows: list[dict]) -> dict[tuple[float, ...], list[dict]]:
     r"""Splits runs so that every mixer of a part ran every learning rate in it: the best of more rates is no fair best.
 
-    Args:
-        rows (list[dict[str, str]]):
-            Rows that agree in everything but mixer, learning rate and seed.
-
-    Returns:
-        dict[tuple[str, ...], list[dict[str, str]]]:
-            By rates, their rows. Rates that the same mixers ran are together; one that only a part of those ran is left out.
+    Rates that the same mixers ran are together; one that only a part of those ran is left out.
 
     Example:
         >>> from benchmarks.records.summary import share_rates
-        >>> ran = {"lstm": ("0.01", "0.003"), "gla": ("0.01",), "my_own": ("0.1",)}
+        >>> ran = {"lstm": (0.01, 0.003), "gla": (0.01,), "my_own": (0.1,)}
         >>> parts = share_rates([{"variant": name, "lr": lr} for name, rates in ran.items() for lr in rates])
         >>> {rates: [row["variant"] for row in rows] for rates, rows in parts.items()}
-        {('0.01',): ['lstm', 'gla'], ('0.1',): ['my_own']}
+        {(0.01,): ['lstm', 'gla'], (0.1,): ['my_own']}
     """
-    ran: dict[str, set[str]] = {}
-    for row in rows:
-        ran.setdefault(row["lr"], set()).add(row["variant"])
-    parts: dict[frozenset[str], list[str]] = {}
+    ran = pd.DataFrame(rows).groupby("lr", sort=False)["variant"].agg(frozenset)
+    parts: dict[frozenset[str], list[float]] = {}
     for lr, mixers in ran.items():
-        if not any(mixers < others for others in ran.values()):
-            parts.setdefault(frozenset(mixers), []).append(lr)
+        if not any(mixers < others for others in ran):
+            parts.setdefault(mixers, []).append(lr)
     return {tuple(rates): [row for row in rows if row["lr"] in rates] for rates in parts.values()}
 
 
-def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
+def distinguish(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     r"""Of several settings, for each the entries in which they are not all the same.
 
     A budget follows the width, and a learning rate is chosen for a task: these two stand only where nothing else tells.
 
     Example:
         >>> from benchmarks.records.summary import distinguish
-        >>> distinguish([{"width": "64", "layers": "1"}, {"width": "128", "layers": "1"}])
-        [{'width': '64'}, {'width': '128'}]
+        >>> distinguish([{"width": 64, "layers": 1}, {"width": 128, "layers": 1}])
+        [{'width': 64}, {'width': 128}]
     """
     varying = [name for name in DISTINCTIONS if len({s.get(name) for s in settings}) > 1]
     for spare in ("budget", "lr"):
@@ -286,71 +232,50 @@ def distinguish(settings: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: s[name] for name in varying} for s in settings]
 
 
-def join_name(*parts: str, apart: dict[str, str]) -> str:
+def _text(value: Any, separator: str) -> str:
+    return separator.join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def tell(apart: dict[str, Any], separator: str = " ") -> list[str]:
+    """In words, what tells comparisons apart."""
+    return [DISTINCTIONS[name][1].format(_text(value, separator) or "default") for name, value in apart.items()]
+
+
+def join_name(*parts: str, apart: dict[str, Any]) -> str:
     r"""A name for a file: parts that are not empty, and what tells it from others.
 
     Example:
         >>> from benchmarks.records.summary import join_name
-        >>> join_name("spectra", "s3", "", apart={"width": "64", "lengths": "4 8"})
+        >>> join_name("spectra", "s3", "", apart={"width": 64, "lengths": (4, 8)})
         'spectra-s3-w64-t4_8'
     """
-    varying = (f"{DISTINCTIONS[name][0]}{value.replace(' ', '_') or 'none'}" for name, value in apart.items())
+    varying = (f"{DISTINCTIONS[name][0]}{_text(value, '_') or 'none'}" for name, value in apart.items())
     return "-".join(part for part in (*parts, *varying) if part)
 
 
 @dataclass(frozen=True)
 class Win:
-    r"""Who wins a comparison at one length, by token accuracy.
-
-    Attributes:
-        length (int):
-            Length of the test sequences.
-        best (Line):
-            Of the highest mean.
-        winners (list[Line]):
-            The best; several where their means are equal to three decimals, none where the best is near guessing.
-        runner_up (Line, Optional):
-            The best of the rest, where somebody wins.
-        margin (float, Optional):
-            Mean token accuracy of the winner less that of the runner-up.
-        ours (Line, Optional):
-            The best BD-LRU or H-LRU.
-        behind (float, Optional):
-            How much better the winner is than that one.
-        verdict (str):
-            What the seeds say about the margin, or that the best is near guessing.
-    """
+    """Who wins a comparison at one length, by the median token accuracy."""
 
     length: int
     best: Line
-    winners: list[Line]
-    runner_up: Line | None
-    margin: float | None
-    ours: Line | None
-    behind: float | None
-    verdict: str
+    winners: list[Line]  # several where their medians are equal to three decimals, none where the best is near guessing
+    runner_up: Line | None  # the best of the rest, where somebody wins
+    margin: float | None  # the winner's median less the runner-up's
+    ours: Line | None  # the best BD-LRU or H-LRU
+    behind: float | None  # how much better the winner is than that one
+    verdict: str  # what the seeds say about the margin, or that the best is near guessing
 
 
 def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
-    r"""Who wins at each evaluated length.
-
-    Args:
-        comparison (Comparison):
-            With at least one line.
-        chance (float):
-            Token accuracy of guessing; a winner that is not `LEARNED` of the way from there to 1 has learned nothing.
-            Default: 0.
-
-    Returns:
-        list[Win]:
-            One per length.
-    """
+    """Who wins at each length; a best that is not `LEARNED` of the way from `chance`, guessing, to 1 has learned nothing."""
     wins = []
     for i, length in enumerate(comparison.lengths):
-        ranked = sorted(comparison.lines, key=lambda line: -mean(line.tokens[i]))
-        top = mean(ranked[0].tokens[i])
+        middle = {line.variant: median(line.tokens[i]) for line in comparison.lines}
+        ranked = sorted(comparison.lines, key=lambda line: -middle[line.variant])
+        top = middle[ranked[0].variant]
         learned = top - chance >= LEARNED * (1 - chance)
-        winners = [line for line in ranked if learned and top - mean(line.tokens[i]) < TIE]
+        winners = [line for line in ranked if learned and top - middle[line.variant] < TIE]
         rest = ranked[len(winners) :] if learned else []
         ours = next((line for line in ranked if line.ours), None) if learned else None
         wins.append(
@@ -359,9 +284,9 @@ def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
                 best=ranked[0],
                 winners=winners,
                 runner_up=rest[0] if rest else None,
-                margin=top - mean(rest[0].tokens[i]) if rest else None,
+                margin=top - middle[rest[0].variant] if rest else None,
                 ours=ours,
-                behind=top - mean(ours.tokens[i]) if ours else None,
+                behind=top - middle[ours.variant] if ours else None,
                 verdict=_verdict([line.tokens[i] for line in winners], [line.tokens[i] for line in rest[:1]]),
             )
         )
@@ -384,8 +309,3 @@ def counts_text(lines: Iterable[Line]) -> str:
     counts = {line.seeds for line in lines}
     low, high = min(counts), max(counts)
     return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
-
-
-def deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 for a single value."""
-    return stdev(values) if len(values) > 1 else 0.0

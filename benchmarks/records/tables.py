@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from rich import box
@@ -28,52 +29,60 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{median(values):.{digits}f}" + (f"\n{low}-{high}" if len(values) > 1 else "")
 
 
+def short(number: float) -> str:
+    """28,992 as 29.0k."""
+    scale = min(3, int(math.log10(abs(number) or 1) // 3))
+    return f"{number / 1000**scale:.1f}{'kMG'[scale - 1]}" if scale > 0 else f"{number:g}"
+
+
+def grows(line: Line) -> str:
+    """State values per sequence, in words where they grow."""
+    return "grows" if line["state_size"] is None else str(line["state_size"])
+
+
+def fill_table(lines: list[Line], columns: dict[str, Callable[[Line], str]], title: str, **look) -> Table:
+    """A row a line, ours bold; a column a heading and what its cells say of a line."""
+    table = start_table("mixer", columns, title, **look)
+    for line in lines:
+        table.add_row(line.variant, *(cell(line) for cell in columns.values()), style="bold" if line.ours else "")
+    return table
+
+
+def score_columns(heading: str, lines: list[Line], name: str, digits: int = 3) -> dict[str, Callable[[Line], str]]:
+    """A column a length: the median and range of a score."""
+    lengths = lines[0].lengths
+    return {f"{heading}\n@{n}": lambda line, i=i: spread(line.scores(name)[i], digits) for i, n in enumerate(lengths)}
+
+
 def _sizes(lines: list[Line]) -> str:
-    counts = sorted(line.mixer_params for line in lines)
-    low, high = (f"{count / 1000:.1f}k" for count in (counts[0], counts[-1]))
+    sizes = [line["mixer_params"] for line in lines]
+    low, high = short(min(sizes)), short(max(sizes))
     return f"mixers of {low} parameters" if low == high else f"mixers of {low} to {high} parameters"
 
 
 def make_table(lines: list[Line], title: str, width: int = 160, chance: float | None = None) -> Table:
-    r"""The table, best first; with several seeds a cell is the median and, below it, the range.
+    """The table, best first; with several seeds a cell is the median and, below it, the range.
 
-    Args:
-        lines (list[Line]):
-            What `summarise` returned.
-        title (str):
-            Stands above the table.
-        width (int):
-            Width of the terminal in characters; below `WIDE`, columns that can be spared are left out, down to 80.
-            Default: 160.
-        chance (float, Optional):
-            Token accuracy of guessing, which has a row of its own. Default: none.
-
-    Returns:
-        Table:
-            For a rich console.
+    `width` is that of the terminal in characters; below `WIDE`, columns that can be spared are left out, down to 80. `chance`
+    is the token accuracy of guessing, which has a row of its own.
     """
-    wide = width >= WIDE
-    lengths = lines[0].lengths
-    headings = [*(["mixer\nparams"] if wide else []), "state", "seeds\nsolved", *(f"token\n@{length}" for length in lengths)]
-    headings += [*([f"sequence\n@{lengths[0]}"] if wide else []), "lr", "time\ns"]
-    table = start_table("mixer", headings, title, padding=(0, int(wide)))
-    for line in lines:
-        table.add_row(
-            line.variant,
-            *([f"{line.mixer_params / 1000:.1f}k"] if wide else []),
-            line.state or "grows",
-            f"{line.solved} of {line.seeds}",
-            *map(spread, line.tokens),
-            *([spread(line.sequences[0])] if wide else []),
-            f"{line.lr:g}",
-            f"{line.seconds:.0f}",
-            style="bold" if line.ours else "",
-        )
+    wide, tokens = width >= WIDE, score_columns("token", lines, "token_accuracy")
+    params = {"mixer\nparams": lambda line: short(line["mixer_params"])}
+    sequences = score_columns("sequence", lines, "sequence_accuracy")
+    columns = {
+        **(params if wide else {}),
+        "state": grows,
+        "seeds\nsolved": lambda line: f"{line.solved} of {line.seeds}",
+        **tokens,
+        **dict([*sequences.items()][: int(wide)]),
+        "lr": lambda line: f"{line['lr']:g}",
+        "time\ns": lambda line: f"{line.seconds:.0f}",
+    }
+    table = fill_table(lines, columns, title, padding=(0, int(wide)))
     if chance is not None:
-        guessing = [f"{chance:.3f}"] * len(lengths)
-        table.add_row("guessing", *([""] if wide else []), "", "", *guessing, *([""] if wide else []), "", "", style="dim")
+        table.add_row("guessing", *(f"{chance:.3f}" if heading in tokens else "" for heading in columns), style="dim")
     of = f", median and range of {counts_text(lines)}" if max(line.seeds for line in lines) > 1 else ", one seed"
-    notes = [f"token: accuracy at that length{of}", f"solved: {SOLVED:g} or more at {lengths[0]}; {_sizes(lines)}"]
+    notes = [f"token: accuracy at that length{of}", f"solved: {SOLVED:g} or more at {lines[0].lengths[0]}; {_sizes(lines)}"]
     notes += [f"{line.variant}: matched by {line.rule}" for line in lines if line.rule]
     table.caption = "\n".join(notes)
     table.caption_justify = "left"
@@ -81,19 +90,7 @@ def make_table(lines: list[Line], title: str, width: int = 160, chance: float | 
 
 
 def say_what_was_seen(lines: list[Line], title: str) -> str:
-    r"""One sentence: who solved the task, with how many seeds.
-
-    Args:
-        lines (list[Line]):
-            What `summarise` returned, best first.
-        title (str):
-            Title of the task.
-
-    Example:
-        >>> from benchmarks.records.tables import say_what_was_seen
-        >>> say_what_was_seen([], "S3")
-        'S3: nothing ran.'
-    """
+    """One sentence: who solved the task, with how many seeds."""
     if not lines:
         return f"{title}: nothing ran."
     solvers = sorted((line for line in lines if line.solved), key=lambda line: -line.solved / line.seeds)

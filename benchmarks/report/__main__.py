@@ -7,10 +7,9 @@ python -m benchmarks.report benchmarks/results --out report.html
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,23 +23,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def make_report(folder: str | Path) -> str:
-    r"""The page: an overview, then tables and pictures of each comparison, and of language models.
+    """The page, HTML that loads nothing: an overview, then tables and pictures of each comparison, and of language models.
 
-    Args:
-        folder (str | Path):
-            Where results are kept: `compare.csv` or `compare-*.csv`, `lm.csv` or `lm-*.csv`, and `curves/` if there. Its
-            subfolders are read, too; runs of two folders are not compared.
-
-    Returns:
-        str:
-            HTML with style, script and pictures inside; it loads nothing.
-
-    Raises:
-        ValueError: if the folder holds no results, or a file that is not ours.
+    The folder has `compare.csv` or `compare-*.csv`, `lm.csv` or `lm-*.csv`, and `curves/` if there. Its subfolders are read,
+    too; runs of two folders are not compared. ValueError, if it holds no results, or a file that is not ours.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from benchmarks.records.summary import SOLVED, deviation
+    from benchmarks.records.summary import SOLVED, compare
+    from benchmarks.records.tables import short
 
     if not Path(folder).is_dir():
         raise ValueError(f"folder={str(folder)!r} is not a folder.")
@@ -53,7 +44,7 @@ def make_report(folder: str | Path) -> str:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, compare-*.csv or lm.csv.")
     if not rows and not models:
         raise ValueError(f"folder={str(folder)!r}: its results files hold no finished run yet.")
-    views = _views([c for place, (runs, _) in places.items() for c in _comparisons(runs, place)])
+    views = _views([(c, place) for place, (runs, _) in places.items() for c in compare(runs)])
     comparisons = [view["comparison"] for view in views]
     variants = {line.variant: None for c in comparisons for line in c.lines}
     environment = Environment(
@@ -63,7 +54,7 @@ def make_report(folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(mean=mean, median=median, deviation=deviation, short=_short, shade=_shade)
+    environment.filters.update(median=median, short=short, shade=_shade)
     return environment.get_template(TEMPLATE.name).render(
         solved=SOLVED,
         rows=rows,
@@ -75,23 +66,17 @@ def make_report(folder: str | Path) -> str:
     )
 
 
-def _read(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def _read(folder: Path) -> tuple[list[dict], list[dict]]:
     # rows of comparisons and of language models
-    from benchmarks.records.store import read_folder, read_rows
+    from benchmarks.records.store import read_folder
 
     rows = list(read_folder(folder).values()) if any(folder.glob("compare*.csv")) else []
     paths = sorted(folder.glob("lm*.csv"))
     if not paths:
         return rows, []
-    from benchmarks.lm.report import COLUMNS
+    from benchmarks.lm.report import read
 
-    return rows, list({key: row for path in paths for key, row in read_rows(path, COLUMNS)[0].items()}.values())
-
-
-def _comparisons(rows: list[dict[str, str]], folder: Path) -> list[tuple[Comparison, Path]]:
-    from benchmarks.records.summary import compare
-
-    return [(comparison, folder) for comparison in compare(rows)]
+    return rows, read(paths)
 
 
 def _views(found: list[tuple[Comparison, Path]]) -> list[dict]:
@@ -122,24 +107,23 @@ def _views(found: list[tuple[Comparison, Path]]) -> list[dict]:
 
 def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
     # in words, what tells each comparison from the others of its task: settings; mixers and seeds; at last the folder
-    from benchmarks.records.summary import DISTINCTIONS, counts_text, distinguish
+    from benchmarks.compare.presets import MATCHES
+    from benchmarks.records.summary import counts_text, distinguish, tell
 
     words: list[list[str]] = [[] for _ in found]
     for task in {c.task for c, _ in found}:
         places = [i for i, (c, _) in enumerate(found) if c.task == task]
-        settings = [{"budget": c.matched.partition(" ")[2], **c.settings} for c in (found[i][0] for i in places)]
-        told = distinguish(settings)
+        told = distinguish([found[i][0].told for i in places])
         for name in told[0]:  # one setting is enough where it tells as much as all of them
             if len({apart[name] for apart in told}) == len({tuple(apart.values()) for apart in told}):
                 told = [{name: apart[name]} for apart in told]
                 break
         for i, apart in zip(places, told):
-            named = {name: (value or "default").replace(" ", ", ") for name, value in apart.items() if name != "budget"}
-            words[i] = [DISTINCTIONS[name][1].format(value) for name, value in named.items()]
+            words[i] = tell({name: value for name, value in apart.items() if name != "budget"}, ", ")
         for say in (
-            lambda c, _: {"params": "equal parameters", "state": "equal state"}.get(c.kind, "sizes not recorded"),
+            lambda c, _: MATCHES.get(c.kind, "sizes not recorded"),
             lambda c, _: f"{len(c.lines)} mixers, {counts_text(c.lines)}",
-            lambda c, _: f"a budget of {c.matched.partition(' ')[2] or 'default'}",
+            lambda c, _: f"a budget of {c.budget or 'default'}",
             lambda _, folder: f"folder {folder.name}",
         ):
             alike = [i for i in places if sum(words[i] == words[j] for j in places) > 1]
@@ -149,27 +133,13 @@ def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
     return words
 
 
-def _language_models(rows: list[dict[str, str]]) -> list[dict]:
+def _language_models(rows: list[dict]) -> list[dict]:
     # models of one text and training, best first
     if not rows:
         return []
-    from benchmarks.lm.report import describe, summarise
+    from benchmarks.lm.report import group, rank_models, speed, training_words
 
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        settings = ("dataset", "tokenizer", "text_digest", "steps", "batch_size", "length", "lr", "eval_lengths")
-        groups.setdefault(tuple(row[name] for name in settings), []).append(row)
-    return [{"title": describe(found[0]), "lines": summarise(found)} for found in groups.values()]
-
-
-def _short(number: float | str) -> str:
-    # 28,992 as 29.0k
-    number = float(number)
-    for unit in ("", "k", "M", "G"):
-        if abs(number) < 1000 or unit == "G":
-            break
-        number /= 1000
-    return f"{number:.1f}{unit}" if unit else f"{number:g}"
+    return [{"title": training_words(found[0]), "lines": rank_models(found), "speed": speed} for found in group(rows)]
 
 
 def _shade(accuracy: float, chance: float) -> str:
@@ -185,6 +155,8 @@ def _picture(draw, *arguments) -> str:
 
 def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     """(what it shows, PNG in base64) of a comparison."""
+    import pandas as pd
+
     from benchmarks.records.plots import draw, draw_curves
 
     picture = _picture(draw, comparison.lines, comparison.task, comparison.description)
@@ -193,17 +165,11 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     for line in comparison.lines:
         paths = [folder / "curves" / f"{key}.csv" for key in line.keys]
         if all(path.exists() for path in paths):
-            curves[line.variant] = [_read_curve(path) for path in paths]
+            curves[line.variant] = [pd.read_csv(path) for path in paths]
     if curves:
-        lengths = [int(length) for length in comparison.settings["lengths"].split()]
         title = f"{comparison.heading}: while training"
-        found.append(("Learning curves", _picture(draw_curves, curves, lengths, title)))
+        found.append(("Learning curves", _picture(draw_curves, curves, comparison.settings["lengths"], title)))
     return found
-
-
-def _read_curve(path: Path) -> list[tuple[int, float]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return [(int(point["step"]), float(point["token_accuracy"])) for point in csv.DictReader(file)]
 
 
 @app.command(help=__doc__.splitlines()[0])

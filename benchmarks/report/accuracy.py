@@ -34,16 +34,9 @@ def _size(line: Line) -> int:
 
 
 def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
-    r"""Draws token accuracy over block size, a panel for each rule of matching; bars are the range over seeds.
+    """Draws token accuracy over block size, a panel for each rule of matching; bars are the range over seeds.
 
-    Args:
-        comparisons (list[Comparison]):
-            Of one task and one setting, matched by parameters, by state or both.
-        path (Path):
-            A PNG file; replaced if it is there.
-
-    Raises:
-        ValueError: if there are not two block sizes of one family to compare.
+    The comparisons are of one task and one setting. ValueError, if there are not two block sizes of one family to compare.
     """
     found = [(c, block_size_lines(c)) for c in comparisons]
     found = [(c, families) for c, families in found if any(len(lines) > 1 for lines in families.values())]
@@ -69,25 +62,18 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
 
 
 def draw_costs(comparison: Comparison, path: Path) -> None:
-    r"""Draws token accuracy at the training length over the FLOPs of the mixers, their linear maps included.
+    """Draws token accuracy at the training length over the FLOPs of the mixers, their linear maps included.
 
-    Args:
-        comparison (Comparison):
-            Whose rows record `mixer_flops`.
-        path (Path):
-            A PNG file; replaced if it is there.
-
-    Raises:
-        ValueError: if none of them does.
+    ValueError, if no row records `mixer_flops`.
     """
-    lines = [line for line in comparison.lines if line.mixer_flops]
+    lines = [line for line in comparison.lines if line["mixer_flops"]]
     if not lines:
         raise ValueError(f"{comparison.task}: no row records mixer_flops; --rerun records them.")
     task, styles = get_task(comparison.task), variant_styles([line.variant for line in lines])
     note = f"{comparison.description}. FLOPs of the forward pass, linear maps included. {_seeds(lines)}."
     with picture(path, 4.6, f"{comparison.heading}: accuracy and cost", note) as figure:
         axes = figure.subplots()
-        costs = [int(line.mixer_flops) for line in lines]
+        costs = [line["mixer_flops"] for line in lines]
         axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
         axes.set(xlabel="thousand FLOPs of the mixers, per token", ylim=(0, 1.04))
         axes.set_ylabel(f"token accuracy at length {comparison.lengths[0]}")
@@ -104,16 +90,9 @@ def draw_costs(comparison: Comparison, path: Path) -> None:
 
 
 def draw_gate_norms(comparison: Comparison, path: Path) -> None:
-    r"""Draws token accuracy at the training length for each gate norm: every seed, best norm first, model by model.
+    """Draws token accuracy at the training length for each gate norm: every seed, best norm first, model by model.
 
-    Args:
-        comparison (Comparison):
-            With variants of one family and size that differ in their gate norm.
-        path (Path):
-            A PNG file; replaced if it is there.
-
-    Raises:
-        ValueError: if there are no two norms to compare.
+    ValueError, if there are no two norms of one family and size to compare.
     """
     models: dict[str, list[tuple[str, Line]]] = {}
     for line in comparison.lines:  # best first

@@ -12,8 +12,6 @@ from typing import Annotated
 
 import typer
 
-KINDS = ("overview", "accuracy", "spectra", "memory", "block-size", "flops", "gate-norms", "gates", "lm")
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -35,11 +33,15 @@ def _note(comparison) -> str:
     return f"{comparison.description}, {counts_text(comparison.lines)}."
 
 
-def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
+def _runs(comparison) -> list[dict]:
+    return [run for line in comparison.lines for run in line.runs]
+
+
+def _spectra(comparison, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.spectra import draw_spectra, eigenvalues, summarise_eigenvalues
 
     picture, summary, values = (out / f"spectra-{comparison.name}{end}" for end in (".png", ".csv", "-values.csv"))
-    table = _table(values, folder, lambda: eigenvalues(folder, rows))
+    table = _table(values, folder, lambda: eigenvalues(folder, _runs(comparison)))
     if table.empty:
         return []
     accuracies = {line.variant: line.tokens[0] for line in comparison.lines}
@@ -48,46 +50,22 @@ def _spectra(comparison, rows, folder: Path, out: Path) -> list[Path]:
     return [picture, summary, values]
 
 
-def _memory(comparison, rows, folder: Path, out: Path) -> list[Path]:
+def _memory(comparison, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.spectra import draw_memory, memory
 
     picture, numbers = (out / f"memory-{comparison.name}{end}" for end in (".png", ".csv"))
-    table = _table(numbers, folder, lambda: memory(folder, rows))
+    table = _table(numbers, folder, lambda: memory(folder, _runs(comparison)))
     if table.empty:
         return []
     draw_memory(table, comparison.lengths[0], f"{comparison.heading}: how long blocks remember", _note(comparison), picture)
     return [picture, numbers]
 
 
-def _accuracy(comparison, rows, folder: Path, out: Path) -> list[Path]:
-    from benchmarks.records.plots import draw
-
-    picture = out / f"compare-{comparison.name}.png"
-    draw(comparison.lines, comparison.task, comparison.description, picture)
-    return [picture]
-
-
-def _costs(comparison, rows, folder: Path, out: Path) -> list[Path]:
-    from benchmarks.report.accuracy import draw_costs
-
-    picture = out / f"flops-{comparison.name}.png"
-    draw_costs(comparison, picture)
-    return [picture]
-
-
-def _gate_norms(comparison, rows, folder: Path, out: Path) -> list[Path]:
-    from benchmarks.report.accuracy import draw_gate_norms
-
-    picture = out / f"gate-norms-{comparison.name}.png"
-    draw_gate_norms(comparison, picture)
-    return [picture]
-
-
-def _gates(comparison, rows, folder: Path, out: Path) -> list[Path]:
+def _gates(comparison, folder: Path, out: Path) -> list[Path]:
     from benchmarks.report.gates import best_and_worst, draw_gates, read_panels
 
     picture, numbers = (out / f"gates-{comparison.name}{end}" for end in (".png", ".csv"))
-    table = _table(numbers, folder, lambda: best_and_worst(folder, rows))
+    table = _table(numbers, folder, lambda: best_and_worst(folder, _runs(comparison)))
     if table.empty:
         return []
     note = "A tile is a letter's matrix in the block with the most exact gates: blue 1, red -1; framed where it forgets."
@@ -95,17 +73,19 @@ def _gates(comparison, rows, folder: Path, out: Path) -> list[Path]:
     return [picture, numbers]
 
 
-EACH: dict[str, Callable] = {
-    "accuracy": _accuracy,
-    "spectra": _spectra,
-    "memory": _memory,
-    "flops": _costs,
-    "gate-norms": _gate_norms,
-    "gates": _gates,
-}
+def _picture(kind: str, comparison, folder: Path, out: Path) -> list[Path]:
+    from benchmarks.records.plots import draw
+    from benchmarks.report.accuracy import draw_costs, draw_gate_norms
+
+    picture = out / f"{'compare' if kind == 'accuracy' else kind}-{comparison.name}.png"
+    if kind == "accuracy":
+        draw(comparison.lines, comparison.task, comparison.description, picture)
+    else:
+        {"flops": draw_costs, "gate-norms": draw_gate_norms}[kind](comparison, picture)
+    return [picture]
 
 
-def _block_sizes(comparisons, apart: dict[str, str], out: Path) -> list[Path]:
+def _block_sizes(comparisons, apart: dict, out: Path) -> list[Path]:
     from benchmarks.records.summary import join_name
     from benchmarks.report.accuracy import draw_block_sizes
 
@@ -130,38 +110,43 @@ def _overviews(comparisons, out: Path) -> list[Path]:
     return written
 
 
-def _language_models(rows_path: Path, out: Path) -> list[Path]:
-    from benchmarks.lm.report import COLUMNS, describe, draw, read_curves, summarise
-    from benchmarks.records.store import read_rows
+def _language_models(path: Path, out: Path) -> list[Path]:
+    from benchmarks.lm.report import draw_models, rank_models, read, read_curves, training_words
 
-    rows = list(read_rows(rows_path, COLUMNS)[0].values())
-    kept = rows_path.with_name(f"{rows_path.stem}-curves")
-    curves = kept if kept.exists() else rows_path.with_name("curves")
-    picture = out / f"{rows_path.stem}.png"
-    draw(summarise(rows), read_curves(curves, rows), describe(rows[0]), picture)
+    rows, kept = read([path]), path.with_name(f"{path.stem}-curves")
+    curves = read_curves(kept if kept.exists() else path.with_name("curves"), rows)
+    picture = out / f"{path.stem}.png"
+    draw_models(rank_models(rows), curves, training_words(rows[0]), picture)
     return [picture]
 
 
-def _calls(kind: str, comparisons, stored, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+EACH: dict[str, Callable] = {  # of each comparison
+    "accuracy": partial(_picture, "accuracy"),
+    "spectra": _spectra,
+    "memory": _memory,
+    "flops": partial(_picture, "flops"),
+    "gate-norms": partial(_picture, "gate-norms"),
+    "gates": _gates,
+}
+KINDS = ("overview", *EACH, "block-size", "lm")
+
+
+def _calls(kind: str, comparisons, folder: Path, out: Path) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
     """(what it is about, what writes it) of one kind of analysis: of all runs, of each setting, or of each comparison."""
     from benchmarks.records.summary import distinguish
 
     if kind == "lm":
-        for path in sorted(folder.glob("lm*.csv")):
-            yield path.name, partial(_language_models, path, out)
-        return
-    if kind == "overview":
+        yield from ((path.name, partial(_language_models, path, out)) for path in sorted(folder.glob("lm*.csv")))
+    elif kind == "overview":
         yield "all tasks", partial(_overviews, comparisons, out)
-        return
     for name in dict.fromkeys(c.task for c in comparisons):
         alike = [c for c in comparisons if c.task == name]
         if kind == "block-size":
-            by_settings = {tuple(c.settings.items()): c.settings for c in alike}
-            for settings, apart in zip(by_settings.values(), distinguish(list(by_settings.values()))):
-                yield name, partial(_block_sizes, [c for c in alike if c.settings == settings], apart, out)
-            continue
-        for c in alike:
-            yield c.title, partial(EACH[kind], c, [stored[key] for line in c.lines for key in line.keys], folder, out)
+            settings = list({tuple(c.settings.items()): c.settings for c in alike}.values())
+            for own, apart in zip(settings, distinguish(settings)):
+                yield name, partial(_block_sizes, [c for c in alike if c.settings == own], apart, out)
+        elif kind in EACH:
+            yield from ((c.title, partial(EACH[kind], c, folder, out)) for c in alike)
 
 
 @app.command(help=__doc__.splitlines()[0])
@@ -181,11 +166,11 @@ def main(
     if not kinds or set(kinds) - set(KINDS):
         raise typer.BadParameter(f"{what!r} is not accepted; expected some of {', '.join(KINDS)}.", param_hint="--what")
     try:
-        stored = {} if kinds == ["lm"] else read_folder(folder)
+        stored = [] if kinds == ["lm"] else list(read_folder(folder).values())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="FOLDER") from None
     here = folder.parent if folder.is_file() else folder
-    there = list(dict.fromkeys(row["task"] for row in stored.values()))
+    there = list(dict.fromkeys(row["task"] for row in stored))
     tasks = [name.strip() for name in task.split(",")] if task else there
     if set(tasks) - set(there):
         raise typer.BadParameter(f"{task!r} is not accepted; the folder has runs of {', '.join(there)}.", param_hint="--task")
@@ -195,10 +180,10 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{str(out)!r} cannot be a folder: {error.strerror}.", param_hint="--out") from None
-    comparisons = [c for c in compare(list(stored.values())) if c.task in tasks]
+    comparisons = [c for c in compare(stored) if c.task in tasks]
     written = 0
     for kind in kinds:
-        for name, call in _calls(kind, comparisons, stored, here, out):
+        for name, call in _calls(kind, comparisons, here, out):
             try:
                 paths = call()
             except ValueError as error:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from benchmarks.records.store import read_folder
 from benchmarks.records.summary import SOLVED, Line, compare
+from benchmarks.records.tables import grows, short
 from benchmarks.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,30 +24,31 @@ MARKED = re.compile(r"(<!-- rows: (\S+)(?: (\S+))? -->\n).*?(<!-- /rows -->)", r
 
 def pages() -> list[Path]:
     """The documents that may hold tables."""
-    readmes = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
-    return [*readmes, *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *(path for folder in ("benchmarks", "docs") for path in sorted((ROOT / folder).rglob("*.md")))]
 
 
-def _cell(values: list[float]) -> str:
-    spread = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 and min(values) != max(values) else ""
-    return f"{median(values):.3f}{spread}"
+def _cell(values: list[float], digits: int = 3) -> str:
+    spread = f" ({min(values):.{digits - 1}f}-{max(values):.{digits - 1}f})" if min(values) != max(values) else ""
+    return f"{median(values):.{digits}f}{spread}"
 
 
-def _row(line: Line) -> str:
-    name = f"**{line.variant}**" if line.ours else line.variant
-    cells = [name, f"{line.mixer_params / 1000:.1f}k", line.state or "grows", f"{line.solved} of {line.seeds}"]
-    return f"| {' | '.join([*cells, *map(_cell, line.tokens), f'{line.lr:g}', f'{line.seconds:.0f}'])} |"
+def _scores(line: Line, name: str, digits: int = 3) -> list[str]:
+    return [_cell(values, digits) for values in line.scores(name)]
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+def _name(line: Line) -> str:
+    return f"**{line.variant}**" if line.ours else line.variant
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    head = list(rows[0])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *(row.values() for row in rows)))
 
 
 def _accuracies(*paths: str) -> pd.DataFrame:
     """Token accuracy at the training length, a row a mixer and a column a task, of rows with one seed."""
     rows = [row for path in paths for row in read_folder(RESULTS / path).values()]
-    table = pd.DataFrame(rows).astype({"token_accuracy_1x": float})
-    return table.pivot(index="variant", columns="task", values="token_accuracy_1x")
+    return pd.DataFrame(rows).pivot(index="variant", columns="task", values="token_accuracy_1x")
 
 
 def _spectra(name: str) -> str:
@@ -55,97 +57,149 @@ def _spectra(name: str) -> str:
     for task in pd.read_csv(RESULTS / name / "overview-params.csv").columns[1:]:
         of = pd.read_csv(RESULTS / name / f"spectra-{task}-params.csv", index_col="variant")
         two, four = of.loc["bdlru-m2"], of.loc["bdlru-m4"]
-        angle, reached = f"{four.angle:.0f} degrees", [f"{accuracies[task][f'bdlru-m{m}']:.2f}" for m in (1, 2, 4)]
-        cells = [f"{two.negative:.0%}", f"{two.most_negative:.2f}", f"{four.negative:.0%}", f"{four.complex:.0%}"]
-        rows.append([f"`{task}`", *cells, angle, ", ".join(reached)])
-    head = [
-        "task",
-        "m = 2: negative",
-        "most negative",
-        "m = 4: negative",
-        "complex",
-        "widest angle",
-        "token accuracy, m = 1, 2, 4",
-    ]
-    return _markdown(head, rows)
+        rows.append(
+            {
+                "task": f"`{task}`",
+                "m = 2: negative": f"{two.negative:.0%}",
+                "most negative": f"{two.most_negative:.2f}",
+                "m = 4: negative": f"{four.negative:.0%}",
+                "complex": f"{four.complex:.0%}",
+                "widest angle": f"{four.angle:.0f} degrees",
+                "token accuracy, m = 1, 2, 4": ", ".join(f"{accuracies[task][f'bdlru-m{m}']:.2f}" for m in (1, 2, 4)),
+            }
+        )
+    return _markdown(rows)
 
 
 def _convolution(name: str) -> str:
     """What a short convolution changes: without to with."""
-    plain, with_conv = _accuracies(f"{name}/compare.csv"), _accuracies(f"{name}/compare-conv.csv")
-    tasks = [task for task in plain if task in with_conv]
-    rows = [
-        [f"`{variant}`", *(f"{plain[task][variant]:.2f} to {with_conv[task][f'{variant}-conv']:.2f}" for task in tasks)]
-        for variant in ("bdlru-m2", "bdlru-m4", "hlru-m4")
-    ]
-    return _markdown(["", *(task.replace("_", " ") for task in tasks)], rows)
+    plain, conv = _accuracies(f"{name}/compare.csv"), _accuracies(f"{name}/compare-conv.csv")
+    tasks, variants = [task for task in plain if task in conv], ("bdlru-m2", "bdlru-m4", "hlru-m4")
+    cells = {v: {t.replace("_", " "): f"{plain[t][v]:.2f} to {conv[t][f'{v}-conv']:.2f}" for t in tasks} for v in variants}
+    return _markdown([{"": f"`{variant}`", **row} for variant, row in cells.items()])
 
 
 def _tasks(name: str) -> str:
     """A mixer a row, a task a column; not every mixer ran on every task."""
-    table = _accuracies(name)
-    rows = [[f"`{variant}`", *("-" if pd.isna(x) else f"{x:.3f}" for x in table.loc[variant])] for variant in table.index]
-    return _markdown(["", *(task.replace("_", " ") for task in table)], rows)
+    table = _accuracies(name).rename(columns=lambda task: task.replace("_", " "))
+    cells = table.map(lambda x: "-" if pd.isna(x) else f"{x:.3f}")
+    return _markdown([{"": f"`{variant}`", **row} for variant, row in cells.to_dict("index").items()])
 
 
 def _block_sizes(name: str) -> str:
     """Accuracies, eigenvalues and time constants of BD-LRU by block size, on S3 at equal parameters."""
     spectra = pd.read_csv(RESULTS / "spectra-s3-params.csv", index_col="variant")
     steps = pd.read_csv(RESULTS / "memory-s3-params.csv").groupby("variant").steps.median()
-    lines = next(c for c in compare(list(read_folder(RESULTS / name).values())) if c.matched.startswith("params")).lines
-    rows = []
-    for line in sorted(lines, key=lambda line: line.variant):
-        of, reached = spectra.loc[line.variant], line.tokens[0]
-        cells = [f"{median(reached):.3f} ({min(reached):.2f}-{max(reached):.2f})", f"{line.solved} of {line.seeds}"]
-        cells += [f"{of.negative:.0%}", f"{of.complex:.0%}", f"{of.angle:.0f} degrees", f"{steps[line.variant]:.0f} steps"]
-        rows.append([f"`{line.variant}`", *cells])
-    head = ["", f"accuracy @{lines[0].lengths[0]}, median (range)", "solved", "negative", "complex", "widest angle"]
-    return _markdown([*head, "median time constant"], rows)
+    lines = next(c for c in compare(list(read_folder(RESULTS / name).values())) if c.kind == "params").lines
+    rows = [
+        {
+            "": f"`{line.variant}`",
+            f"accuracy @{line.lengths[0]}, median (range)": _cell(line.tokens[0]),
+            "solved": f"{line.solved} of {line.seeds}",
+            "negative": f"{of.negative:.0%}",
+            "complex": f"{of.complex:.0%}",
+            "widest angle": f"{of.angle:.0f} degrees",
+            "median time constant": f"{steps[line.variant]:.0f} steps",
+        }
+        for line in sorted(lines, key=lambda line: line.variant)
+        for of in [spectra.loc[line.variant]]
+    ]
+    return _markdown(rows)
 
 
 def _lengths(name: str) -> str:
     """How many seeds get every sequence right, by test length (`benchmarks.report.lengths`)."""
     table = pd.read_csv(RESULTS / name / "lengths.csv")
     table["whole"] = table.sequence_accuracy == 1
-    counts = table.groupby(["variant", "length"]).agg(right=("whole", "sum"), seeds=("seed", "nunique")).reset_index()
-    tested = sorted(table.length.unique())
-    rows = [
-        [f"`{variant}`", *(f"{of.right} of {of.seeds}" for of in part.set_index("length").reindex(tested).itertuples())]
-        for variant, part in sorted(counts.groupby("variant"), key=lambda item: -item[1].right.sum())
-    ]
-    head = [f"seeds with every one of {table.examples.iloc[0]} sequences right", *(f"length {length:,}" for length in tested)]
-    return _markdown(head, rows)
+    of = table.groupby(["variant", "length"])
+    right = of.whole.sum().unstack()
+    cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
+    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False).index].rename(columns="length {:,}".format)
+    head = f"seeds with every one of {table.examples.iloc[0]} sequences right"
+    return _markdown([{head: f"`{variant}`", **row} for variant, row in cells.to_dict("index").items()])
 
 
 def _gpu(name: str) -> str:
     """Our chunked ops on a GPU, in bfloat16 at two shapes: time, bandwidth, and that over a large copy's."""
     table = pd.read_csv(RESULTS / name / "gpu.csv")
-    table = table[(table.contender == "chunk") & (table.dtype == "bfloat16") & (table.channels == 1024)]
+    table = table.query("contender == 'chunk' and dtype == 'bfloat16' and channels == 1024")
+    table = table.query("B == 8 or B == 1 and T > 2048")
     rows = []
-    for (op, m, B, T), part in table[table.B.isin((1, 8)) & ((table.B == 8) | (table["T"] > 2048))].groupby(
-        ["op", "m", "B", "T"]
-    ):
-        cells = [
-            f"{x.ms:.3f} ms, {x.gb_per_s:,.0f} GB/s, {x.copy_fraction:.2f}" for x in part.sort_values("mode").itertuples()
-        ]
-        rows.append([op, str(m), f"{B} x {T:,}", *cells])
+    for (op, m, B, T), part in table.groupby(["op", "m", "B", "T"]):
+        row = {"op": op, "m": str(m), "B x T": f"{B} x {T:,}"}
+        for x in part.sort_values("mode").itertuples():
+            mode = "forward" if x.mode == "fwd" else "forward and backward"
+            row[mode] = f"{x.ms:.3f} ms, {x.gb_per_s:,.0f} GB/s, {x.copy_fraction:.2f}"
+        rows.append(row)
     first = table.iloc[0]
     device = f"{first.device}, driver {first.driver}, {first.versions}, commit {first.commit}"
-    under = f"\n{device}; a copy moves {first.copy_gb_per_s:,.0f} GB/s.\n"
-    return _markdown(["op", "m", "B x T", "forward", "forward and backward"], rows) + under
+    return f"{_markdown(rows)}\n{device}; a copy moves {first.copy_gb_per_s:,.0f} GB/s.\n"
+
+
+def _cpu(name: str) -> str:
+    """Our ops and layers on a CPU, each against its peer in the same run (`benchmarks.ops.cpu`)."""
+    table = pd.read_csv(RESULTS / name)
+    rows = [
+        {
+            "": f"{x.op}, m = {x.m}",
+            "associative scan over our op": f"{x.scan_ratio:.1f}",
+            "`nn.LSTM` over our layer": f"{x.lstm_ratio:.1f}",
+            "our layer over its matrix products": f"{x.products_ratio:.1f}",
+            "parameters of our layer": short(x.layer_params),
+            "of `nn.LSTM`": short(x.lstm_params),
+        }
+        for x in table.itertuples()
+    ]
+    x = table.iloc[0]
+    shapes = f"Op: B = {x.B}, T = {x['T']:,}, H = {x.H}, {x['dtype']}; layers of width and state {x.width}, float32"
+    return f"{_markdown(rows)}\n{shapes}. {x.device}, {x.threads} thread(s), commit {x.commit}, {x.versions}.\n"
+
+
+def _lm(name: str) -> str:
+    """Language models of a file, best first."""
+    from benchmarks.lm.report import rank_models, read, speed, training_words
+
+    rows = []
+    for line in rank_models(read([RESULTS / name])):
+        bits = zip(line.lengths, _scores(line, "bits_per_byte"))
+        row = {"mixer": _name(line), "mixer parameters": short(line["mixer_params"]), "state": grows(line)}
+        row |= {f"bits per byte @{n}" if n == line.lengths[0] else f"@{n}": cell for n, cell in bits}
+        row[f"perplexity @{line.lengths[0]}"] = _scores(line, "perplexity")[0]
+        rows.append({**row, "seeds": str(line.seeds), "tokens/s in training": f"{speed(line):,.0f}"})
+    of = f"{training_words(line.runs[0])}, {short(line['params'])} parameters, {line['threads']} thread(s), {line['device']}"
+    return f"{_markdown(rows)}\n{of}, commit {line['commit']}.\n"
+
+
+def _sizes(name: str) -> str:
+    """Sizes of a preset's models, which are built without memory."""
+    from benchmarks.lm.models import make_config, measure
+    from benchmarks.lm.settings import load_settings
+
+    rows, settings = [], load_settings(name)
+    for entry in settings.mixers:
+        sizes = measure(make_config(settings, entry, None))
+        row = {"(m, H)": str(tuple(entry.mixer_config[of] for of in ("block_size", "num_blocks")))}
+        row["without embeddings"] = f"{sizes.params - sizes.embedding_params:,}"
+        rows.append({**row, "mixers": f"{sizes.mixer_params:,}", "state": f"{sizes.state_size:,}", "all": f"{sizes.params:,}"})
+    return _markdown(rows)
 
 
 def _memory(name: str) -> str:
     """What layers keep for the backward, without and with `recompute_gates` (`benchmarks.ops.memory`)."""
     table = pd.read_csv(RESULTS / name / "memory.csv")
-    rows = []
-    for row in table.itertuples():
-        ours = f"{row.recomputed:,.0f} ({row.recomputed / row.kept:.0%})", f"{row.price:.2f}"
-        ours = ("", "") if pd.isna(row.recomputed) else ours
-        rows.append([f"`{row.layer}`", f"{row.params / 1e6:.1f}M", f"{row.state:,}", f"{row.kept:,.0f}", *ours])
+    rows = [
+        {
+            "": f"`{x.layer}`",
+            "parameters": f"{x.params / 1e6:.1f}M",
+            "state": f"{x.state:,}",
+            "bytes a token": f"{x.kept:,.0f}",
+            "`recompute_gates`": "" if pd.isna(x.recomputed) else f"{x.recomputed:,.0f} ({x.recomputed / x.kept:.0%})",
+            "time": "" if pd.isna(x.recomputed) else f"{x.price:.2f}",
+        }
+        for x in table.itertuples()
+    ]
     first = table.iloc[0]
-    under = f"\nTimes on {first.device}, {first.threads} thread; {first.versions}, commit {first.commit}.\n"
-    return _markdown(["", "parameters", "state", "bytes a token", "`recompute_gates`", "time"], rows) + under
+    return f"{_markdown(rows)}\nTimes on {first.device}, {first.threads} thread; {first.versions}, commit {first.commit}.\n"
 
 
 def _passes(name: str) -> str:
@@ -160,7 +214,8 @@ def _passes(name: str) -> str:
             times = f"{x.memory_us:.0f} / {x.issue_us:.0f} / {x.wait_us:.0f}"
             cells.append(f"{x.registers}, {x.warps}; {x.instructions_a_gate:.1f}; {times}")
         rows.append([op, str(m), str(part.chunks.iloc[0]), *cells])
-    return _markdown(["op", "m", "chunks", *(f"pass {name}" for name in passes)], rows)
+    head = ["op", "m", "chunks", *(f"pass {name}" for name in passes)]
+    return _markdown([dict(zip(head, cells)) for cells in rows])
 
 
 def _predicted(name: str) -> str:
@@ -176,8 +231,9 @@ def _predicted(name: str) -> str:
             share, was = least / time / 3.35e6, measured.copy_fraction[op, m, mode]
             cells += [f"{of.bytes.sum() / least:.2f}", f"{time:.0f}", f"{share:.2f}", f"{was:.2f}"]
         rows.append([*cells, f"{part.sectors_over_fewest.max():.2f}"])
-    head = ["bytes over bound", "us", "share", "H200"]
-    return _markdown(["op", "m", *head, *(f"both: {x}" for x in head), "sectors over fewest"], rows)
+    of = ["bytes over bound", "us", "share", "H200"]
+    head = ["op", "m", *of, *(f"both: {x}" for x in of), "sectors over fewest"]
+    return _markdown([dict(zip(head, cells)) for cells in rows])
 
 
 KINDS = {
@@ -186,6 +242,9 @@ KINDS = {
     "memory": _memory,
     "lengths": _lengths,
     "gpu": _gpu,
+    "cpu": _cpu,
+    "lm": _lm,
+    "sizes": _sizes,
     "spectra": _spectra,
     "convolution": _convolution,
     "tasks": _tasks,
@@ -193,47 +252,38 @@ KINDS = {
 }
 
 
-def make_table(name: str, kind: str | None = None) -> str:
-    r"""The table of a folder of stored rows: a part for each comparison in it, best mixer first.
+def stored_table(name: str, kind: str | None = None) -> str:
+    r"""The table of a folder of `benchmarks/results`, or of a file of rows in it, as Markdown: a part for each comparison.
 
-    Args:
-        name (str):
-            A folder of `benchmarks/results`, or a file of rows in it.
-        kind (str, Optional):
-            A task, where the folder has several; or one of `KINDS`, another table than that of comparisons. Default: `None`.
-
-    Returns:
-        str:
-            Markdown, and under it what the columns are.
-
-    Raises:
-        ValueError: if the folder holds no results.
+    `kind` is a task, where the folder has several, or one of `KINDS`, another table. ValueError, if there are no results.
 
     Example:
-        >>> from benchmarks.report.documents import make_table
-        >>> assert "| **bdlru-m4** |" in make_table("s3-seeds")
+        >>> from benchmarks.report.documents import stored_table
+        >>> assert "| **bdlru-m4** |" in stored_table("s3-seeds")
     """
     if kind in KINDS:
         return KINDS[kind](name)
     rows = [row for row in read_folder(RESULTS / name).values() if kind in (None, row["task"])]
-    text = []
-    for comparison in compare(rows):
-        lengths = comparison.lengths
-        head = ["mixer", "parameters", "state", "solved", *(f"@{length}" for length in lengths), "lr", "s"]
-        text += [f"{get_task(comparison.task).title}. {comparison.description}.", ""]
-        text += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(_row, comparison.lines), ""]
+    comparisons, text = compare(rows), ""
+    for c in comparisons:
+        table = []
+        for line in c.lines:
+            row = {"mixer": _name(line), "parameters": short(line["mixer_params"]), "state": grows(line)}
+            row |= {"solved": f"{line.solved} of {line.seeds}"}
+            row |= {f"@{length}": cell for length, cell in zip(c.lengths, _scores(line, "token_accuracy"))}
+            table.append({**row, "lr": f"{line['lr']:g}", "s": f"{line.seconds:.0f}"})
+        text += f"{get_task(c.task).title}. {c.description}.\n\n{_markdown(table)}\n"
     devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
-    seeds = "median and range of seeds" if any(line.seeds > 1 for c in compare(rows) for line in c.lines) else "one seed"
-    text.append(
-        f"Token accuracy at each length, {seeds}, at the rate of those tried that did best on validation "
-        f"data; solved: {SOLVED:g} or more at {lengths[0]}; s: seconds of training. {devices}."
+    seeds = "median and range of seeds" if any(line.seeds > 1 for c in comparisons for line in c.lines) else "one seed"
+    return (
+        f"{text}Token accuracy at each length, {seeds}, at the rate of those tried that did best on validation "
+        f"data; solved: {SOLVED:g} or more at {c.lengths[0]}; s: seconds of training. {devices}.\n"
     )
-    return "\n".join(text) + "\n"
 
 
 def fill(text: str) -> str:
     """A document with the tables between its markers as the rows are now."""
-    return MARKED.sub(lambda match: f"{match[1]}{make_table(match[2], match[3])}{match[4]}", text)
+    return MARKED.sub(lambda match: f"{match[1]}{stored_table(match[2], match[3])}{match[4]}", text)
 
 
 def main() -> None:

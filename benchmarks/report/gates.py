@@ -18,23 +18,13 @@ if TYPE_CHECKING:
 COLUMNS = 15  # letters beside each other
 
 
-def letter_matrices(folder: str | Path, row: dict[str, str]) -> torch.Tensor:
-    r"""The matrices of the block whose gates are the most exact, a letter at a time.
+def letter_matrices(folder: str | Path, row: dict) -> torch.Tensor:
+    """The matrices `[letters, M, M]` of the block whose gates are the most exact, a letter at a time.
 
-    Args:
-        folder (str | Path):
-            Where the results and their weights are kept.
-        row (dict[str, str]):
-            A run of one BD-LRU layer without convolution, so that gates depend on the letter alone.
-
-    Returns:
-        torch.Tensor:
-            float64 of shape `[letters, M, M]`, signed.
-
-    Raises:
-        ValueError: if the run has no such layer, or kept no weights.
+    The run is of one BD-LRU layer without convolution, so that gates depend on the letter alone; ValueError, if it has no such
+    layer, or kept no weights in `folder`.
     """
-    if row["mixer"] != "bdlru" or row["layers"] != "1" or "conv" in row["mixer_args"]:
+    if row["mixer"] != "bdlru" or row["layers"] != 1 or row["mixer_args"].get("use_short_conv"):
         raise ValueError(f"{row['variant']} with {row['layers']} block(s): gates of a letter need one plain BD-LRU layer.")
     letters = torch.arange(get_task(row["task"]).vocab_size)[:, None]  # without BOS
     blocks = run_transitions(load_model(folder, row), letters)[0][:, 0]  # [letters, H, M, M]
@@ -56,36 +46,25 @@ def are_permutations(matrices: torch.Tensor, above: float = 0.9) -> torch.Tensor
     return (large.sum(-1) == 1).all(-1) & (large.sum(-2) == 1).all(-1)
 
 
-def best_and_worst(folder: str | Path, rows: Sequence[dict[str, str]]) -> pd.DataFrame:
-    r"""The letters' matrices of the run that holds its group longest, and of the one that does not learn it.
+def best_and_worst(folder: str | Path, rows: Sequence[dict]) -> pd.DataFrame:
+    """The letters' matrices of the run that holds its group longest, and of the one that does not learn it.
 
-    Args:
-        folder (str | Path):
-            Where the results and their weights are kept.
-        rows (Sequence[dict[str, str]]):
-            Runs of one task; other mixers are passed over.
-
-    Returns:
-        pandas.DataFrame:
-            `run` (what it is and scores), `letter` and `matrix`: entries with three decimals, row by row; empty with less than
-            two runs.
-
-    Raises:
-        ValueError: if their gates are not those of single letters, or no weights were kept.
+    In `rows` of one task other mixers are passed over. `run` says what it is and scores, `matrix` has a `letter`'s entries
+    with three decimals, row by row; empty with less than two runs. ValueError, if gates are not those of single letters, or no
+    weights were kept in `folder`.
     """
     import pandas as pd
 
     ours = [row for row in rows if row["mixer"] == "bdlru"]
     if len(ours) < 2:
         return pd.DataFrame()
-    longest, trained = (f(map(int, ours[0]["eval_lengths"].split())) for f in (max, min))
-    multiple = f"{longest // trained}x"
-    best = max(ours, key=lambda row: float(row[f"token_accuracy_{multiple}"]))
-    worst = min(ours, key=lambda row: float(row["token_accuracy_1x"]))
+    longest, trained = max(ours[0]["eval_lengths"]), min(ours[0]["eval_lengths"])
+    best = max(ours, key=lambda row: row[f"token_accuracy_{longest // trained}x"])
+    worst = min(ours, key=lambda row: row["token_accuracy_1x"])
     found = []
     for row in (best, worst):
         matrices = letter_matrices(folder, row)
-        scores = ", ".join(f"{float(row[f'token_accuracy_{n // trained}x']):.2f} at {n}" for n in (trained, longest))
+        scores = ", ".join(f"{row[f'token_accuracy_{n // trained}x']:.2f} at {n}" for n in (trained, longest))
         words = f"{row['variant']}, seed {row['seed']}: {scores}"
         found += [
             (words, letter, " ".join(f"{entry:.3f}" for entry in matrix.flatten())) for letter, matrix in enumerate(matrices)
@@ -104,16 +83,7 @@ def read_panels(table: pd.DataFrame) -> list[tuple[str, torch.Tensor]]:
 
 
 def draw_gates(panels: Sequence[tuple[str, torch.Tensor]], title: str, note: str, path: Path) -> None:
-    r"""Draws the matrices of each panel, a tile a letter: blue 1, red -1, a frame where it is no permutation.
-
-    Args:
-        panels (Sequence[tuple[str, torch.Tensor]]):
-            What a panel shows, and matrices of shape `[letters, M, M]`.
-        title, note (str):
-            Above and below the picture.
-        path (Path):
-            A PNG file, replaced if it is there.
-    """
+    """Draws the matrices `[letters, M, M]` of panels, a tile a letter: blue 1, red -1, a frame where it is no permutation."""
     from matplotlib.patches import Rectangle
 
     with picture(path, 3.5, title, note) as figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.records.style import picture
@@ -15,16 +15,10 @@ if TYPE_CHECKING:
 
 
 def overview(comparisons: list[Comparison]) -> pd.DataFrame:
-    r"""Token accuracy at the training length of every mixer on every task.
+    """Token accuracy at the training length, the median over seeds: a column per task, a row per mixer, NaN where none ran.
 
-    Args:
-        comparisons (list[Comparison]):
-            Of one rule of matching; where a task has several, the one with most mixers counts, of these the last.
-
-    Returns:
-        pd.DataFrame:
-            A column per task, in the order of `benchmarks.tasks.TASKS`; a row per mixer, best first by the mean of
-            `above_chance` over its tasks, those that ran on less than half of the tasks below; NaN where it did not run.
+    Best first by the mean of `above_chance` over a mixer's tasks; those that ran on less than half of the tasks below. Where a
+    task has several comparisons, which are of one rule of matching, the one with most mixers counts, of these the last.
 
     Example:
         >>> from benchmarks.report.overview import overview
@@ -38,42 +32,23 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
             chosen[comparison.task] = comparison
     order = {task: place for place, task in enumerate(TASKS)}
     chosen = dict(sorted(chosen.items(), key=lambda item: order.get(item[0], len(order))))
-    table = pd.DataFrame({task: {line.variant: mean(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
+    table = pd.DataFrame({task: {line.variant: median(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
     few = table.count(axis=1) < len(table.columns) / 2
     ranks = pd.DataFrame({"few": few, "score": -above_chance(table).mean(axis=1)})
     return table.loc[ranks.sort_values(["few", "score"], kind="stable").index]
 
 
 def above_chance(table: pd.DataFrame) -> pd.DataFrame:
-    r"""How far each accuracy lies on the way from guessing (0) to all right (1).
-
-    Args:
-        table (pd.DataFrame):
-            Accuracies, a column per task.
-
-    Returns:
-        pd.DataFrame:
-            Of the same shape, clipped to 0 and 1.
-    """
+    """How far each accuracy lies on the way from guessing (0) to all right (1), clipped."""
     chances = {task: get_task(task).chance for task in table.columns}
     return table.apply(lambda column: (column - chances[column.name]) / (1 - chances[column.name])).clip(0, 1)
 
 
 def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
-    r"""Draws the table: the darker, the further above guessing; what did not run is a dash.
+    """Draws the table: the darker, the further above guessing; what did not run is a dash.
 
-    The best of a task is bold where it has learned something and shares its place with none.
-
-    Args:
-        table (pd.DataFrame):
-            From `overview`.
-        title (str):
-            Stands above the picture.
-        path (Path):
-            A PNG file; replaced if it is there.
-
-    Raises:
-        ValueError: if there are not two tasks with two mixers.
+    The best of a task is bold where it has learned something and shares its place with none. ValueError, if there are not two
+    tasks with two mixers.
     """
     if min(table.shape, default=0) < 2:
         raise ValueError("there are not two tasks and two mixers; run more, such as --task s3,parity.")

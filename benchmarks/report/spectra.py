@@ -19,29 +19,19 @@ DRAWN = 2000  # eigenvalues in a panel; more are a blot
 LONGEST = 1e4  # time constants beyond stand here in the picture
 
 
-def ours(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def ours(rows: list[dict]) -> list[dict]:
     """The rows of BD-LRU and H-LRU, sorted by family, size, what is special about them, and seed."""
     found = [(parse_name(row["variant"]), row) for row in rows]
-    found = [(ours.family, ours.size, row["variant"], int(row["seed"]), row) for ours, row in found if ours]
+    found = [(ours.family, ours.size, row["variant"], row["seed"], row) for ours, row in found if ours]
     return [row for *_, row in sorted(found, key=lambda entry: entry[:-1])]
 
 
-def eigenvalues(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
-    r"""Eigenvalues of the transitions that trained layers apply to test sequences.
+def eigenvalues(folder: str | Path, rows: list[dict]) -> pd.DataFrame:
+    """Eigenvalues of the transitions that trained layers of BD-LRU and H-LRU apply to test sequences of one task.
 
-    Args:
-        folder (str | Path):
-            Where the results are kept.
-        rows (list[dict[str, str]]):
-            Rows of one task; those of other mixers are left out.
-
-    Returns:
-        pd.DataFrame:
-            One line per run, layer and different eigenvalue (rounded to four decimals): `variant`, `seed`, `layer`, `real`,
-            `imag`, `kind` ("positive", "negative", "complex") and `share`, how much of the layer's eigenvalues it makes up.
-
-    Raises:
-        ValueError: if a run's weights were not kept.
+    One line per run, layer and different eigenvalue (rounded to four decimals): `variant`, `seed`, `layer`, `real`, `imag`,
+    `kind` and `share`, how much of the layer's eigenvalues it makes up. ValueError, if a run's weights were not kept in
+    `folder`.
     """
     frames = []
     for row in ours(rows):
@@ -63,16 +53,9 @@ def eigenvalues(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
 
 
 def summarise_eigenvalues(table: pd.DataFrame) -> pd.DataFrame:
-    r"""What kinds of eigenvalues each variant uses, over its runs and layers.
+    """By variant: its `runs`, the shares of `positive`, `negative` and `complex` eigenvalues, and extremes.
 
-    Args:
-        table (pd.DataFrame):
-            What `eigenvalues` returned.
-
-    Returns:
-        pd.DataFrame:
-            By variant: `runs`, the shares of `positive`, `negative` and `complex` eigenvalues, the lowest real part
-            (`most_negative`), the largest `angle` in degrees, and the mean and largest modulus.
+    These are the lowest real part (`most_negative`), the largest `angle` in degrees, and the mean and largest modulus.
     """
     lines = []
     for variant, part in table.groupby("variant", sort=False):
@@ -95,18 +78,7 @@ def summarise_eigenvalues(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_spectra(table: pd.DataFrame, accuracies: dict[str, list[float]], title: str, note: str, path: Path) -> None:
-    r"""Draws each variant's eigenvalues in the complex plane, and how many are of which kind.
-
-    Args:
-        table (pd.DataFrame):
-            What `eigenvalues` returned.
-        accuracies (dict[str, list[float]]):
-            Token accuracy by variant, a value a seed.
-        title, note (str):
-            Stand above and below the picture.
-        path (Path):
-            A PNG file; replaced if it is there.
-    """
+    """Draws each variant's `eigenvalues` in the complex plane, and how many are of which kind."""
     summary = summarise_eigenvalues(table).set_index("variant")
     across = min(4, len(summary))
     down = -(-len(summary) // across)
@@ -139,22 +111,11 @@ def _range(values: list[float]) -> str:
     return f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
 
 
-def memory(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
-    r"""Time constants of trained layers on test sequences.
+def memory(folder: str | Path, rows: list[dict]) -> pd.DataFrame:
+    """Time constants of trained layers of BD-LRU and H-LRU on test sequences of one task.
 
-    Args:
-        folder (str | Path):
-            Where the results are kept.
-        rows (list[dict[str, str]]):
-            Rows of one task; those of other mixers are left out.
-
-    Returns:
-        pd.DataFrame:
-            One line per run, layer and block (or channel): `variant`, `seed`, `layer`, `block` and `steps`, the median over
-            sequences of what `time_constants` returns.
-
-    Raises:
-        ValueError: if a run's weights were not kept.
+    One line per run, layer and block (or channel): `variant`, `seed`, `layer`, `block` and `steps`, the median over sequences
+    of `time_constants`. ValueError, if a run's weights were not kept in `folder`.
     """
     lines = []
     for row in ours(rows):
@@ -166,18 +127,7 @@ def memory(folder: str | Path, rows: list[dict[str, str]]) -> pd.DataFrame:
 
 
 def draw_memory(table: pd.DataFrame, length: int, title: str, note: str, path: Path) -> None:
-    r"""Draws the time constants of each variant's blocks, their median and the training length.
-
-    Args:
-        table (pd.DataFrame):
-            What `memory` returned.
-        length (int):
-            The longest training length.
-        title, note (str):
-            Stand above and below the picture.
-        path (Path):
-            A PNG file; replaced if it is there.
-    """
+    """Draws the time constants, from `memory`, of each variant's blocks, their median and the training length."""
     note = f"{note} A dot is a block, a bar the median; above {LONGEST:,.0f} steps nothing decays."
     with picture(path, 4.2, title, note) as figure:
         axes = figure.subplots()

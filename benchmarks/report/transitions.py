@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -19,34 +18,20 @@ REAL = 1e-3  # an eigenvalue whose imaginary part is smaller counts as real
 ZERO = 1e-3  # and a real one this close to zero has no sign
 
 
-def find_task(row: dict[str, str]) -> Task:
+def find_task(row: dict) -> Task:
     """The task of a finished run, with BOS if it was trained with it."""
     task = get_task(row["task"])
-    return Begun(task) if row.get("bos") == "True" else task
+    return Begun(task) if row["bos"] else task
 
 
-def load_model(folder: str | Path, row: dict[str, str]) -> torch.nn.Module:
-    r"""Builds the model of a finished run and loads its trained weights.
-
-    Args:
-        folder (str | Path):
-            Where the results are kept.
-        row (dict[str, str]):
-            The run's row.
-
-    Returns:
-        torch.nn.Module:
-            The model, in evaluation mode on the CPU.
-
-    Raises:
-        ValueError: if the run's weights were not kept.
-    """
+def load_model(folder: str | Path, row: dict) -> torch.nn.Module:
+    """The model of a finished run with its trained weights, on the CPU; ValueError, if they were not kept in `folder`."""
     path = Path(folder) / "weights" / f"{row['key']}.safetensors"
     if not path.exists():
         raise ValueError(f"{path} is not there: the run {row['variant']} seed {row['seed']} kept no weights (--rerun does).")
     task = find_task(row)
-    sizes = (task.vocab_size, int(row["width"]), int(row["layers"]), int(row["mlp_width"]))
-    model = build_model(row["mixer"], json.loads(row["mixer_args"]), *sizes, readout=task.readout)
+    sizes = (task.vocab_size, row["width"], row["layers"], row["mlp_width"])
+    model = build_model(row["mixer"], row["mixer_args"], *sizes, readout=task.readout)
     model.load_state_dict(load_file(path))
     return model.eval()
 
@@ -83,18 +68,7 @@ def transitions(layer: GatedRecurrence, logits: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def run_transitions(model: torch.nn.Module, tokens: torch.Tensor) -> list[torch.Tensor]:
-    r"""Runs a model and returns the transitions of its BD-LRU and H-LRU layers.
-
-    Args:
-        model (torch.nn.Module):
-            A model of the comparison.
-        tokens (torch.Tensor):
-            Inputs of shape `[B, T]`.
-
-    Returns:
-        list[torch.Tensor]:
-            Per layer, what `transitions` returns; empty if the model has other mixers.
-    """
+    """Runs a model of the comparison on tokens `[B, T]`; `transitions` of each of its BD-LRU and H-LRU layers."""
     found, hooks = [], []
     for layer in model.modules():
         if isinstance(layer, GatedRecurrence):
@@ -108,24 +82,15 @@ def run_transitions(model: torch.nn.Module, tokens: torch.Tensor) -> list[torch.
     return found
 
 
-def stored_transitions(folder: str | Path, row: dict[str, str], examples: int = 16) -> list[torch.Tensor]:
+def stored_transitions(folder: str | Path, row: dict, examples: int = 16) -> list[torch.Tensor]:
     """`run_transitions` of a stored run on test sequences of its longest training length."""
-    length = max(map(int, row["lengths"].split()))
+    length = max(row["lengths"])
     inputs, _ = find_task(row).sample(make_generator(row["task"], "test", length), examples, length)
     return run_transitions(load_model(folder, row), inputs)
 
 
 def classify(values: torch.Tensor) -> dict[str, torch.Tensor]:
-    r"""Sorts eigenvalues into kinds.
-
-    Args:
-        values (torch.Tensor):
-            Complex, of any shape.
-
-    Returns:
-        dict[str, torch.Tensor]:
-            Boolean masks: `"positive"` (real, or next to zero), `"negative"` (real) and `"complex"`.
-    """
+    """Masks of eigenvalues: `"positive"` (real, or next to zero), `"negative"` (real) and `"complex"`."""
     is_complex = values.imag.abs() > REAL
     negative = ~is_complex & (values.real < -ZERO)
     return {"positive": ~is_complex & ~negative, "negative": negative, "complex": is_complex}
@@ -137,13 +102,7 @@ def time_constants(matrices: torch.Tensor) -> torch.Tensor:
     With P = A_T ... A_1, tau = -T / log |P|, where |P| is the largest row sum of absolute values. For transitions that do
     not change it tends to -1 / log of the spectral radius; where they change, eigenvalues of single steps do not tell.
 
-    Args:
-        matrices (torch.Tensor):
-            Transitions of shape `[B, T, H, M, M]`.
-
-    Returns:
-        torch.Tensor:
-            Steps, of shape `[B, H]`; infinite where nothing decays.
+    Takes transitions of shape `[B, T, H, M, M]`; steps of shape `[B, H]`, infinite where nothing decays.
 
     Example:
         >>> import torch

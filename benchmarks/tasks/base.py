@@ -13,50 +13,23 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Task(ABC):
-    r"""A generated sequence task. The harness chooses lengths; a task only knows how to draw sequences of a given one.
+    """A generated sequence task. The harness chooses lengths; a task only knows how to draw sequences of a given one."""
 
-    Attributes:
-        name (str):
-            The name used on the command line and in results.
-        title (str):
-            What it asks, in words for people: the title of its pictures.
-        vocab_size (int):
-            Number of tokens; inputs and targets are in `[0, vocab_size)`.
-        chance (float):
-            Token accuracy of the best answer that does not look at the input.
-        min_length (int):
-            The shortest length. Default: 1.
-        length_step (int):
-            Lengths must be a multiple of this. Default: 1.
-        extrapolates (bool):
-            Whether sequences longer than the training ones are a fair test; where they are not, the harness scores the
-            longest training length alone. Default: True.
-        readout (str):
-            What turns the last block's output into logits: `"tokens"`, the language-model head at every position, or
-            `"autoencoder"`, which decodes the whole sequence from the last position (`benchmarks.compare.readout`). Default:
-            `"tokens"`.
-    """
-
-    name: str
-    title: str
-    vocab_size: int
-    chance: float
+    name: str  # on the command line and in results
+    title: str  # what it asks, in words for people: the title of its pictures
+    vocab_size: int  # inputs and targets are in [0, vocab_size)
+    chance: float  # token accuracy of the best answer that does not look at the input
     min_length: int = 1
-    length_step: int = 1
+    length_step: int = 1  # lengths must be a multiple of this
+    # whether sequences longer than the training ones are a fair test; where not, the longest training length alone is scored
     extrapolates: bool = True
+    # what turns the last block's output into logits: `tokens`, the language-model head at every position, or `autoencoder`,
+    # which decodes the whole sequence from the last position (`benchmarks.compare.readout`)
     readout: str = "tokens"
 
     @abstractmethod
     def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:
-        r"""Draws sequences for evaluation.
-
-        Args:
-            generator (torch.Generator):
-                The only source of randomness, on the CPU.
-            batch_size (int):
-                Number of sequences B.
-            length (int):
-                Length T of the sequences.
+        """Draws sequences for evaluation from `generator`, on the CPU, and nothing else.
 
         Returns:
             (torch.Tensor, torch.Tensor):
@@ -78,10 +51,6 @@ class Begun(Task):
     r"""A task whose sequences begin with a token of their own, which is not scored: BOS.
 
     A linear recurrence that starts from zero has nothing to permute until something has been let in.
-
-    Args:
-        task (Task):
-            The task; its draws are the same, one token later.
 
     Example:
         >>> from benchmarks.tasks import get_task, make_generator
@@ -108,15 +77,7 @@ class Begun(Task):
 
 
 def make_generator(*purpose: object) -> torch.Generator:
-    r"""A generator whose stream depends on `purpose` alone, so that every mixer sees the same data.
-
-    Args:
-        purpose (object):
-            What the numbers are for, e.g. `("s3", "train", seed)`; other words give an unrelated stream.
-
-    Returns:
-        torch.Generator:
-            A CPU generator.
+    r"""A CPU generator whose stream depends on `purpose` alone, as `("s3", "train", seed)`: every mixer sees the same data.
 
     Example:
         >>> import torch

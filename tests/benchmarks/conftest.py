@@ -2,12 +2,12 @@ import csv
 
 import pytest
 
-from benchmarks.records.store import COLUMNS, LATER_COLUMNS, read_rows
+from benchmarks.records.store import COLUMNS, LATER_COLUMNS, read_row, read_rows, write_row
 
 
 @pytest.fixture
 def make_row():
-    """Rows of finished runs as the results file holds them, without the runs."""
+    """Rows of finished runs as they are read from a results file, without the runs."""
 
     def make(variant, accuracy, seed=0, lr="0.003", validation=None, **more):
         row = {
@@ -36,7 +36,7 @@ def make_row():
             "matched": "params 1234",
             **more,
         }
-        return {name: row.get(name, "") for name in COLUMNS}
+        return read_row(row)
 
     return make
 
@@ -45,10 +45,10 @@ def make_row():
 def older_results(tmp_path):
     """Writes the stored quick runs on S3 as a version with fewer columns did; its rows by key."""
     stored, _ = read_rows("benchmarks/results/quick/compare.csv")
-    older = {key: {**row, **dict.fromkeys(LATER_COLUMNS, "")} for key, row in stored.items() if row["task"] == "s3"}
+    text = {key: {**write_row(row), **dict.fromkeys(LATER_COLUMNS, "")} for key, row in stored.items() if row["task"] == "s3"}
     columns = [name for name in COLUMNS if name not in LATER_COLUMNS]
     with open(tmp_path / "compare.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(older.values())
-    return older
+        writer.writerows(text.values())
+    return {key: read_row(row) for key, row in text.items()}

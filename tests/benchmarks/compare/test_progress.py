@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from small_cell import CELL
 
 from benchmarks.compare.progress import TimeLeft
-from benchmarks.records.cell import Cell
 
-CHEAP = Cell("s3", "lstm", "lstm", {}, 16, 1, 32, (4,), (4,), 8, 100, 1e-2, 0.0, 0, 0, 8)
+CHEAP = replace(CELL, mixer="lstm", variant="lstm", steps=100)
 DEAR = replace(CHEAP, variant="mamba", mixer="mamba")
 
 

@@ -9,7 +9,8 @@ import benchmarks.compare.settings
 from benchmarks.compare.__main__ import app
 from benchmarks.compare.models import ALL_VARIANTS, DEFAULT_VARIANTS
 from benchmarks.compare.presets import get_preset
-from benchmarks.compare.settings import FieldError, lay_out, parse_field, read_grid
+from benchmarks.compare.settings import lay_out, parse_field, read_grid
+from benchmarks.records.fields import FieldError
 
 GRID = """
 task = ["s3", "recall"]
@@ -173,6 +174,7 @@ def test_nothing_said_is_the_quick_comparison():
         ("lr = nan", "grid.toml: lr", "nan is not accepted"),
         ("seeds = 0", "grid.toml: seeds", "0 is not accepted; expected a count"),
         ("seeds = [0, -1]", "grid.toml: seeds", "a list of numbers from 0 on"),
+        ("threshold = 2", "grid.toml: threshold", "2 is not accepted; expected an accuracy between 0 and 1"),
         ("stop_at = 1.5", "grid.toml: stop_at", "1.5 is not accepted; expected a token accuracy"),
         ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, cpu, paper"),
         ("task = 'z1'", "grid.toml: task", "'z1': n=1 is not supported; expected 2 or more"),

@@ -31,10 +31,11 @@ def test_benchmark_writes_whole_rows(tmp_path):
     app.command()(main)
     path = tmp_path / "cpu.csv"
     options = ["-B", "1", "-T", "5", "-H", "3", "--width", "8", "--m", "1", "--m", "2", "--repeats", "1", "--csv", str(path)]
+    options += ["--op", "bdlru", "--op", "hlru"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(path.open()))
-    assert [row["m"] for row in rows] == ["1", "2"]
+    assert [(row["op"], row["m"]) for row in rows] == [("bdlru", "1"), ("bdlru", "2"), ("hlru", "1"), ("hlru", "2")]
     for row in rows:
         assert all(value != "" for value in row.values())
         assert float(row["error"]) < 2e-6

@@ -5,13 +5,13 @@ from dataclasses import fields, replace
 from small_cell import CELL
 
 from benchmarks.records.cell import DISTINCTIONS, SETTINGS, Cell
-from benchmarks.records.store import COLUMNS
+from benchmarks.records.store import COLUMNS, read_row, write_row
 
 
 def test_a_row_says_its_run():
     other = replace(CELL, mixer_args={"block_size": 2, "num_blocks": 4}, bos=True, tokens=64, readout_noise=0.5, stop_at=0.9)
     for cell in (CELL, other):
-        row = {name: str(value) for name, value in cell.describe().items()}
+        row = read_row(write_row(vars(cell)))
         assert Cell.from_row(row) == cell
         assert Cell.from_row(row).key == cell.key
 

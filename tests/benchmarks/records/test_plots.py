@@ -1,5 +1,6 @@
 """The pictures of a comparison."""
 
+import pandas as pd
 import pytest
 
 from benchmarks.records.plots import draw, draw_curves
@@ -15,7 +16,7 @@ def test_the_picture_is_drawn_for_any_names_and_seeds(make_row, tmp_path, seeds)
 
 
 def test_curves_of_several_seeds_are_drawn(tmp_path):
-    curve = [(step, step / 100) for step in range(1, 101)]
+    curve = pd.DataFrame({"step": range(1, 101), "token_accuracy": [step / 100 for step in range(1, 101)]})
     curves = {"bdlru-m4": [curve, curve], "lstm": [curve[:50], curve[:40]]}  # two of them ended early
     draw_curves(curves, [4, 8], "title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -6,28 +6,29 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from benchmarks.records.store import COLUMNS, ResultStore, read_folder
+from benchmarks.records.store import COLUMNS, ResultStore, read_folder, read_row, read_rows, write_row
 
 
 def fill(folder, keys):
     with ResultStore(folder) as store:
         for key in keys:
-            store.add({"key": key, "task": "s3", "mixer_args": '{"a": "x,y"}', "state_size": None}, [(1, 4, 0.1, 2.0, 0.5)])
+            store.add({"key": key, "task": "s3", "mixer_args": {"a": "x,y"}, "state_size": None}, [(1, 4, 0.1, 2.0, 0.5)])
 
 
 def test_rows_and_curves_come_back(tmp_path):
     fill(tmp_path, ["one", "two"])
     with ResultStore(tmp_path) as store:
         assert list(store.rows) == ["one", "two"]
-        assert store.rows["one"]["mixer_args"] == '{"a": "x,y"}'
-        assert store.rows["one"]["state_size"] == ""
+        assert store.rows["one"]["mixer_args"] == {"a": "x,y"}
+        assert store.rows["one"]["state_size"] is None
         assert not store.dropped
     with open(tmp_path / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert list(rows[0]) == list(COLUMNS)
     assert len(rows) == 2
     assert (tmp_path / "curves" / "two.csv").read_text() == "step,length,lr,loss,token_accuracy\n1,4,0.1,2.0,0.5\n"
 
@@ -113,9 +114,23 @@ def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
 def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
     with ResultStore(tmp_path) as store:
         store.add({"key": "one"})
-        store.add({"key": "two", column: value})
+    text = {"key": "two", column: value}
+    with open(tmp_path / "compare.csv", "a", newline="") as file:
+        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(text)
     with pytest.raises(ValueError, match=rf"compare\.csv: line 3: {column}='{value}' is not accepted; expected {expected}"):
         read_folder(tmp_path)
+
+
+def test_a_row_is_typed_when_read_and_written_as_it_was(tmp_path):
+    """Every stored row comes back as it stands in its file, value by value."""
+    row = read_row({"key": "one", "lengths": "4 8", "bos": "True", "lr": "0.01", "mixer_args": '{"a": 2}', "seconds": "1.50"})
+    assert (row["lengths"], row["bos"], row["lr"], row["mixer_args"], row["seconds"]) == ((4, 8), True, 0.01, {"a": 2}, 1.5)
+    assert (row["state_size"], row["matched"], row["stop_at"], row["schedule"]) == (None, "", 0.0, "one-cycle")
+    for path in sorted(Path("benchmarks/results").rglob("compare*.csv")):
+        typed, _ = read_rows(path)
+        with open(path, newline="") as file:
+            for text in csv.DictReader(file):
+                assert write_row(typed[text["key"]]).items() >= text.items()
 
 
 def test_a_second_run_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 from benchmarks.records import summary
-from benchmarks.records.summary import compare, deviation, find_wins
+from benchmarks.records.summary import compare, find_wins, summarise
 
 
 def test_runs_of_other_settings_are_another_comparison(make_row):
@@ -18,9 +18,9 @@ def test_runs_of_other_settings_are_another_comparison(make_row):
     ]
     found = compare(rows)
     assert [(c.task, c.settings["steps"], len(c.lines)) for c in found] == [
-        ("s3", "1200", 2),
-        ("s4", "1200", 1),
-        ("s3", "2400", 1),
+        ("s3", 1200, 2),
+        ("s4", 1200, 1),
+        ("s3", 2400, 1),
     ]
     assert "1,200 steps of 64 sequences, width 64, 1 block, matched by params" in found[0].description
 
@@ -112,9 +112,21 @@ def test_a_lone_mixer_wins_alone(make_row):
     assert (first.verdict, first.runner_up, first.margin, first.ours, first.behind) == ("alone", None, None, None, None)
 
 
-def test_deviation_is_the_sample_standard_deviation():
-    assert deviation([0.5]) == 0
-    assert deviation([1.0, 2.0, 3.0]) == 1
+def test_mixers_are_ranked_by_medians(make_row):
+    """The mean would put the one that failed once last."""
+    values = {"lstm": (1.0, 0.9, 0.1), "bdlru-m4": (0.8, 0.8, 0.8), "gla": (0.7, 0.7, 1.0)}
+    rows = [make_row(name, value, seed) for name, seeds in values.items() for seed, value in enumerate(seeds)]
+    (comparison,) = compare(rows)
+    assert [line.variant for line in comparison.lines] == ["lstm", "bdlru-m4", "gla"]
+    first = find_wins(comparison)[0]
+    assert (first.best.variant, first.runner_up.variant) == ("lstm", "bdlru-m4")
+    assert first.margin == pytest.approx(0.1)
+
+
+def test_of_equal_medians_the_one_that_solved_more_seeds_is_first(make_row):
+    values = {"gla": (1.0, 1.0, 0.5), "lstm": (1.0, 0.9999, 0.9999)}
+    rows = [make_row(name, value, seed) for name, seeds in values.items() for seed, value in enumerate(seeds)]
+    assert [line.variant for line in summarise(rows)] == ["lstm", "gla"]
 
 
 def test_mixers_are_compared_at_learning_rates_that_all_of_them_ran(make_row):
@@ -123,13 +135,13 @@ def test_mixers_are_compared_at_learning_rates_that_all_of_them_ran(make_row):
     (win,) = wins_of(rows)[:1]
     assert [line.variant for line in win.winners] == ["lstm"]
     assert win.margin == pytest.approx(0.19)
-    assert win.runner_up.lr == 0.003
+    assert win.runner_up["lr"] == 0.003
 
 
 def test_where_no_rate_is_shared_there_are_several_comparisons(make_row):
     ran = {"bdlru-m4": ("0.01", "0.003"), "bdlru-m1": ("0.01",), "lstm": ("0.003",)}
     rows = [make_row(name, 0.5, lr=lr) for name, rates in ran.items() for lr in rates]
-    found = {c.title: {(line.variant, line.lr) for line in c.lines} for c in compare(rows)}
+    found = {c.title: {(line.variant, line["lr"]) for line in c.lines} for c in compare(rows)}
     assert found == {
         "s3, learning rate 0.01": {("bdlru-m4", 0.01), ("bdlru-m1", 0.01)},
         "s3, learning rate 0.003": {("bdlru-m4", 0.003), ("lstm", 0.003)},

@@ -42,7 +42,7 @@ def test_the_learning_rate_is_chosen_on_validation_data(make_row):
         make_row("gla", 0.1),
     ]
     lines = summarise(rows)
-    assert [(line.variant, line.lr) for line in lines] == [("lstm", 0.01), ("gla", 0.003)]
+    assert [(line.variant, line["lr"]) for line in lines] == [("lstm", 0.01), ("gla", 0.003)]
     assert "0.01" in render(rows)
 
 
@@ -53,7 +53,7 @@ def test_a_learning_rate_with_all_seeds_comes_before_a_better_one_with_fewer(mak
         make_row("lstm", 0.9, 0, lr="0.01"),
         make_row("gla", 0.5, 0),
     ]
-    assert [(line.variant, line.lr, line.seeds, line.missing) for line in summarise(rows)] == [
+    assert [(line.variant, line["lr"], line.seeds, line.missing) for line in summarise(rows)] == [
         ("lstm", 0.001, 2, 0),
         ("gla", 0.003, 1, 1),
     ]

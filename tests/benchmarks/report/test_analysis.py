@@ -324,9 +324,10 @@ def test_a_solved_block_permutes_at_every_letter():
     assert not are_permutations(stuck[1]).all()
 
 
-def test_gates_of_a_letter_need_one_plain_layer(trained):
-    row = {**rows_of(trained, "bdlru-m3")[0], "layers": "2"}
-    with pytest.raises(ValueError, match="bdlru-m3 with 2 block"):
+@pytest.mark.parametrize("change", [{"layers": 2}, {"mixer_args": {"use_short_conv": True}}, {"mixer": "hlru"}])
+def test_gates_of_a_letter_need_one_plain_layer(trained, change):
+    row = {**rows_of(trained, "bdlru-m3")[0], **change}
+    with pytest.raises(ValueError, match=r"bdlru-m3 with . block.*need one plain BD-LRU layer"):
         letter_matrices(trained[0], row)
 
 

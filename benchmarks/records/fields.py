@@ -1,0 +1,89 @@
+"""Fields of a configuration: what each takes, and errors that name the field, the value and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+POSITIVE = "a whole number greater than 0"
+
+
+class FieldError(ValueError):
+    """A field that is wrong: `where` names it, the message says what was found and what is accepted."""
+
+    def __init__(self, where: str, message: str):
+        super().__init__(f"{where}: {message}")
+        self.where, self.message = where, message
+
+
+class Refused(ValueError):
+    """A value that is refused for a reason of its own."""
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What a field takes: `convert` returns the value or raises ValueError, `words` say what is accepted."""
+
+    convert: Callable[[Any], Any]
+    words: str
+
+
+def option(default: Any = MISSING, accepts: Accepts | None = None, **metadata: Any) -> Any:
+    """A field of a dataclass, with what it takes and what else is said of it."""
+    return field(default=default, metadata={"accepts": accepts, **metadata})
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """What an error adds to a wrong name: the right one that is most like it, if one is near."""
+    near = get_close_matches(str(name), list(names), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def accept(test: Callable[[Any], bool], words: str, convert: Callable[[Any], Any] = lambda value: value) -> Accepts:
+    """Takes what, converted, passes a test; `True` and `False` are no numbers."""
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, bool) or not test(converted := convert(value)):
+            raise ValueError
+        return converted
+
+    return Accepts(checked, words)
+
+
+def whole(lowest: int, words: str = POSITIVE, multiple: int = 1, highest: float = math.inf) -> Accepts:
+    """Whole numbers, also as text; 3.0 is none."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, float):
+            raise ValueError
+        return int(value)
+
+    return accept(lambda number: lowest <= number <= highest and number % multiple == 0, words, convert)
+
+
+def real(test: Callable[[float], bool], words: str) -> Accepts:
+    """Numbers, also as text."""
+    return accept(test, words, float)
+
+
+def one_of(*known: str, words: str = "") -> Accepts:
+    """Names."""
+
+    def convert(value: Any) -> str:
+        if value not in known:
+            raise Refused(f"{value!r} is not known; expected one of {', '.join(known)}.{nearest(value, known)}")
+        return value
+
+    return Accepts(convert, words or f"one of {', '.join(known)}")
+
+
+def _switch(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError
+    return str(value).lower() == "true"
+
+
+SWITCH = Accepts(_switch, "true or false")
