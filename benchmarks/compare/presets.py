@@ -92,6 +92,7 @@ _TRACKING = Preset(
     lengths=(2, 3, 4, 6, 8, 12, 16, 24, 32),
     multiples=(1, 2, 8),
     steps=2500,
+    lrs=(1e-2, 2e-2),
     schedule="trapezoid",
     eval_examples=256,
     curriculum="adaptive",

@@ -108,15 +108,22 @@ def _block_sizes(name: str) -> str:
 
 
 def _lengths(name: str) -> str:
-    """How many seeds get every sequence right, by test length (`benchmarks.report.lengths`)."""
+    """How many seeds of a mixer and learning rate get every sequence right, by test length (`benchmarks.report.lengths`)."""
     table = pd.read_csv(RESULTS / name / "lengths.csv")
     table["whole"] = table.sequence_accuracy == 1
-    of = table.groupby(["variant", "length"])
+    of = table.groupby(["variant", "lr", "length"])
     right = of.whole.sum().unstack()
     cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
     cells = cells.loc[right.sum(axis=1).sort_values(ascending=False).index].rename(columns="length {:,}".format)
     head = f"seeds with every one of {table.examples.iloc[0]} sequences right"
-    return _markdown([{head: f"`{variant}`", **row} for variant, row in cells.to_dict("index").items()])
+    return _markdown([{head: f"`{variant}`, lr {lr:g}", **row} for (variant, lr), row in cells.to_dict("index").items()])
+
+
+def _law(name: str) -> str:
+    """Which block sizes learn and keep which groups (`benchmarks.studies law`)."""
+    from benchmarks.studies.figures import law
+
+    return law(list(read_folder(RESULTS / name).values())).table()
 
 
 def _gpu(name: str) -> str:
@@ -240,6 +247,7 @@ KINDS = {
     "passes": _passes,
     "predicted": _predicted,
     "memory": _memory,
+    "law": _law,
     "lengths": _lengths,
     "gpu": _gpu,
     "cpu": _cpu,

@@ -33,7 +33,7 @@ def small(tmp_path, monkeypatch):
     # a study of two short runs, without stored rows
     folder = tmp_path / "studies"
     folder.mkdir()
-    fields = 'preset = "tracking"\ntask = ["z2", "s3"]\nmixers = "bdlru-m1-sinh"\nsteps = 10\nseeds = 1\nwidth = 16\n'
+    fields = 'preset = "tracking"\ntask = ["z2", "s3"]\nmixers = "bdlru-m1-sinh"\nsteps = 10\nlr = 1e-2\nseeds = 1\nwidth = 16'
     (folder / "law.toml").write_text(fields)
     monkeypatch.setattr(studies, "FOLDER", folder)
     return tmp_path
@@ -51,7 +51,7 @@ def test_a_study_runs_what_is_left_and_says_so(small):
     assert (out / "law.png").stat().st_size > 10_000
 
     # half of them by others: stored rows count, and the rest is run
-    stored = small / "results" / "tracking"
+    stored = small / "results" / "law"
     stored.mkdir(parents=True)
     head, first, _ = (out / "compare.csv").read_text().splitlines()
     (stored / "compare.csv").write_text(f"{head}\n{first}\n")
@@ -84,7 +84,7 @@ def test_stored_rows_are_those_of_the_study():
     (part,) = (p for p in lay_out({}, *read_grid(studies.FOLDER / "state_tracking.toml")) if p.task == "s5")
     stored = read_folder(studies.FOLDER.parent / "results" / "tracking")
     names = ("bdlru-m5-sinh", "bdlru-m5-square", "bdlru-m5", "lstm")
-    grid, _ = plan("s5", names, part.match, part.budget, replace(part.settings, seeds=(0, 1, 2, 3, 4)), "cpu")
+    grid, _ = plan("s5", names, part.match, part.budget, replace(part.settings, seeds=tuple(range(10))), "cpu")
     ours = {key for key, row in stored.items() if row["task"] == "s5" and row["variant"] in names}
     assert ours <= {p.cell.key for p in grid}
     assert len(ours) >= 16
@@ -92,7 +92,8 @@ def test_stored_rows_are_those_of_the_study():
 
 def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
     rows = [row(0), row(1, kept=0.5), row(1, finished="2"), row(0, task="z5"), row(0, kept=0.2, variant="bdlru-m2-sinh")]
-    (panel,) = FIGURES["law"]([*rows, row(0, variant="hlru-m2-sinh", kept=0.0)]).panels
+    learned, panel = FIGURES["law"]([*rows, row(0, variant="hlru-m2-sinh", kept=0.0)]).panels
+    assert learned.cells["BD-LRU, m = 2", "s3"] == (1.0, "1/1")
     assert panel.columns == ["s3", "z5"]
     assert panel.rows == ["BD-LRU, m = 2", "BD-LRU, m = 3", "H-LRU, m = 2"]
     assert panel.cells["BD-LRU, m = 3", "s3"] == (1.0, "2/2")  # the later row of seed 1
