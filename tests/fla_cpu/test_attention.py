@@ -6,6 +6,7 @@ from fla.layers import Attention
 from fla.layers import attn as attn_module
 from fla.models.cache_utils import Cache
 from float64 import rand
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fla_bdlru.fla_cpu.attention import flash_attn_func, flash_attn_varlen_func
 
@@ -81,7 +82,8 @@ def test_unsupported_options_are_refused():
 def test_a_gpu_without_flash_attn_gets_an_import_error():
     if attn_module.flash_attn_func._fla_bdlru_original is not None:
         pytest.skip("flash_attn is installed")
-    q = torch.randn(1, 3, 2, 8, device="meta")
+    with FakeTensorMode():
+        q = torch.empty(1, 3, 2, 8, device="cuda")
     with pytest.raises(ImportError, match="flash_attn is not installed"):
         attn_module.flash_attn_func(q, q, q)
 

@@ -214,9 +214,10 @@ def test_compiled_kernels_stay_in_registers_and_in_their_lane(compiled):
         assert row["registers"] <= 255, row
         if row["M"] <= 4 and row["dtype"] != "fp32" and row["VEC"] > 1:
             assert row["narrowest_load"] >= 4, row
-        # as many programs at once as chunk_length counts on
-        warps = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}[row["op"]].warps(row["M"])
-        assert "gfx" in row["variant"] or row["registers"] * 32 * warps <= 65536, row
+        # as many programs of pass 1 at once as chunk_length counts on
+        if row["kernel"] in ("fwd_h", "bwd_dh") and "gfx" not in row["variant"]:
+            warps = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}[row["op"]].warps(row["M"])
+            assert row["registers"] * 32 * warps <= 65536, row
 
 
 @pytest.mark.timeout(300)

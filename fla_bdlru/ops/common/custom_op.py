@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
-from torch._decomp import register_decomposition
 from torch.autograd import forward_ad
 
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable, refuse
@@ -46,8 +45,6 @@ class Recurrence:
         self.op.register_fake(self.fake_forward)
         self.op.register_autograd(self.op_backward, setup_context=save)
         self.op.register_vmap(batched_forward(self.op))
-        register_decomposition(self.op._opoverload)(self.decomposed)
-        register_decomposition(self.op._opoverload, type="meta")(self.fake_forward)  # fake tensors prefer it
         self.op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", self.backward, mutates_args=())
         self.op_bwd.register_fake(self.fake_backward)
         self.op_bwd.register_vmap(batched_backward(self.op_bwd))
@@ -87,7 +84,8 @@ class Recurrence:
         elif torch._C._are_functorch_transforms_active():
             o, ht, *_ = Transformed.apply(self, *inputs)
         elif v.is_meta or type(v) is not torch.Tensor or is_traced():
-            o, ht, *_ = self.op(*inputs)
+            # no registered decomposition: Inductor refuses an op that has one, where the variable CI is set
+            o, ht, *_ = (self.decomposed if torch.onnx.is_in_onnx_export() else self.op)(*inputs)
         else:
             o, ht = Eager.apply(self, *inputs)
         return o.transpose(2, 3) if blocks else o, ht.transpose(1, 2) if output_final_state else None
@@ -158,7 +156,7 @@ class Recurrence:
         return torch.empty_like(v), torch.empty_like(g), empty_state(v, g, cu_seqlens)
 
     def decomposed(self, v, g, h0, cu_seqlens, gate_norm, chunk):
-        """The forward pass in operators that every exporter knows, T free: ONNX makes a `Scan` of it."""
+        """The forward pass in operators that ONNX knows, T free: it makes a `Scan` of them."""
         if cu_seqlens is not None:
             raise ValueError("cu_seqlens cannot be exported; export without packed documents.")
         A, b = transitions(v.movedim(-1, 2), g.movedim(-1, 2), gate_norm)
