@@ -215,9 +215,9 @@ def share_rates(rows: list[dict]) -> dict[tuple[float, ...], list[dict]]:
 
 
 def distinguish(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    r"""Of several settings, for each the entries in which they are not all the same.
+    r"""Of several settings, for each the entries that tell them apart, no more than it takes.
 
-    A budget follows the width, and a learning rate is chosen for a task: these two stand only where nothing else tells.
+    A budget follows the width, and a learning rate is chosen for a task: these two go first; steps and lengths go last.
 
     Example:
         >>> from benchmarks.records.summary import distinguish
@@ -225,9 +225,12 @@ def distinguish(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
         [{'width': 64}, {'width': 128}]
     """
     varying = [name for name in DISTINCTIONS if len({s.get(name) for s in settings}) > 1]
-    for spare in ("budget", "lr"):
+    told = len({tuple(s.get(name) for name in varying) for s in settings})
+    last = [name for name in ("lengths", "steps") if name in varying]
+    first = [name for name in ("budget", "lr") if name in varying]
+    for spare in (*first, *(name for name in varying if name not in (*first, *last)), *last):
         others = [name for name in varying if name != spare]
-        if len({tuple(s.get(name) for name in others) for s in settings}) == len(settings):
+        if len({tuple(s.get(name) for name in others) for s in settings}) == told:
             varying = others
     return [{name: s[name] for name in varying} for s in settings]
 
