@@ -39,8 +39,9 @@ def are_permutations(matrices: torch.Tensor, above: float = 0.9) -> torch.Tensor
         >>> import torch
         >>> from benchmarks.report.gates import are_permutations
         >>> turn, leak = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.full((2, 2), 0.5)
-        >>> are_permutations(torch.stack([turn, leak])).tolist()
-        [True, False]
+        >>> merge = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> are_permutations(torch.stack([turn, leak, merge])).tolist()
+        [True, False, False]
     """
     large = matrices.abs() > above
     return (large.sum(-1) == 1).all(-1) & (large.sum(-2) == 1).all(-1)
