@@ -1,5 +1,6 @@
 """Studies: a command that resumes, from stored rows too, and figures that say what the rows say."""
 
+import doctest
 import shutil
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from benchmarks.compare.settings import lay_out, read_grid
 from benchmarks.lm.settings import load_settings
 from benchmarks.records.store import read_folder
 from benchmarks.studies import __main__ as studies
+from benchmarks.studies import figures
 from benchmarks.studies.figures import FIGURES, smallest_block
 from benchmarks.tasks.groups import find_group
 
@@ -120,3 +122,9 @@ def test_language_models_have_a_status(tmp_path):
     assert (
         "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in command("lm", "--status", "--out", tmp_path)[1]
     )
+
+
+def test_docstring_examples():
+    result = doctest.testmod(figures)
+    assert result.attempted
+    assert not result.failed
