@@ -67,15 +67,11 @@ def parts_of(cp_context: FLACPContext) -> list[Part]:
         starts, ends = bool(cp_context.is_first_rank), bool(cp_context.is_last_rank)
         return [Part(rank, slice(None), 0, num_seqs - 1, starts, ends)]
     (start0, start1), (end0, end1) = cp_context.is_first_by_part, cp_context.is_last_by_part
-    back, front_num_seqs, part_len = chain_length(cp_context) - 1 - rank, cp_context.front_num_seqs, cp_context.part_len
+    back, middle = 2 * dist.get_world_size(cp_context.group) - 1 - rank, cp_context.front_num_seqs
     return [
-        Part(rank, slice(0, part_len), 0, front_num_seqs - 1, start0, end0),
-        Part(back, slice(part_len, None), front_num_seqs, num_seqs - 1, start1, end1),
+        Part(rank, slice(0, cp_context.part_len), 0, middle - 1, start0, end0),
+        Part(back, slice(cp_context.part_len, None), middle, num_seqs - 1, start1, end1),
     ]
-
-
-def chain_length(cp_context: FLACPContext) -> int:
-    return dist.get_world_size(cp_context.group) * (2 if cp_context.layout == "zigzag" else 1)
 
 
 def gather_chain(x: torch.Tensor, cp_context: FLACPContext) -> torch.Tensor:
@@ -84,6 +80,11 @@ def gather_chain(x: torch.Tensor, cp_context: FLACPContext) -> torch.Tensor:
     dist.all_gather(list(gathered), x.contiguous(), group=cp_context.group)
     # zigzag: rank r holds slots r and 2 * world_size - 1 - r
     return gathered[:, 0] if len(x) == 1 else torch.cat([gathered[:, 0], gathered[:, 1].flip(0)])
+
+
+def sent_back(states: torch.Tensor, parts: list[Part]) -> torch.Tensor:
+    """A row of `states` [num_seqs, ...] for each part: that of the document that goes on there, else zeros."""
+    return torch.stack([torch.zeros_like(states[0]) if part.starts else states[part.first] for part in parts])
 
 
 def carry(P: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
@@ -164,13 +165,8 @@ class ContextParallel(torch.autograd.Function):
         def run():
             return ctx.op.backward(v, g, o, h, P, start, do, dht, cu_seqlens, *ctx.options)
 
-        grads, sent = None, start.new_zeros(len(ctx.parts), *start.shape[1:])
-        if continued:
-            grads = run()
-        for x, part in zip(sent, ctx.parts):
-            if not part.starts:
-                x.copy_(grads[2][part.first])
-        sent = gather_chain(sent, ctx.cp_context)
+        grads = run() if continued else None
+        sent = gather_chain(sent_back(grads[2] if continued else start, ctx.parts), ctx.cp_context)
         arriving = carry(chain[:, :-1].transpose(1, 2).flip(0), sent.flip(0))[::-1]
         for part in open_ended:
             dht[part.last] += arriving[part.slot]
@@ -201,65 +197,32 @@ class EnteringStates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, saved, dstates):
         dinitial, dfinal = dstates.clone(), torch.zeros_like(dstates)
-        sent = dstates.new_zeros(len(ctx.parts), *dstates.shape[1:])
-        for x, part in zip(sent, ctx.parts):
-            if not part.starts:
-                x.copy_(dstates[part.first])
-                dinitial[part.first] = 0
-        sent = gather_chain(sent, ctx.cp_context)
+        sent = gather_chain(sent_back(dstates, ctx.parts), ctx.cp_context)
         for part in ctx.parts:
+            if not part.starts:
+                dinitial[part.first] = 0
             if part.slot + 1 < len(sent):
                 dfinal[part.last] += sent[part.slot + 1]
         return None, dfinal, dinitial if ctx.has_initial_state else None
 
 
 @torch.compiler.disable
-def context_parallel(
-    cp_context: FLACPContext,
-    op: Recurrence,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    h0: torch.Tensor | None,
-    cu_seqlens: torch.Tensor,
-    gate_norm: str,
-    chunk: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs a recurrence on this rank's slice as if all ranks' slices were one sequence.
+def context_parallel(cp_context: FLACPContext, op: Recurrence, v, g, h0, cu_seqlens, *options) -> tuple:
+    """`o` and `ht` of `op`, whose inputs are those of the custom op, as if all ranks' slices were one sequence.
 
-    Args:
-        cp_context (FLACPContext):
-            FLA's context, of the contiguous or the zigzag layout. Slices need not be of one length.
-        op (Recurrence):
-            The recurrence, of which the forward and the backward pass on one rank are used.
-        v, g, h0, cu_seqlens, gate_norm, chunk:
-            As the custom op takes them. A row of `h0` whose document began on an earlier rank is not read.
-
-    Returns:
-        (torch.Tensor, torch.Tensor):
-            `o` and `ht`; a document that goes on at the next rank has there the state that it hands over.
+    Slices need not be of one length. A row of `h0` whose document began on an earlier rank is not read; a document that goes
+    on at the next rank has in `ht` the state that it hands over.
     """
     check_cu_seqlens(cu_seqlens, v.shape[1])
-    return ContextParallel.apply(cp_context, op, v, g, h0, cu_seqlens, gate_norm, chunk)
+    return ContextParallel.apply(cp_context, op, v, g, h0, cu_seqlens, *options)
 
 
 @torch.compiler.disable
 def entering_states(final_state: torch.Tensor, initial_state: torch.Tensor | None, cp_context: FLACPContext) -> torch.Tensor:
-    r"""The states that this rank's documents start from: `initial_state`, or what an earlier rank hands over.
+    """The states `[num_seqs, ...]` that this rank's documents start from: `initial_state`, or what an earlier rank hands over.
 
-    `hlru_window` reads what lies before a document's first step on this rank from them.
-
-    Args:
-        final_state (torch.Tensor):
-            The final state that the op returned on this rank, `[num_seqs, ...]`.
-        initial_state (torch.Tensor, Optional):
-            The initial state that the op was given; a row whose document began on an earlier rank is not read.
-        cp_context (FLACPContext):
-            FLA's context.
-
-    Returns:
-        torch.Tensor:
-            States of the shape of `final_state`. Gradients go back to the rank that a state came from; every rank takes part
-            in both passes.
+    The other two are what the op returned and was given. `hlru_window` reads from the result what lies before a document's
+    first step on this rank. Gradients go back to the rank that a state came from; every rank takes part in both passes.
     """
     check_cp_context(cp_context)
     if cp_context.group is None:

@@ -6,7 +6,6 @@ Inside, everything is gate-major (the block or channel axis last, stride 1); the
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import forward_ad
@@ -19,8 +18,11 @@ from fla_bdlru.ops.common.dispatch import resolve_backend
 from fla_bdlru.ops.common.recompute import gates_of, save_with_gates
 from fla_bdlru.ops.common.scan import chunk_scan, initial_states, transitions
 
-if TYPE_CHECKING:
-    from fla.ops.cp import FLACPContext
+FORWARD = "(Tensor v, Tensor g, Tensor? h0, Tensor? cu_seqlens, str gate_norm, bool chunk) -> (Tensor, Tensor, Tensor, Tensor)"
+BACKWARD = (
+    "(Tensor v, Tensor g, Tensor o, Tensor h, Tensor P, Tensor? h0, Tensor? do, Tensor? dht, Tensor? cu_seqlens, "
+    "str gate_norm, bool chunk) -> (Tensor, Tensor, Tensor)"
+)
 
 
 class Recurrence:
@@ -41,25 +43,15 @@ class Recurrence:
 
     def __init__(self, name: str, axes: str, step: Callable):
         self.name, self.axes, self.step = name, axes, step
-        self.op = torch.library.custom_op(f"fla_bdlru::{name}", self.forward, mutates_args=())
+        self.op = torch.library.custom_op(f"fla_bdlru::{name}", self.forward, mutates_args=(), schema=FORWARD)
         self.op.register_fake(self.fake_forward)
         self.op.register_autograd(self.op_backward, setup_context=save)
         self.op.register_vmap(batched_forward(self.op))
-        self.op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", self.backward, mutates_args=())
+        self.op_bwd = torch.library.custom_op(f"fla_bdlru::{name}_bwd", self.backward, mutates_args=(), schema=BACKWARD)
         self.op_bwd.register_fake(self.fake_backward)
         self.op_bwd.register_vmap(batched_backward(self.op_bwd))
 
-    def __call__(
-        self,
-        v: torch.Tensor,
-        g: torch.Tensor,
-        initial_state: torch.Tensor | None,
-        output_final_state: bool,
-        gate_norm: str,
-        cu_seqlens: torch.LongTensor | None,
-        cp_context: "FLACPContext | None",
-        chunk: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, v, g, initial_state, output_final_state, gate_norm, cu_seqlens, cp_context, chunk):
         """Checks the arguments, brings them into gate-major layout (views, where they are so already), and runs."""
         if cp_context is not None:
             cu_seqlens = check_cp_context(cp_context)
@@ -94,15 +86,7 @@ class Recurrence:
         """The Triton kernels."""
         return import_module(f"fla_bdlru.ops.{self.name}.kernels").KERNELS
 
-    def forward(
-        self,
-        v: torch.Tensor,
-        g: torch.Tensor,
-        h0: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        gate_norm: str,
-        chunk: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, v, g, h0, cu_seqlens, gate_norm, chunk):
         """`o`, `ht`, and for the backward `h` and `P`."""
         check_cu_seqlens(cu_seqlens, v.shape[1])
         if resolve_backend(v.device, v.dtype) == "triton":
@@ -128,20 +112,7 @@ class Recurrence:
         state = empty_state(v, g, cu_seqlens)
         return torch.empty_like(v), state, state.new_empty(h), state.new_empty(P)
 
-    def backward(
-        self,
-        v: torch.Tensor,
-        g: torch.Tensor,
-        o: torch.Tensor,
-        h: torch.Tensor,
-        P: torch.Tensor,
-        h0: torch.Tensor | None,
-        do: torch.Tensor | None,
-        dht: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        gate_norm: str,
-        chunk: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(self, v, g, o, h, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
         """`dv`, `dg` and `dh0`."""
         do, dht = (None if x is None else as_input(x) for x in (do, dht))
         if resolve_backend(v.device, v.dtype) == "triton":

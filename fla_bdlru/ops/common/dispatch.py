@@ -41,18 +41,11 @@ def warn_plain(reason: str, where: str) -> None:
 
 @torch.compiler.assume_constant_result
 def resolve_backend(device: torch.device, *dtypes: torch.dtype) -> str:
-    """The backend for tensors on `device`: `"triton"` on a GPU, `"cpu"` (numba) on a CPU, else `"torch"` (plain PyTorch).
-
-    Meta tensors, which are shapes alone, have `"meta"`, whatever is forced.
+    """The backend for tensors on `device`: `"triton"` on a GPU, `"cpu"` (numba) on a CPU, else `"torch"` (plain PyTorch),
+    as where the kernels cannot read one of `dtypes`. Meta tensors, which are shapes alone, have `"meta"`, whatever is forced.
 
     `FLA_BDLRU_BACKEND` forces one: `auto` (default), `triton`, `cpu` or `torch`. Forced, Triton takes CPU tensors too, where
     its interpreter runs the kernels (`TRITON_INTERPRET=1`).
-
-    Args:
-        device (torch.device):
-            Where the op's tensors live.
-        *dtypes (torch.dtype):
-            The dtypes of its inputs; plain PyTorch runs where the kernels cannot read one of them.
 
     Raises:
         ValueError: if `FLA_BDLRU_BACKEND` is unknown, or names a backend that cannot run these tensors.

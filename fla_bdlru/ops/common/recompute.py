@@ -26,21 +26,11 @@ _SOURCE: ContextVar[tuple[torch.Tensor, Callable] | None] = ContextVar("_SOURCE"
 
 
 def with_gates(gates: Callable, x: torch.Tensor, run: Callable, recompute: bool, is_random: bool, can_trace: bool) -> Any:
-    """`run(gates(x))`, the logits kept for the backward or computed again in it.
+    """`run(gates(x))`, one recurrence over its logits, which are kept for the backward or, with `recompute`, `x` is.
 
-    Args:
-        gates (Callable):
-            `gates(x)` are the logits as the op stores them, `[B, T, *gate_shape]` in gate-major layout.
-        x (torch.Tensor):
-            Input of the gates, which is kept in their place.
-        run (Callable):
-            What runs one recurrence, over the logits.
-        recompute (bool):
-            Whether to compute the logits again; exported, and under `torch.func`, they are kept.
-        is_random (bool):
-            Whether `gates` may draw random numbers, which must be the same both times.
-        can_trace (bool):
-            Whether torch.compile can look into `run`.
+    `gates` makes them as the op stores them, `[B, T, *gate_shape]` in gate-major layout. Exported, and under `torch.func`,
+    they are kept. `is_random` says that `gates` may draw random numbers, which must be the same both times; `can_trace` says
+    that torch.compile can look into `run`.
     """
     kept = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
     if kept or not (recompute and torch.is_grad_enabled()):

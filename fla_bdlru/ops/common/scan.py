@@ -40,16 +40,8 @@ def initial_states(A: torch.Tensor, initial_state: torch.Tensor | None, cu_seqle
     return A.new_zeros(num_seqs, A.shape[2], A.shape[-1]) if initial_state is None else initial_state.to(A.dtype)
 
 
-def step_scan(
-    step: Callable,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    gate_norm: str,
-    cu_seqlens: torch.LongTensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A loop over time of `step(A_t, b_t, state) -> (o_t, state)`, on a batch or on each packed document by itself."""
+def step_scan(step: Callable, v, g, initial_state, output_final_state, gate_norm, cu_seqlens):
+    """What a public op returns, by a loop over time of `step(A_t, b_t, state) -> (o_t, state)`, document by document."""
     check_cu_seqlens(cu_seqlens, v.shape[1])
     A, b = transitions(v, g, gate_norm)
     h0, bounds = initial_states(A, initial_state, cu_seqlens), [0, v.shape[1]]
@@ -64,16 +56,8 @@ def step_scan(
     return (torch.stack(o, 1) if o else b).to(v.dtype), torch.cat(docs) if output_final_state else None
 
 
-def chunk_scan(
-    v: torch.Tensor,
-    g: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    gate_norm: str,
-    cu_seqlens: torch.LongTensor | None,
-    chunk_size: int = 32,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Either op in chunks of time, the three passes of the kernels; H-LRU on companion matrices."""
+def chunk_scan(v, g, initial_state, output_final_state, gate_norm, cu_seqlens, chunk_size: int = 32):
+    """What a public op returns, in chunks of time: the three passes of the kernels, H-LRU on companion matrices."""
     check_cu_seqlens(cu_seqlens, v.shape[1])
     A, b = transitions(v, g, gate_norm)
     if v.ndim == 3:

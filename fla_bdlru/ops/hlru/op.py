@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fla_bdlru.ops.common.checks import (
-    check_count,
-    check_cu_seqlens,
-    check_state,
-    check_tensor,
-    num_sequences,
-)
+from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_state, check_tensor, num_sequences
 from fla_bdlru.ops.common.custom_op import Recurrence
 from fla_bdlru.ops.hlru.naive import AXES, hlru_step
 
@@ -110,10 +104,7 @@ def fused_recurrent_hlru(
 
 
 def hlru_window(
-    o: torch.Tensor,
-    order: int,
-    initial_state: torch.Tensor | None = None,
-    cu_seqlens: torch.LongTensor | None = None,
+    o: torch.Tensor, order: int, initial_state: torch.Tensor | None = None, cu_seqlens: torch.LongTensor | None = None
 ) -> torch.Tensor:
     r"""Collects the window `[h_t, .., h_{t-M+1}]` at every step from the outputs of an H-LRU op.
 
