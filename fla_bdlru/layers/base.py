@@ -117,12 +117,11 @@ class Mixer(nn.Module):
             plain = cu_seqlens is None and cp_context is None
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None and hidden_states.numel():
-            hidden_states, indices, cu_seqlens = fla_part("fla.layers.utils", "unpad_hidden_states")(
-                hidden_states=hidden_states, cu_seqlens=None, attention_mask=attention_mask, q_len=q_len
-            )
+            unpad = fla_part("fla.layers.utils", "unpad_hidden_states")
+            hidden_states, indices, cu_seqlens = unpad(hidden_states, None, attention_mask, q_len)
         last_state = None
         if past_key_values is not None:
-            last_state = fla_part("fla.layers.utils", "get_layer_cache")(module=self, past_key_values=past_key_values)
+            last_state = fla_part("fla.layers.utils", "get_layer_cache")(self, past_key_values)
             check_cached_batch(last_state, batch_size if indices is not None or cu_seqlens is None else len(cu_seqlens) - 1)
         if num_steps:
             o, recurrent_state, conv_state, step_states = self.mix_steps(hidden_states, last_state, num_steps)
@@ -130,18 +129,11 @@ class Mixer(nn.Module):
             o, recurrent_state, conv_state = self.mix(hidden_states, last_state, bool(use_cache), cu_seqlens, cp_context)
             step_states = None
         if past_key_values is not None and use_cache:
-            state = fla_part("fla.layers.utils", "update_layer_cache")(
-                module=self,
-                past_key_values=past_key_values,
-                recurrent_state=recurrent_state,
-                conv_state=conv_state,
-                offset=q_len,
-            )
+            update = fla_part("fla.layers.utils", "update_layer_cache")
+            state = update(self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=q_len)
             state["step_states"] = step_states
         if indices is not None:
-            o = fla_part("fla.layers.utils", "repad_hidden_states")(
-                hidden_states=o, indices=indices, batch_size=batch_size, q_len=q_len
-            )
+            o = fla_part("fla.layers.utils", "repad_hidden_states")(o, indices, batch_size, q_len)
         return o, None, past_key_values
 
     def check_context_parallel(
@@ -180,12 +172,7 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, q_len: i
             raise ValueError(f"attention_mask must hold 1 for a token and 0 for padding; got {other[0].item()!r}.")
 
 
-def check_step_states(
-    num_steps: int,
-    q_len: int,
-    attention_mask: torch.Tensor | None,
-    possible: bool,
-) -> None:
+def check_step_states(num_steps: int, q_len: int, attention_mask: torch.Tensor | None, possible: bool) -> None:
     """Raises `ValueError` where the states before each of the last `num_steps` tokens cannot be kept."""
     check_count("step_states", num_steps)
     if num_steps > q_len:

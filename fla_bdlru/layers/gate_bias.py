@@ -51,26 +51,23 @@ def memory_gates_hlru(order: int, tau: torch.Tensor) -> torch.Tensor:
 def gate_logits(gates: torch.Tensor, gate_norm: str) -> torch.Tensor:
     """Logits that a gate norm turns into `gates`, which are positive and sum to one along the second to last axis."""
     check_gate_norm(gate_norm)
-    top = gates.amax(-2, keepdim=True)
-    if gate_norm == "softmax":
-        return gates.log()
-    if gate_norm == "sigmoid":
-        return torch.logit(gates / top / 2)
-    if gate_norm == "tanh":
-        return torch.atanh(gates / top / 2)
-    if gate_norm == "silu":
-        return inverse_silu(gates / top)
-    if gate_norm == "square":
-        return gates.sqrt()
-    if gate_norm == "sinh":
-        return torch.asinh(gates / top * 4)  # of a size at which the floor of the denominator is far
     if gate_norm == "relu":
         # the published RELU_EPS adds K of itself to the denominator: what it takes is taken from the input gate, the last
         added, entering = gates.shape[-2] * RELU_EPS, gates[..., -1:, :]
         logits = gates * added * torch.clamp(2 / entering, min=1e4)
         logits[..., -1, :] -= added
         return logits
-    return gates  # linear, none
+    inverse = {
+        "sigmoid": lambda p: torch.logit(p / 2),
+        "tanh": lambda p: torch.atanh(p / 2),
+        "silu": inverse_silu,
+        "sinh": lambda p: torch.asinh(4 * p),  # of a size at which the floor of the denominator is far
+    }
+    if gate_norm in inverse:
+        return inverse[gate_norm](gates / gates.amax(-2, keepdim=True))
+    if gate_norm == "softmax":
+        return gates.log()
+    return gates.sqrt() if gate_norm == "square" else gates  # linear, none
 
 
 def rounded_down(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

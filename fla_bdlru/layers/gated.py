@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,6 @@ from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_log
 from fla_bdlru.ops.common.context_parallel import entering_tokens
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 from fla_bdlru.ops.common.recompute import with_gates
-
-if TYPE_CHECKING:
-    from fla.ops.cp import FLACPContext
 
 
 class ConstantGates(nn.Module):
@@ -159,9 +155,8 @@ class GatedRecurrence(Mixer):
             if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
                 from torch.distributed.tensor import distribute_tensor
 
-                logits = distribute_tensor(
-                    logits.to(bias.device, bias.dtype), bias.device_mesh, bias.placements, src_data_rank=None
-                )
+                logits = logits.to(bias.device, bias.dtype)
+                logits = distribute_tensor(logits, bias.device_mesh, bias.placements, src_data_rank=None)
             bias.copy_(logits)
         elif self.selective:
             nn.init.zeros_(bias)
@@ -210,14 +205,7 @@ class GatedRecurrence(Mixer):
         linear = sum(m.weight.numel() for m in self.children() if isinstance(m, nn.Linear))
         return 2 * (linear + self.conv_state_size()) + 5 * self.num_gates()
 
-    def mix(
-        self,
-        hidden_states: torch.Tensor,
-        last_state: dict | None,
-        use_cache: bool,
-        cu_seqlens: torch.LongTensor | None,
-        cp_context: FLACPContext | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def mix(self, hidden_states, last_state, use_cache, cu_seqlens, cp_context):
         v = self.v_proj(hidden_states)
         readout, state = with_gates(
             self.gates,
@@ -229,9 +217,7 @@ class GatedRecurrence(Mixer):
         )
         return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
 
-    def mix_steps(
-        self, hidden_states: torch.Tensor, last_state: dict | None, num_steps: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, list[dict | None]]:
+    def mix_steps(self, hidden_states, last_state, num_steps):
         v, g = self.v_proj(hidden_states), self.gates(hidden_states)
         first = hidden_states.shape[1] - num_steps
         pieces = [first] * (first > 0) + [1] * num_steps
@@ -246,15 +232,7 @@ class GatedRecurrence(Mixer):
         o = self.project_out(torch.cat(readouts, 1), hidden_states)
         return o, state["recurrent_state"], state["conv_state"], before[-num_steps:]
 
-    def scan(
-        self,
-        v: torch.Tensor,
-        g: torch.Tensor,
-        last_state: dict | None,
-        use_cache: bool,
-        cu_seqlens: torch.LongTensor | None = None,
-        cp_context: FLACPContext | None = None,
-    ) -> tuple[torch.Tensor, dict]:
+    def scan(self, v, g, last_state, use_cache, cu_seqlens=None, cp_context=None) -> tuple[torch.Tensor, dict]:
         """Convolution and recurrence, from projections to the readout and the states, by the cache's names."""
         conv_state, num_seqs = None, v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         if self.use_short_conv:

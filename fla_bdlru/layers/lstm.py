@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from fla_bdlru.layers.base import Mixer, channels_from
 
@@ -44,14 +44,7 @@ class LSTM(Mixer):
         self.lstm = nn.LSTM(hidden_size, self.num_channels, batch_first=True)
         self.o_proj = nn.Linear(self.num_channels, hidden_size, bias=False)
 
-    def mix(
-        self,
-        hidden_states: torch.Tensor,
-        last_state: dict | None,
-        use_cache: bool,
-        cu_seqlens: torch.LongTensor | None,
-        cp_context: None,
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def mix(self, hidden_states, last_state, use_cache, cu_seqlens, cp_context):
         o, state = self.run(hidden_states, None if last_state is None else last_state["recurrent_state"], cu_seqlens)
         return self.o_proj(o), state, None
 
@@ -65,17 +58,16 @@ class LSTM(Mixer):
         if x.numel() == 0:  # nn.LSTM refuses empty sequences: their state stays
             return x.new_zeros(*x.shape[:2], self.num_channels), state
         if cu_seqlens is None:
-            o, new = self.lstm(x, tuple(state.to(x.dtype).transpose(0, 1).unsqueeze(1).contiguous().unbind(0)))
-            return o, torch.stack([h[0] for h in new], 1)
+            return self.run_from(x, state.to(x.dtype))
         lengths = cu_seqlens.diff().cpu()
-        full = (lengths > 0).nonzero().flatten()
-        docs = nn.utils.rnn.pad_sequence(x[0].split(lengths[full].tolist()), batch_first=True)
-        packed = pack_padded_sequence(docs, lengths[full], batch_first=True, enforce_sorted=False)
-        start = state[full.to(x.device)].to(x.dtype).transpose(0, 1).unsqueeze(1).contiguous()
-        o, new = self.lstm(packed, tuple(start.unbind(0)))
-        o, _ = pad_packed_sequence(o, batch_first=True)
-        o = torch.cat([row[:n] for row, n in zip(o, lengths[full].tolist())]).unsqueeze(0)
-        return o, state.index_copy(0, full.to(x.device), torch.stack([h[0] for h in new], 1).to(state.dtype))
+        docs, full = x[0].split(lengths[lengths > 0].tolist()), lengths.nonzero().flatten().to(x.device)
+        o, new = self.run_from(pack_sequence(docs, enforce_sorted=False), state[full].to(x.dtype))
+        return torch.cat(unpack_sequence(o)).unsqueeze(0), state.index_copy(0, full, new.to(state.dtype))
+
+    def run_from(self, x: torch.Tensor | PackedSequence, state: torch.Tensor) -> tuple:
+        """The LSTM's outputs, of the kind of `x`, and the next state."""
+        o, new = self.lstm(x, tuple(state.transpose(0, 1).unsqueeze(1).contiguous().unbind(0)))
+        return o, torch.stack([h[0] for h in new], 1)
 
     def state_size(self) -> int:
         return 2 * self.num_channels  # hidden and cell

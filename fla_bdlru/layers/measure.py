@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
@@ -169,12 +170,4 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tok
     x = torch.zeros(1, tokens, layer.hidden_size, device=next(layer.parameters()).device, dtype=dtype)
     with decoding(layer) as cache:
         layer(x, attention_mask=None, past_key_values=cache, use_cache=True)
-    return _numel(cache[0])
-
-
-def _numel(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel()
-    if isinstance(value, dict):
-        return sum(map(_numel, value.values()))
-    return sum(map(_numel, value)) if isinstance(value, (tuple, list)) else 0
+    return sum(x.numel() for x in tree_leaves(cache[0]) if isinstance(x, torch.Tensor))
