@@ -10,15 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutputWithPast
 
-from fla_bdlru.models.modeling import (
-    BDLRUConfig,
-    BDLRUModel,
-    HLRUConfig,
-    HLRUModel,
-    RecurrentConfig,
-    RecurrentModel,
-    RecurrentPreTrainedModel,
-)
+from fla_bdlru.models.modeling import MODELS, RecurrentConfig, RecurrentPreTrainedModel, families
 
 
 class RecurrentForSequenceClassification(GenericForSequenceClassification, RecurrentPreTrainedModel):
@@ -72,13 +64,12 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
-    model_class: type[RecurrentModel] = RecurrentModel
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
         if not config.bidirectional:
             raise ValueError(f"bidirectional=False: {type(self).__name__} reads what is behind a mask; set it to True.")
-        self.model = self.model_class(config)
+        self.model = MODELS[config.model_type](config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -92,49 +83,17 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """Logits `[B, T, V]`, and the loss where `labels` `[B, T]`, not shifted, are not -100."""
-        kwargs.pop("return_dict", None)
-        out = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        kwargs["return_dict"] = True
+        out = self.model(input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, **kwargs)
         logits = self.lm_head(out.last_hidden_state)
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
-class BDLRUForSequenceClassification(RecurrentForSequenceClassification):
-    config_class = BDLRUConfig
-
-
-class BDLRUForTokenClassification(RecurrentForTokenClassification):
-    config_class = BDLRUConfig
-
-
-class BDLRUForMaskedLM(RecurrentForMaskedLM):
-    config_class = BDLRUConfig
-    model_class = BDLRUModel
-
-
-class HLRUForSequenceClassification(RecurrentForSequenceClassification):
-    config_class = HLRUConfig
-
-
-class HLRUForTokenClassification(RecurrentForTokenClassification):
-    config_class = HLRUConfig
-
-
-class HLRUForMaskedLM(RecurrentForMaskedLM):
-    config_class = HLRUConfig
-    model_class = HLRUModel
-
-
-for _class in (BDLRUForSequenceClassification, HLRUForSequenceClassification):
-    AutoModelForSequenceClassification.register(_class.config_class, _class, exist_ok=True)
-for _class in (BDLRUForTokenClassification, HLRUForTokenClassification):
-    AutoModelForTokenClassification.register(_class.config_class, _class, exist_ok=True)
-for _class in (BDLRUForMaskedLM, HLRUForMaskedLM):
-    AutoModelForMaskedLM.register(_class.config_class, _class, exist_ok=True)
+BDLRUForSequenceClassification, HLRUForSequenceClassification = families(
+    RecurrentForSequenceClassification, AutoModelForSequenceClassification
+)
+BDLRUForTokenClassification, HLRUForTokenClassification = families(
+    RecurrentForTokenClassification, AutoModelForTokenClassification
+)
+BDLRUForMaskedLM, HLRUForMaskedLM = families(RecurrentForMaskedLM, AutoModelForMaskedLM)

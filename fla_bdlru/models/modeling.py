@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from fla.models.configuration_utils import AttentionConfig, AttentionConfigBase, validate_loss_config
@@ -21,20 +21,12 @@ from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_switch
 from fla_bdlru.mixers.registry import build_mixer, mixer_arguments
 
-if TYPE_CHECKING:
-    from fla.models.utils import Cache
-
+T = TypeVar("T", bound=FLAPreTrainedModel)
 
 # written beside a saved config, and named by its `auto_map`: transformers checks what it imports, and says what is missing
 REMOTE = "fla_bdlru_models"
-REMOTE_PARTS = {
-    "AutoConfig": "Config",
-    "AutoModel": "Model",
-    "AutoModelForCausalLM": "ForCausalLM",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-}
+REMOTE_HEADS = ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+REMOTE_PARTS = {"AutoConfig": "Config", "AutoModel": "Model", **{f"AutoModel{head}": head for head in REMOTE_HEADS}}
 REMOTE_CODE = """from fla_bdlru.models import {names}
 
 __all__ = [{quoted}]
@@ -164,27 +156,11 @@ class RecurrentBlock(GradientCheckpointingLayer):
             fuse_swiglu=config.fuse_swiglu,
         )
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = False,
-        output_attentions: bool | None = False,
-        attnres_states: list[torch.Tensor] | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Cache | None, list[torch.Tensor] | None]:
-        mixed, attentions, past_key_values = self.attn(
-            hidden_states=self.attn_norm(hidden_states),
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            **kwargs,
-        )
+    def forward(self, hidden_states: torch.Tensor, attnres_states: None = None, **kwargs) -> tuple:
+        """Called by `FLAModel.forward`; returns hidden states, attentions, the cache, and no `attnres_states`."""
+        mixed, attentions, past_key_values = self.attn(hidden_states=self.attn_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + mixed
-        hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states), **kwargs)
-        return hidden_states, attentions, past_key_values, attnres_states
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states)), attentions, past_key_values, attnres_states
 
 
 class RecurrentPreTrainedModel(FLAPreTrainedModel):
@@ -192,7 +168,6 @@ class RecurrentPreTrainedModel(FLAPreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RecurrentBlock"]  # noqa: RUF012
-    _supports_cache_class = True
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -217,13 +192,12 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
     """A `RecurrentModel` with a language-modelling head; `forward` and generation are FLA's."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
-    model_class: type[RecurrentModel] = RecurrentModel
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
         if config.bidirectional:
             raise ValueError(f"bidirectional=True: {type(self).__name__} would see the tokens that it is to predict.")
-        self.model = self.model_class(config)
+        self.model = MODELS[config.model_type](config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = None
@@ -265,15 +239,6 @@ class BDLRUConfig(RecurrentConfig):
         super().__init__(**kwargs)
 
 
-class BDLRUModel(RecurrentModel):
-    config_class = BDLRUConfig
-
-
-class BDLRUForCausalLM(RecurrentForCausalLM):
-    config_class = BDLRUConfig
-    model_class = BDLRUModel
-
-
 class HLRUConfig(RecurrentConfig):
     r"""Configuration of a H-LRU model.
 
@@ -301,16 +266,18 @@ class HLRUConfig(RecurrentConfig):
         super().__init__(**kwargs)
 
 
-class HLRUModel(RecurrentModel):
-    config_class = HLRUConfig
+def families(base: type[T], auto: type) -> list[type[T]]:
+    """`base` for BD-LRU and for H-LRU, under their names, which transformers' class `auto` finds by their configs."""
+    classes = []
+    for config in (BDLRUConfig, HLRUConfig):
+        name = base.__name__.replace("Recurrent", config.layer_class.__name__)
+        classes.append(type(name, (base,), {"config_class": config, "__module__": base.__module__}))
+        auto.register(config, classes[-1], exist_ok=True)
+    return classes
 
 
-class HLRUForCausalLM(RecurrentForCausalLM):
-    config_class = HLRUConfig
-    model_class = HLRUModel
-
-
-for _config, _model, _causal in ((BDLRUConfig, BDLRUModel, BDLRUForCausalLM), (HLRUConfig, HLRUModel, HLRUForCausalLM)):
+for _config in (BDLRUConfig, HLRUConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
+BDLRUModel, HLRUModel = families(RecurrentModel, AutoModel)
+BDLRUForCausalLM, HLRUForCausalLM = families(RecurrentForCausalLM, AutoModelForCausalLM)
+MODELS = {model.config_class.model_type: model for model in (BDLRUModel, HLRUModel)}
