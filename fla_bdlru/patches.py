@@ -7,8 +7,11 @@ is then refused, where FLA alone would build its own layers in silence. `fla_bdl
 from __future__ import annotations
 
 import importlib
-import os
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
+
+from fla_bdlru.ops.common.checks import read_switch
 
 ENV_VAR = "FLA_BDLRU_PATCHES"
 
@@ -33,10 +36,7 @@ def is_enabled() -> bool:
         >>> from fla_bdlru.patches import is_enabled
         >>> assert is_enabled()
     """
-    value = os.environ.get(ENV_VAR, "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
-    return value != "0"
+    return read_switch(ENV_VAR)
 
 
 def record(target: str, why: str) -> None:
@@ -81,6 +81,21 @@ def patch(target: str, new: Any, why: str) -> None:
     owner, name, _ = resolve(target)
     setattr(owner, name, new)
     record(target, why)
+
+
+def wrap(target: str, new: Callable, why: str) -> None:
+    """As `patch`, with `new(original, *args, **kwargs)` in front of what stood there; done again, it changes nothing."""
+    original = resolve(target)[2]
+    reasons = getattr(original, "_fla_bdlru_reasons", ())
+    if why in reasons:
+        return
+
+    @wraps(original)
+    def wrapper(*args, **kwargs):
+        return new(original, *args, **kwargs)
+
+    wrapper._fla_bdlru_reasons = (*reasons, why)
+    patch(target, wrapper, why)
 
 
 def make_table() -> str:

@@ -14,49 +14,25 @@ def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y.to(x.dtype).contiguous()
 
 
-def sigmoid_fwd(x):
-    return _like(torch.sigmoid(upcast(x)), x)
+# Of x and an option of some: the value, and what takes its gradient to that of x; torch has two of these in one pass.
 
 
-def sigmoid_bwd(x, dy):
-    return _like(sigmoid(upcast(x))[1](upcast(dy)), x)
-
-
-def elu_p1_fwd(x):
-    s = upcast(x)
-    return _like(torch.where(s >= 0, s + 1, s.clamp_max(0).exp()), x)
-
-
-def elu_p1_bwd(x, dy):
-    return _like(upcast(dy) * upcast(x).clamp_max(0).exp(), x)
-
-
-def logsigmoid_fwd(x, temperature):
-    return _like(F.logsigmoid(upcast(x)) / temperature, x)
-
-
-def logsigmoid_bwd(x, dy, temperature):
-    return _like(upcast(dy) * torch.sigmoid(-upcast(x)) / temperature, x)
-
-
-def swish_fwd(x):
-    return _like(F.silu(upcast(x)), x)
-
-
-def swish_bwd(x, dy):
-    return _like(swish(upcast(x))[1](upcast(dy)), x)
-
-
-# Gates: the value, and what takes its gradient to that of x; torch has those of two in one pass.
-
-
-def sigmoid(x, power=None) -> tuple[torch.Tensor, Callable]:
+def sigmoid(x, _=None) -> tuple[torch.Tensor, Callable]:
     s = torch.sigmoid(x)
     return s, lambda grad: torch.ops.aten.sigmoid_backward(grad, s)
 
 
-def swish(x, power=None) -> tuple[torch.Tensor, Callable]:
+def swish(x, _=None) -> tuple[torch.Tensor, Callable]:
     return F.silu(x), lambda grad: torch.ops.aten.silu_backward(grad, x)
+
+
+def elu_p1(x, _=None) -> tuple[torch.Tensor, Callable]:
+    below = x.clamp_max(0).exp()
+    return torch.where(x >= 0, x + 1, below), lambda grad: grad * below
+
+
+def logsigmoid(x, temperature) -> tuple[torch.Tensor, Callable]:
+    return F.logsigmoid(x) / temperature, lambda grad: grad * torch.sigmoid(-x) / temperature
 
 
 def powlu(x, power) -> tuple[torch.Tensor, Callable]:
@@ -73,6 +49,18 @@ def powlu(x, power) -> tuple[torch.Tensor, Callable]:
         return (grad * gate * (dexponent * u.log() + exponent / u + 1 - s)).where(positive, pull_below(grad))
 
     return gate.where(positive, below), pull
+
+
+def elementwise(activation) -> dict:
+    """Replacements of FLA's two functions of an activation; logsigmoid's have a temperature, too."""
+
+    def fwd(x, temperature=None):
+        return _like(activation(upcast(x), temperature)[0], x)
+
+    def bwd(x, dy, temperature=None):
+        return _like(activation(upcast(x), temperature)[1](upcast(dy)), x)
+
+    return {f"{OPS}:{activation.__name__}_{form.__name__}": form for form in (fwd, bwd)}
 
 
 def glu(name, gate) -> dict:

@@ -31,19 +31,11 @@ class _Source(str):
 def by_name(original: Callable, implementation: Callable) -> Callable:
     """`implementation` behind the parameters of FLA's function, so that Python binds a call as it does for FLA.
 
-    An argument that FLA's function does not have is its own `TypeError`. One that it has and the replacement does not
-    name is ignored if it only steers a kernel (`STEERING`), and otherwise has to keep FLA's default.
+    The replacement names FLA's parameters in any order; a default stands in for one that FLA's function lacks or hides in its
+    `**kwargs`. With `**options` it gets the `SHARED` ones too; with `**kwargs` it is called as it is.
 
-    Args:
-        original (Callable):
-            FLA's function.
-        implementation (Callable):
-            Names FLA's parameters in any order; a default stands in for one that FLA's function lacks or hides in its
-            `**kwargs`. With `**options` it gets the `SHARED` ones too; with `**kwargs` it is called as it is.
-
-    Returns:
-        Callable:
-            A function of FLA's signature. Refuses options that a CPU does not have with a `ValueError` that names them.
+    An argument that FLA's function does not have is its own `TypeError`. One that it has and the replacement does not name is
+    ignored if it only steers a kernel (`STEERING`), and otherwise has to keep FLA's default: else a `ValueError` names it.
     """
     signature, own = inspect.signature(inspect.unwrap(original)), inspect.signature(implementation).parameters
     parameters = list(signature.parameters.values())

@@ -7,19 +7,14 @@ from fla_bdlru.fla_cpu.activation import sigmoid, swish
 from fla_bdlru.fla_cpu.common import upcast
 
 
-def add_residual(x, residual, residual_dtype):
-    """x + residual in fp32, and what the layer hands on as the residual: `x` itself, or the sum in its own type."""
-    s = upcast(x) if residual is None else upcast(x) + upcast(residual)
-    residual_dtype = residual_dtype if residual is None else residual.dtype
-    keep = residual is None and (residual_dtype is None or residual_dtype == x.dtype)
-    return s, x if keep else s.to(residual_dtype)
-
-
 def layer_norm_fwd(
     x, weight, bias, eps=1e-05, residual=None, out_dtype=None, residual_dtype=None, is_rms_norm=False, num_groups=1
 ):
     # x: [T, D], row t belongs to group t % num_groups; weight, bias: [num_groups * D]
-    s, residual_out = add_residual(x, residual, residual_dtype)
+    s = upcast(x) if residual is None else upcast(x) + upcast(residual)
+    # handed on as the residual: the sum in the residual's own type, or `x` itself
+    residual_dtype = (residual_dtype or x.dtype) if residual is None else residual.dtype
+    residual_out = x if residual is None and residual_dtype == x.dtype else s.to(residual_dtype)
     mean = None if is_rms_norm else s.mean(-1, keepdim=True)
     s = s if is_rms_norm else s - mean
     rstd = (s.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -59,8 +54,8 @@ def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_n
 
 
 def layer_norm_gated_fwd(x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm):
-    s, residual_out = add_residual(x, residual, residual_dtype)
-    y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y, mean, rstd, residual_out = layer_norm_fwd(x, weight, bias, eps, residual, wide, residual_dtype, is_rms_norm)
     y = y * (sigmoid if activation == "sigmoid" else swish)(upcast(g))[0]
     return y.to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
@@ -134,8 +129,8 @@ def activation_quant(y: torch.Tensor) -> torch.Tensor:
 
 
 def layer_norm_quant_fwd(x, weight, bias, eps, residual, out_dtype, residual_dtype, is_rms_norm):
-    s, residual_out = add_residual(x, residual, residual_dtype)
-    y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y, mean, rstd, residual_out = layer_norm_fwd(x, weight, bias, eps, residual, wide, residual_dtype, is_rms_norm)
     return activation_quant(y).to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from fla_bdlru.fla_cpu.binding import by_name
+from fla_bdlru.ops.common.checks import read_switch
 from fla_bdlru.patches import patch, record, resolve
 
 ENV_VAR = "FLA_BDLRU_CPU_BACKEND"
@@ -28,12 +28,7 @@ def is_enabled() -> bool:
     Raises:
         ValueError: if the environment variable is neither `0` nor `1`.
     """
-    if _forced is not None:
-        return _forced
-    value = os.environ.get(ENV_VAR) or "1"
-    if value not in ("0", "1"):
-        raise ValueError(f"{ENV_VAR}={value!r} is not known; expected 0 or 1.")
-    return value == "1"
+    return read_switch(ENV_VAR) if _forced is None else _forced
 
 
 @contextlib.contextmanager

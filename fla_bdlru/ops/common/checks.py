@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral
 
 import torch
@@ -9,6 +10,14 @@ import torch
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def read_switch(variable: str) -> bool:
+    """Whether an environment variable is on, as it is unless it is 0; `ValueError` for what is neither 0 nor 1."""
+    value = os.environ.get(variable) or "1"
+    if value not in ("0", "1"):
+        raise ValueError(f"{variable}={value!r} is not known; expected 0 or 1.")
+    return value == "1"
 
 
 def check_integer(field: str, value: object) -> None:

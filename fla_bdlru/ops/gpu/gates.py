@@ -6,14 +6,7 @@ import triton.language as tl
 from fla_bdlru.ops.common.gate_norm import EPS, GATE_NORMS, RELU_EPS
 
 NORM_CODES = {name: code for code, name in enumerate(GATE_NORMS)}
-SOFTMAX = tl.constexpr(NORM_CODES["softmax"])
-SIGMOID = tl.constexpr(NORM_CODES["sigmoid"])
-RELU = tl.constexpr(NORM_CODES["relu"])
-TANH = tl.constexpr(NORM_CODES["tanh"])
-SILU = tl.constexpr(NORM_CODES["silu"])
-SQUARE = tl.constexpr(NORM_CODES["square"])
-SINH = tl.constexpr(NORM_CODES["sinh"])
-NONE = tl.constexpr(NORM_CODES["none"])
+SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, SQUARE, SINH, NONE = map(tl.constexpr, NORM_CODES.values())  # as GATE_NORMS
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(EPS)
 RELU_FLOOR = tl.constexpr(RELU_EPS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from triton import knobs
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
+from fla_bdlru.ops.common.checks import read_switch
 from fla_bdlru.ops.gpu.gates import NORM_CODES
 from fla_bdlru.ops.gpu.lanes import chunk_lru_kernel_carry
 
@@ -124,10 +124,8 @@ def _candidates(configs: list, named_args: dict, **options) -> list:
 def tunes() -> bool:
     """Whether kernels may be tuned by timing: on by default, off by `FLA_BDLRU_AUTOTUNE=0` or where PyTorch is told to be
     deterministic, since another choice may round differently."""
-    value = os.environ.get("FLA_BDLRU_AUTOTUNE") or "1"
-    if value not in ("0", "1"):
-        raise ValueError(f"FLA_BDLRU_AUTOTUNE={value!r} is not known; expected 0 or 1.")
-    return value == "1" and not knobs.runtime.interpret and not torch.are_deterministic_algorithms_enabled()
+    switched_on = read_switch("FLA_BDLRU_AUTOTUNE")
+    return switched_on and not knobs.runtime.interpret and not torch.are_deterministic_algorithms_enabled()
 
 
 class Launch:
