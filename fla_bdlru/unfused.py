@@ -7,14 +7,16 @@ silence. So the modules listed here fuse only what `is_plain`; else they call it
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 
+from fla.modules import FusedLinearCrossEntropyLoss
+from fla.modules.activations import powglu, swiglu
 from torch import nn
 
-from fla_bdlru.patches import patch, resolve
+from fla_bdlru.patches import resolve, wrap
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -62,71 +64,52 @@ def is_plain(module: nn.Module) -> bool:
     return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
 
 
-# Each makes a function that stands in front of `original`; `install_hook` gives it the name and the docstring.
+# Each stands in front of a function or method of FLA's, `original`, and is called with that and its arguments.
 
 
-def _gated_mlp(original: Callable) -> Callable:
-    from fla.modules.activations import powglu, swiglu
-
-    def forward(self, x, **kwargs):
-        if not self.fuse_swiglu or is_plain(self.down_proj):
-            return original(self, x, **kwargs)
-        gate, y = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(powglu(gate, y, self.powglu_power) if self.hidden_act == "powlu" else swiglu(gate, y))
-
-    return forward
+def _gated_mlp(original: Callable, self, x, **kwargs):
+    if not self.fuse_swiglu or is_plain(self.down_proj):
+        return original(self, x, **kwargs)
+    gate, y = self.gate_proj(x), self.up_proj(x)
+    return self.down_proj(powglu(gate, y, self.powglu_power) if self.hidden_act == "powlu" else swiglu(gate, y))
 
 
-def _loss(original: Callable) -> Callable:
-    from fla.modules import FusedLinearCrossEntropyLoss
-
-    def compute(self, *args, fuse_linear_cross_entropy=None, **kwargs):
-        if fuse_linear_cross_entropy is None:
-            fuse_linear_cross_entropy = getattr(self.config, "fuse_linear_cross_entropy", False)
-        if fuse_linear_cross_entropy and not is_plain(self.lm_head):
-            if isinstance(getattr(self, "criterion", None), FusedLinearCrossEntropyLoss):
-                raise ValueError(
-                    "criterion is FusedLinearCrossEntropyLoss, which reads lm_head's weight past its hooks, adapter or "
-                    "offloading; leave criterion at None and the loss calls lm_head."
-                )
-            fuse_linear_cross_entropy = False
-        return original(self, *args, fuse_linear_cross_entropy=fuse_linear_cross_entropy, **kwargs)
-
-    return compute
+def _loss(original: Callable, self, *args, fuse_linear_cross_entropy=None, **kwargs):
+    if fuse_linear_cross_entropy is None:
+        fuse_linear_cross_entropy = getattr(self.config, "fuse_linear_cross_entropy", False)
+    if fuse_linear_cross_entropy and not is_plain(self.lm_head):
+        if isinstance(getattr(self, "criterion", None), FusedLinearCrossEntropyLoss):
+            raise ValueError(
+                "criterion is FusedLinearCrossEntropyLoss, which reads lm_head's weight past its hooks, adapter or "
+                "offloading; leave criterion at None and the loss calls lm_head."
+            )
+        fuse_linear_cross_entropy = False
+    return original(self, *args, fuse_linear_cross_entropy=fuse_linear_cross_entropy, **kwargs)
 
 
-def _call_at_the_end(original: Callable) -> Callable:
+def _call_at_the_end(original: Callable, self, *args, **kwargs):
     """The forward of a layer that fuses `g_norm` and `o_proj`."""
-
-    def forward(self, *args, **kwargs):
-        if not hasattr(self, "g_norm") or (is_plain(self.g_norm) and is_plain(self.o_proj)):
-            return original(self, *args, **kwargs)
-        token = _layer.set(self)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            _layer.reset(token)
-
-    return forward
+    if not hasattr(self, "g_norm") or (is_plain(self.g_norm) and is_plain(self.o_proj)):
+        return original(self, *args, **kwargs)
+    token = _layer.set(self)
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        _layer.reset(token)
 
 
-def _norm_linear(original: Callable) -> Callable:
+def _norm_linear(default: float, original: Callable, x, *args, eps=None):
     """FLA's fused function, or the calls of the norm and the linear layer that it stands for."""
-    default = inspect.signature(original).parameters["eps"].default
-
-    def fused(x, *args, eps=default):
-        layer = _layer.get()
-        if layer is None:
-            return original(x, *args, eps=eps)
-        *gate, _, _, _, _ = args  # the weights and biases of both
-        kept, layer.g_norm.eps = layer.g_norm.eps, eps  # FLA's layers leave the function's own eps
-        try:
-            y = layer.g_norm(x, *gate)
-        finally:
-            layer.g_norm.eps = kept
-        return layer.o_proj(y)
-
-    return fused
+    layer, eps = _layer.get(), default if eps is None else eps
+    if layer is None:
+        return original(x, *args, eps=eps)
+    *gate, _, _, _, _ = args  # the weights and biases of both
+    kept, layer.g_norm.eps = layer.g_norm.eps, eps  # FLA's layers leave the function's own eps
+    try:
+        y = layer.g_norm(x, *gate)
+    finally:
+        layer.g_norm.eps = kept
+    return layer.o_proj(y)
 
 
 def check_parts(layer: nn.Module, parts: Iterable[str]) -> None:
@@ -142,54 +125,38 @@ def check_parts(layer: nn.Module, parts: Iterable[str]) -> None:
             )
 
 
-def _refuse(always: tuple[str, ...], in_training: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    def make(original: Callable) -> Callable:
-        def forward(self, *args, **kwargs):
-            parts = (*always, *in_training) if self.training else always
-            check_parts(self, (part for part in parts if hasattr(self, part.partition(".")[0])))
-            return original(self, *args, **kwargs)
-
-        return forward
-
-    return make
+def _refuse(always: tuple[str, ...], in_training: tuple[str, ...], original: Callable, self, *args, **kwargs):
+    parts = (*always, *in_training) if self.training else always
+    check_parts(self, (part for part in parts if hasattr(self, part.partition(".")[0])))
+    return original(self, *args, **kwargs)
 
 
 def _check_residuals(module: nn.Module, args: tuple) -> None:
     check_parts(module, (name for name, _ in module.named_children() if name.endswith(("res_proj", "norm", "norm_f"))))
 
 
-def _guard_residuals(original: Callable) -> Callable:
+def _guard_residuals(original: Callable, self):
     """FLA's attention residuals (`attnres`) read the weights of projections and norms, a block's and the model's."""
-
-    def post_init(self):
-        original(self)
-        for module in self.modules():
-            reads = any(name.endswith("res_proj") for name, _ in module.named_children())
-            if reads and _check_residuals not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(_check_residuals)
-
-    return post_init
+    original(self)
+    for module in self.modules():
+        reads = any(name.endswith("res_proj") for name, _ in module.named_children())
+        if reads and _check_residuals not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_check_residuals)
 
 
-def _fused_convolutions(original: Callable) -> Callable:
-    def use(self, *args, **kwargs):
-        parts = (getattr(self, f"{name}_conv1d", None) for name in "qkv")
-        return all(part is None or is_plain(part) for part in parts) and original(self, *args, **kwargs)
-
-    return use
+def _fused_convolutions(original: Callable, self, *args, **kwargs):
+    parts = (getattr(self, f"{name}_conv1d", None) for name in "qkv")
+    return all(part is None or is_plain(part) for part in parts) and original(self, *args, **kwargs)
 
 
-def _project_each(original: Callable) -> Callable:
-    def project(self, x):
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-        return original(self, x) if all(map(is_plain, parts)) else tuple(part(x) for part in parts)
-
-    return project
+def _project_each(original: Callable, self, x):
+    parts = (self.q_proj, self.k_proj, self.v_proj)
+    return original(self, x) if all(map(is_plain, parts)) else tuple(part(x) for part in parts)
 
 
 def install_hook() -> None:
     """Puts the checks in front of FLA's modules; `import fla_bdlru` calls it."""
-    makers = {
+    checks = {
         "fla.modules.mlp:GatedMLP.forward": _gated_mlp,
         "fla.models.modeling_utils:FLAPreTrainedModel._compute_logits_and_loss": _loss,
         "fla.models.modeling_utils:FLAPreTrainedModel.post_init": _guard_residuals,
@@ -197,14 +164,12 @@ def install_hook() -> None:
         "fla.layers.cyfa:CyclicFlowAttention._project_qkv": _project_each,
     }
     for layer, function in _NORM_LINEAR.items():
-        makers |= {f"{layer}.forward": _call_at_the_end, f"{layer.partition(':')[0]}:{function}": _norm_linear}
+        fused = f"{layer.partition(':')[0]}:{function}"
+        eps = inspect.signature(resolve(fused)[2]).parameters["eps"].default
+        checks |= {f"{layer}.forward": _call_at_the_end, fused: partial(_norm_linear, eps)}
     for layer, parts in _READ_ONLY.items():
-        makers[f"{layer}.forward"] = _refuse(parts)
+        checks[f"{layer}.forward"] = partial(_refuse, parts, ())
     for layer, parts in _READ_ON_GPU.items():
-        makers[f"{layer}.cuda_kernels_forward"] = _refuse(*parts)
-    for target, make in makers.items():
-        original = resolve(target)[2]
-        if not hasattr(original, "_checks_parts"):
-            patched = functools.wraps(original)(make(original))
-            patched._checks_parts = True
-            patch(target, patched, "a part with hooks, an adapter, quantised or offloaded weights is called, not read past")
+        checks[f"{layer}.cuda_kernels_forward"] = partial(_refuse, *parts)
+    for target, check in checks.items():
+        wrap(target, check, "a part with hooks, an adapter, quantised or offloaded weights is called, not read past")

@@ -31,18 +31,8 @@ _OURS = ("self", "d_model", "layer_idx", "device", "dtype")
 
 
 class LrnnxMixer(Mixer):
-    """A layer of lrnnx behind FLA's layer signature; `lrnnx_mixer` makes its subclasses.
-
-    Args:
-        hidden_size (int):
-            Width of the inputs and outputs.
-        layer_idx (int, Optional):
-            Index of the layer in its model. Default: `None`.
-        **kwargs:
-            Arguments of the lrnnx class, but for `d_model`.
-
-    Raises:
-        ValueError: if a call asks for a cache, packed documents or padding.
+    """A layer of lrnnx behind FLA's layer signature; `lrnnx_mixer` makes its subclasses, which take the arguments of the
+    lrnnx class but for `d_model`. A call that asks for a cache, packed documents or padding raises `ValueError`.
 
     Source: the package lrnnx (`pip install lrnnx`), and the papers its classes name.
     """

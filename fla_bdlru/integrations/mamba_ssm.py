@@ -13,7 +13,8 @@ import contextlib
 import inspect
 import sys
 import warnings
-from functools import partial, wraps
+from collections.abc import Callable
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType
@@ -29,7 +30,7 @@ from fla_bdlru.layers.base import check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import boundaries
 from fla_bdlru.mixers.registry import check_arguments
-from fla_bdlru.patches import patch, record
+from fla_bdlru.patches import record, wrap
 
 MODULE = "mamba_ssm.models.mixer_seq_simple"
 # what create_block builds in our layer's stead, as small as it can be
@@ -199,41 +200,35 @@ def build_layer(name: str, d_model: int, layer_idx: int | None = None, device=No
     return layer
 
 
+def _create_block(original: Callable, *args, **kwargs) -> nn.Module:
+    call = inspect.signature(original).bind(*args, **kwargs)
+    given = call.arguments
+    ssm_cfg = dict(given.get("ssm_cfg") or {})
+    name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
+    if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
+        return original(*args, **kwargs)
+    check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)  # before they meet build_layer's own
+    d_model = given["d_model"]
+    layer = build_layer(name, d_model, layer_idx, given.get("device"), given.get("dtype"), **ssm_cfg)
+    given["ssm_cfg"] = {**PLACEHOLDER, "expand": 2 / d_model}
+    block = original(*call.args, **call.kwargs)
+    block.mixer = layer
+    return block
+
+
+def _init_weights(original: Callable, module: nn.Module, *args, **kwargs) -> None:
+    original(module, *args, **kwargs)
+    if isinstance(module, MambaProtocol):  # by this name mamba_ssm knows what writes into the residual stream
+        original(nn.ModuleDict({"out_proj": module.o_proj}), *args, **kwargs)
+
+
 def extend(module: ModuleType) -> None:
     """Makes `create_block` and `_init_weights` of mamba_ssm's `mixer_seq_simple` know the layers, once."""
-    original_create, original_init = getattr(module, "create_block", None), getattr(module, "_init_weights", None)
-    if original_create is None or original_init is None:
+    if not (hasattr(module, "create_block") and hasattr(module, "_init_weights")):
         warnings.warn(f"fla_bdlru: {MODULE} of this version has no create_block; it keeps its own layers.", stacklevel=2)
         return
-    if hasattr(original_create, "_fla_bdlru_original"):
-        return
-    signature = inspect.signature(original_create)
-
-    @wraps(original_create)
-    def create_block(*args, **kwargs):
-        call = signature.bind(*args, **kwargs)
-        given = call.arguments
-        ssm_cfg = dict(given.get("ssm_cfg") or {})
-        name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
-        if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
-            return original_create(*args, **kwargs)
-        check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)  # before they meet build_layer's own
-        d_model = given["d_model"]
-        layer = build_layer(name, d_model, layer_idx, given.get("device"), given.get("dtype"), **ssm_cfg)
-        given["ssm_cfg"] = {**PLACEHOLDER, "expand": 2 / d_model}
-        block = original_create(*call.args, **call.kwargs)
-        block.mixer = layer
-        return block
-
-    @wraps(original_init)
-    def _init_weights(module, *args, **kwargs):
-        original_init(module, *args, **kwargs)
-        if isinstance(module, MambaProtocol):  # by this name mamba_ssm knows what writes into the residual stream
-            original_init(nn.ModuleDict({"out_proj": module.o_proj}), *args, **kwargs)
-
-    create_block._fla_bdlru_original = original_create
-    patch(f"{MODULE}:create_block", create_block, '`ssm_cfg={"layer": "BDLRU"}` builds our layer')
-    patch(f"{MODULE}:_init_weights", _init_weights, "`o_proj` is scaled as Mamba's `out_proj` is")
+    wrap(f"{MODULE}:create_block", _create_block, '`ssm_cfg={"layer": "BDLRU"}` builds our layer')
+    wrap(f"{MODULE}:_init_weights", _init_weights, "`o_proj` is scaled as Mamba's `out_proj` is")
     norms = "mamba_ssm.ops.triton.layer_norm"
     wrap_functions(
         {f"{norms}:layer_norm_fn": layer_norm_fn, f"{norms}:rms_norm_fn": partial(layer_norm_fn, is_rms_norm=True)},

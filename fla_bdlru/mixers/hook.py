@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import wraps
 from types import SimpleNamespace
 
 import torch
@@ -16,7 +15,7 @@ from transformers.initialization import guard_torch_init_functions
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
-from fla_bdlru.patches import patch
+from fla_bdlru.patches import wrap
 
 MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
 
@@ -232,48 +231,37 @@ def _pass_v_first(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -
     return *output, kwargs["v_first"]
 
 
-def _before_post_init(do: Callable[[FLAPreTrainedModel], None], why: str) -> None:
-    original = FLAPreTrainedModel.post_init
+def _swap_before(post_init: Callable, self: FLAPreTrainedModel) -> None:
+    swap_blocks(self)
+    prepare(self)
+    post_init(self)
 
-    @wraps(original)
-    def post_init(self):
-        do(self)
-        original(self)
 
-    post_init._heeds_mixers = True
-    patch(f"{MODEL}.post_init", post_init, why)
+def _refuse_before(post_init: Callable, self: FLAPreTrainedModel) -> None:
+    if names_mixers(self.config):
+        raise ValueError(
+            f"mixer={self.config.mixer!r} is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is: build the model "
+            "without mixer and call fla_bdlru.swap_mixers(model, mixer=...), or unset the variable."
+        )
+    post_init(self)
+
+
+def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> None:
+    # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
+    for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
+        if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
+            layer.reset_parameters()
+    initialize_weights(self)
 
 
 def install_hook() -> None:
     """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
-    if hasattr(FLAPreTrainedModel.post_init, "_heeds_mixers"):
-        return
-    original = FLAPreTrainedModel.initialize_weights
-
-    @wraps(original)
-    def initialize_weights(self):
-        # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
-        for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
-            if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
-                layer.reset_parameters()
-        original(self)
-
-    _before_post_init(
-        lambda model: (swap_blocks(model), prepare(model)),
-        "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`",
-    )
-    patch(f"{MODEL}.initialize_weights", initialize_weights, "the bias of gates keeps its start (`gate_bias`)")
+    why = "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`"
+    wrap(f"{MODEL}.post_init", _swap_before, why)
+    wrap(f"{MODEL}.initialize_weights", _reset_before, "the bias of gates keeps its start (`gate_bias`)")
 
 
 def install_refusal() -> None:
     """Makes FLA refuse a config with `mixer`, for `FLA_BDLRU_PATCHES=0`: alone it would build its own layers in silence."""
-
-    def refuse(model):
-        if names_mixers(model.config):
-            raise ValueError(
-                f"mixer={model.config.mixer!r} is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is: build the model "
-                "without mixer and call fla_bdlru.swap_mixers(model, mixer=...), or unset the variable."
-            )
-
-    if not hasattr(FLAPreTrainedModel.post_init, "_heeds_mixers"):
-        _before_post_init(refuse, "a config with `mixer` is refused, not silently built with FLA's own layers")
+    why = "a config with `mixer` is refused, not silently built with FLA's own layers"
+    wrap(f"{MODEL}.post_init", _refuse_before, why)

@@ -7,41 +7,33 @@ builds a model, by an Auto class or not, from a folder or from a config, and ref
 
 from __future__ import annotations
 
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 from fla.models.modeling_utils import FLAPreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from fla_bdlru.mixers.registry import names_mixers
-from fla_bdlru.patches import patch
+from fla_bdlru.patches import wrap
 
 MARK = "fla_bdlru"
 
 
+def _to_dict(original: Callable, self: PreTrainedConfig) -> dict[str, Any]:
+    output = original(self)
+    if names_mixers(self) and any(cls.__module__.split(".")[0] == "fla" for cls in type(self).__mro__):
+        output["attn_implementation"] = MARK
+    return output
+
+
+def _init(original: Callable, self: FLAPreTrainedModel, config: PreTrainedConfig, *args, **kwargs) -> None:
+    if getattr(config, "_attn_implementation", None) == MARK:
+        config._attn_implementation = None
+    original(self, config, *args, **kwargs)
+
+
 def install_hook() -> None:
     """Has configs written with the mark, and FLA's models built from configs that bear it; `import fla_bdlru` calls it."""
-    if getattr(PreTrainedConfig.to_dict, "_marks_mixers", False):
-        return
-    original_to_dict, original_init = PreTrainedConfig.to_dict, FLAPreTrainedModel.__init__
-
-    @wraps(original_to_dict)
-    def to_dict(self) -> dict[str, Any]:
-        output = original_to_dict(self)
-        if names_mixers(self) and any(cls.__module__.split(".")[0] == "fla" for cls in type(self).__mro__):
-            output["attn_implementation"] = MARK
-        return output
-
-    @wraps(original_init)
-    def __init__(self, config: PreTrainedConfig, *args, **kwargs) -> None:
-        if getattr(config, "_attn_implementation", None) == MARK:
-            config._attn_implementation = None
-        original_init(self, config, *args, **kwargs)
-
-    to_dict._marks_mixers = True
-    patch(
-        "transformers.configuration_utils:PreTrainedConfig.to_dict",
-        to_dict,
-        "an FLA config with `mixer` is saved with a mark, so that it is refused where this package is not imported",
-    )
-    patch("fla.models.modeling_utils:FLAPreTrainedModel.__init__", __init__, "a config that bears that mark is built again")
+    why = "an FLA config with `mixer` is saved with a mark, so that it is refused where this package is not imported"
+    wrap("transformers.configuration_utils:PreTrainedConfig.to_dict", _to_dict, why)
+    wrap("fla.models.modeling_utils:FLAPreTrainedModel.__init__", _init, "a config that bears that mark is built again")

@@ -364,7 +364,7 @@ def test_other_layers_stay_as_they_are():
     torch.manual_seed(0)
     block = mixer_seq_simple.create_block(D, d_intermediate=0, ssm_cfg={"layer": "Mamba1", "d_state": 4}, layer_idx=3)
     torch.manual_seed(0)
-    original = mixer_seq_simple.create_block._fla_bdlru_original
+    original = mixer_seq_simple.create_block.__wrapped__
     expected = original(D, d_intermediate=0, ssm_cfg={"layer": "Mamba1", "d_state": 4}, layer_idx=3)
     assert type(block.mixer) is type(expected.mixer)
     assert all(torch.equal(a, b) for a, b in zip(block.parameters(), expected.parameters()))
