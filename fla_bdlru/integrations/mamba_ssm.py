@@ -26,7 +26,7 @@ from torch import nn
 
 from fla_bdlru import layers
 from fla_bdlru.fla_cpu.registry import wrap_functions
-from fla_bdlru.layers.base import check_hidden_states
+from fla_bdlru.layers.base import check_choice, check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import boundaries
 from fla_bdlru.mixers.registry import check_arguments
@@ -189,8 +189,7 @@ def build_layer(name: str, d_model: int, layer_idx: int | None = None, device=No
         >>> o, _, state = layer.step(torch.randn(2, 1, 32), *layer.allocate_inference_cache(2, max_seqlen=100))
         >>> assert o.shape == (2, 1, 32) and state.shape == (2, 8, 4)
     """
-    if name not in LAYERS:
-        raise ValueError(f"name={name!r} is not known; expected one of {', '.join(map(repr, LAYERS))}.")
+    check_choice("name", name, tuple(LAYERS))
     check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)
     with contextlib.nullcontext() if device is None else torch.device(device):
         layer = LAYERS[name](hidden_size=d_model, layer_idx=layer_idx, **ssm_cfg)

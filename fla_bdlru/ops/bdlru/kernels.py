@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from fla_bdlru.ops.gpu.gates import gate_grad, gate_row, rows_sum
-from fla_bdlru.ops.gpu.lanes import lanes, pick, program
+from fla_bdlru.ops.gpu.lanes import pick, place
 from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, Kernels
 
 
@@ -84,12 +84,8 @@ def chunk_bdlru_fwd_kernel_h(
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
     # splits of a tile are neighbours, so that all but the first find its gates in the L2 cache
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, H, VEC, WARP)
-    c0 = tl.program_id(0) % SPLITS * CC
-    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_gate = rj < M
-    n_t = tl.minimum(C, T - i_c * C)
+    pid, c0 = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS * CC
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_gate = place(pid, T, C, NC, zero, H, M, MP, VEC, WARP)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
     # columns c0 .. c0 + CC - 1; column M, which is c = M % CC of the last program, is the end state and alone sees the inputs
@@ -140,11 +136,7 @@ def chunk_bdlru_fwd_kernel_o(
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_gate = rj < M
-    n_t = tl.minimum(C, T - i_c * C)
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_gate = place(tl.program_id(0), T, C, NC, zero, H, M, MP, VEC, WARP)
     p_g = g + (i_b * T + i_c * C) * (M * (M + 1) * H)
     p_v = v + (i_b * T + i_c * C) * (M * H)
     p_o = o + (i_b * T + i_c * C) * (M * H)
@@ -185,11 +177,7 @@ def chunk_bdlru_bwd_kernel_dh(
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_gate = rj < M
-    n_t = tl.minimum(C, T - i_c * C)
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_gate = place(tl.program_id(0), T, C, NC, zero, H, M, MP, VEC, WARP)
     u = tl.zeros([MP, WARP * VEC], tl.float32)
     for it in tl.range(0, n_t):
         t = i_c * C + n_t - 1 - it
@@ -221,11 +209,7 @@ def chunk_bdlru_bwd_kernel_dvg(
     VARLEN: tl.constexpr, LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, H, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_gate = rj < M
-    n_t = tl.minimum(C, T - i_c * C)
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_gate = place(tl.program_id(0), T, C, NC, zero, H, M, MP, VEC, WARP)
     u = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_U_IN:
         u = tl.load(u_in + i_bc * (M * H) + rj * H + o_n, mask=is_gate & in_n, other=0.0)

@@ -29,6 +29,17 @@ def lanes(i_n, zero, H: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr):
 
 
 @triton.jit
+def place(
+    pid, T, C, NC, zero, H: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, VEC: tl.constexpr, WARP: tl.constexpr
+):  # fmt: skip
+    """Where a program works: chunk, batch, b * NC + c, steps of the chunk; its lanes and rows, and whether they exist."""
+    i_n, i_c, i_b, i_bc = program(pid, NC, H, VEC, WARP)
+    o_n, in_n = lanes(i_n, zero, H, VEC, WARP)
+    rj = tl.arange(0, MP)[:, None]
+    return i_c, i_b, i_bc, tl.minimum(C, T - i_c * C), o_n, in_n, rj, rj < M
+
+
+@triton.jit
 def pick(x, rj, i):
     """Row i of a tile [MP, BN], as [1, BN]."""
     return tl.sum(tl.where(rj == i, x, -0.0), axis=0, keep_dims=True)  # -0.0 is no summand at all, 0.0 is

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fla_bdlru.ops.gpu.gates import gate_grad, gate_row, rows_sum
-from fla_bdlru.ops.gpu.lanes import lanes, pick, program
+from fla_bdlru.ops.gpu.lanes import pick, place
 from fla_bdlru.ops.gpu.runtime import MAX_UNROLLED, Kernels
 
 
@@ -45,13 +45,9 @@ def chunk_hlru_fwd_kernel_h(
 ):  # fmt: skip
     """Pass 1: a chunk's transition P and its end state from zero; CC of these M + 1 columns a program."""
     SPLITS: tl.constexpr = (M + CC) // CC
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0) // SPLITS, NC, N, VEC, WARP)
-    c0 = tl.program_id(0) % SPLITS * CC
-    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_row = rj < M
+    pid, c0 = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS * CC
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_row = place(pid, T, C, NC, zero, N, M, MP, VEC, WARP)
     t0 = i_c * C
-    n_t = tl.minimum(C, T - t0)
     lag = _lag(0, rj, M)
     has_input = c0 + M % CC == M  # in column c = M % CC
     X = ()
@@ -103,12 +99,8 @@ def chunk_hlru_fwd_kernel_o(
     NORM: tl.constexpr, HAS_H0: tl.constexpr, VARLEN: tl.constexpr, HAS_H_IN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 (or the only one, C >= T): the recurrence from the state that enters the chunk; writes o."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_row = rj < M
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_row = place(tl.program_id(0), T, C, NC, zero, N, M, MP, VEC, WARP)
     t0 = i_c * C
-    n_t = tl.minimum(C, T - t0)
     h = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_H_IN:
         h = tl.load(h_in + i_bc * (M * N) + _lag(0, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
@@ -145,12 +137,8 @@ def chunk_hlru_bwd_kernel_dh(
     NORM: tl.constexpr, HAS_DO: tl.constexpr, HAS_DHT: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 1: the adjoint that leaves a chunk at its front, from zero behind it."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_row = rj < M
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_row = place(tl.program_id(0), T, C, NC, zero, N, M, MP, VEC, WARP)
     t0 = i_c * C
-    n_t = tl.minimum(C, T - t0)
     u = tl.zeros([MP, WARP * VEC], tl.float32)
     for i_t in tl.range(0, n_t, TURN):
         for k in tl.static_range(TURN):
@@ -192,12 +180,8 @@ def chunk_hlru_bwd_kernel_dvg(
     VARLEN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Backward pass 3 (or the only one): all gradients of a chunk from the adjoint that enters it from behind."""
-    i_n, i_c, i_b, i_bc = program(tl.program_id(0), NC, N, VEC, WARP)
-    o_n, in_n = lanes(i_n, zero, N, VEC, WARP)
-    rj = tl.arange(0, MP)[:, None]
-    is_row = rj < M
+    i_c, i_b, i_bc, n_t, o_n, in_n, rj, is_row = place(tl.program_id(0), T, C, NC, zero, N, M, MP, VEC, WARP)
     t0 = i_c * C
-    n_t = tl.minimum(C, T - t0)
     u = tl.zeros([MP, WARP * VEC], tl.float32)
     if HAS_U_IN:
         u = tl.load(u_in + i_bc * (M * N) + _lag(M + 1, rj, M) * N + o_n, mask=is_row & in_n, other=0.0)
