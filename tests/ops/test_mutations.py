@@ -1,111 +1,112 @@
-"""The interpreter tests notice a broken kernel: each of these breaks one thing in a copy of the package."""
+"""The tests of triton_cases.py notice a broken kernel: each of these breaks one thing, and what it compiles to is executed."""
 
-import os
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import contextlib
+from collections import defaultdict
+from importlib import import_module
 
 import pytest
+import torch
+from emulator import EmulatorError, emulated
+from triton.runtime import JITFunction
 
-ROOT = Path(__file__).resolve().parents[2]
-# what is broken: the file, what stands there, what the mutant has instead, the tests that run
+from fla_bdlru.ops.gpu import runtime
+from tests.ops import triton_cases as cases
+
+# what is broken: the module, what stands there, what stands there instead, the test that notices
 MUTATIONS = {
     "the backward uses A, not its transpose": (
-        "bdlru/kernels.py",
+        "bdlru.kernels",
         "return u + f * (pick(s, rj, i) * r)",
         "return tl.where(rj == i, rows_sum(f * s, is_gate) * r, u)",
-        "sizes",
+        lambda: cases.test_sizes("bdlru", 2, None),
     ),
     "pass 2 uses P in both directions": (
-        "gpu/lanes.py",
+        "gpu.lanes",
         "(j * M + rj if REVERSE else rj * M + j)",
         "(rj * M + j)",
-        "sizes",
+        lambda: cases.test_sizes("bdlru", 2, None),
     ),
     "dh0 is dropped": (
-        "bdlru/kernels.py",
+        "bdlru.kernels",
         "tl.store(dh0 + i_b * (M * H) + rj * H + o_n, u, mask",
         "tl.store(dh0 + i_b * (M * H) + rj * H + o_n, u * 0, mask",
-        "one_pass",
+        lambda: cases.test_one_pass("bdlru", 1),
     ),
     "dh0 of a document is dropped": (
-        "hlru/kernels.py",
+        "hlru.kernels",
         "tl.store(dh0 + doc * (M * N) + lag * N + o_n, u,",
         "tl.store(dh0 + doc * (M * N) + lag * N + o_n, u * 0,",
-        "packed",
+        lambda: cases.test_packed("hlru", False, True, None),
     ),
     "the last chunk has no end": (
-        "bdlru/kernels.py",
-        "n_t = tl.minimum(C, T - i_c * C)",
-        "n_t = tl.minimum(C, C + i_c * 0)",
-        "around_a_chunk",
+        "gpu.lanes",
+        "return i_c, i_b, i_bc, tl.minimum(C, T - i_c * C)",
+        "return i_c, i_b, i_bc, tl.minimum(C, C + i_c * 0)",
+        lambda: cases.test_lengths_around_a_chunk("bdlru", 5, None),
     ),
     "lanes beyond the last block are written": (
-        "gpu/lanes.py",
+        "gpu.lanes",
         "in_n = o_n < H",
         "in_n = o_n < H + 1",
-        "lanes",
+        lambda: cases.test_lanes("bdlru", 31, None),
     ),
     "the window turns the wrong way": (
-        "hlru/kernels.py",
+        "hlru.kernels",
         "(turn % M + 2 * M - 1 - rj) % M",
         "(2 * M - turn % M + rj) % M",
-        "sizes",
+        lambda: cases.test_sizes("hlru", 3, None),
     ),
     "a document keeps the state before it": (
-        "hlru/kernels.py",
+        "hlru.kernels",
         "h = tl.zeros([MP, WARP * VEC], tl.float32)\n                        if HAS_H0",
         "h = h + 0.0\n                        if HAS_H0",
-        "packed",
+        lambda: cases.test_packed("hlru", False, False, None),
     ),
     "the denominator has no gradient": (
-        "gpu/gates.py",
+        "gpu.gates",
         "return df * (u - pulled)",
         "return df * u",
-        "gate_norms",
+        lambda: cases.test_gate_norms("bdlru", "sigmoid", None),
     ),
     "the state that enters a chunk is ignored": (
-        "bdlru/kernels.py",
+        "bdlru.kernels",
         "if HAS_H_IN:\n        h =",
         "if HAS_H_IN and VARLEN:\n        h =",
-        "around_a_chunk",
+        lambda: cases.test_lengths_around_a_chunk("bdlru", 5, None),
     ),
 }
+MODULES = [import_module(f"fla_bdlru.ops.{name}") for name in ("bdlru.kernels", "hlru.kernels", "gpu.gates", "gpu.lanes")]
+FUNCTIONS = [f for module in MODULES for f in vars(module).values() if isinstance(f, JITFunction)]
 
 
-def survives(folder, file, old, new, tests):
-    """Whether the interpreter tests pass over the mutant, and what they printed."""
-    shutil.copytree(ROOT / "fla_bdlru", folder / "fla_bdlru", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests/ops", folder / "tests/ops", ignore=shutil.ignore_patterns("__pycache__"))
-    for helper in ROOT.glob("tests/*.py"):
-        if not helper.name.startswith("test_"):
-            shutil.copy(helper, folder / "tests")
-    path = folder / "fla_bdlru/ops" / file
-    source = path.read_text()
-    assert old in source, f"{file} no longer has {old!r}"
-    path.write_text(source.replace(old, new))
-    found = f"{folder}{os.pathsep}{folder / 'tests'}"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    done = subprocess.run(
-        [*command, "tests/ops/triton_cases.py", "-k", tests],
-        capture_output=True, text=True, cwd=folder, timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": found, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="module", autouse=True)
+def _executor():
+    """The cases' shapes in chunks of 4 steps, run by compiled kernels."""
+    with pytest.MonkeyPatch.context() as patch, emulated():
+        patch.setattr(runtime, "chunk_length", lambda B, T, n, M, warps: min(4, T))
+        yield
 
 
-@pytest.mark.timeout(900)
-def test_broken_kernels_are_noticed(tmp_path):
-    def try_one(item):
-        number, (what, mutation) = item
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        passed, output = survives(folder, *mutation)
-        # noticed by a test that ran, not by a file that does not import
-        return what, "survived" if passed else "noticed" if "1 failed" in output or "Fatal" in output else output[-2000:]
+@contextlib.contextmanager
+def broken(module, old, new):
+    """Kernels in whose source `old` is `new`; what depends on it is compiled anew."""
+    before = [(f, f.src, f.device_caches) for f in FUNCTIONS]
+    assert any(old in f.src for f in FUNCTIONS if f.__module__.endswith(module)), f"{module} no longer has {old!r}"
+    for f, source, _ in before:
+        f._unsafe_update_src(source.replace(old, new) if f.__module__.endswith(module) else source)
+        f.device_caches = defaultdict(f.create_binder)
+    try:
+        yield
+    finally:
+        for f, source, caches in before:
+            f._unsafe_update_src(source)
+            f.device_caches = caches
 
-    with ThreadPoolExecutor(2) as pool:
-        results = dict(pool.map(try_one, enumerate(MUTATIONS.items())))
-    assert set(results.values()) == {"noticed"}, {what: r for what, r in results.items() if r != "noticed"}
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_broken_kernels_are_noticed(what):
+    *mutation, case = MUTATIONS[what]
+    case()
+    torch.manual_seed(0)
+    with broken(*mutation), pytest.raises((AssertionError, EmulatorError)):
+        case()
