@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.compare.mixers import PDSSM, TIME_STEP, SLiCE, column_one_hot
 from benchmarks.compare.models import build_model, get_variant, layer_flops
+from fla_bdlru.layers.measure import linear_flops_per_token
 
 T, WIDTH = 7, 16
 
@@ -108,9 +109,24 @@ def test_they_train_in_the_host_model_and_keep_their_initial_weights(name):
     assert 0 < recurrent < total
     if name == "rwkv7":
         return
-    for option in ({"use_cache": True}, {"attention_mask": torch.ones(1, 3)}):
+    whole = {"use_cache": True, "attention_mask": torch.ones(1, 3), "cu_seqlens": torch.tensor([0, 3]), "past_key_values": ()}
+    for option in ({name: value} for name, value in whole.items()):
         with pytest.raises(ValueError, match=f"{next(iter(option))} is set; .*whole sequences only"):
             layer(torch.zeros(1, 3, 32), **option)
+
+
+def test_sizes_defaults_and_starts():
+    pd_ssm, blocks = PDSSM(WIDTH, d_state=4, dictionary=3), SLiCE(WIDTH, block_size=2)
+    assert (pd_ssm.state_size(), blocks.state_size()) == (8, 16)
+    # the mixture of 4 x 4 matrices and its maxima; D x, P x and the inputs; 12 GELUs and sigmoids, polar form, skip
+    counted = (2 * 3 + 1) * 16 + (6 + 2 + 2) * 4 + 6 * 4 + 4 * 4 + 2 * WIDTH
+    assert pd_ssm.flops_per_token() - linear_flops_per_token(pd_ssm) == counted
+    assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 2 * 2 * 16 + 2 * 16
+    pd_ssm, blocks = PDSSM(256), SLiCE(256)
+    assert (pd_ssm.d_state, pd_ssm.dictionary, blocks.block_size, blocks.num_blocks) == (128, 8, 4, 64)
+    for parameter, std in ((pd_ssm.matrices, 128**-0.5), (pd_ssm.b_proj.weight, 1 / 16), (pd_ssm.skip, 1 / 16)):
+        assert parameter.std().item() == pytest.approx(std, rel=0.2)
+    assert blocks.a_proj.bias.std().item() == pytest.approx(1 / 80, rel=0.1)
 
 
 def test_reflections_of_deltaproduct_are_variants():

@@ -1,7 +1,5 @@
 """Grid files and flags: what they lay out, and errors that name the file, the field, the value and what is accepted."""
 
-import doctest
-
 import pytest
 from typer.testing import CliRunner
 
@@ -47,10 +45,6 @@ def test_all_mixers_and_the_nearest_name():
     ):
         with pytest.raises(FieldError, match=f"{value!r}.* Did you mean {near}[?]"):
             parse_field(name, value, name)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(benchmarks.compare.settings).failed == 0
 
 
 def test_every_combination_is_a_part(write):
@@ -197,6 +191,28 @@ def test_errors_name_file_field_value_and_what_is_accepted(write, text, where, w
         lay_out({}, *read_grid(write(text)))
     assert caught.value.where.endswith(where)
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name, taken, refused",
+    [
+        ("width", (8, 16384), (0, 12, 16392)),
+        ("layers", (1,), (0, 1.0)),
+        ("weight_decay", (0, 1), (-0.1, 1.1)),
+        ("stop_at", (0, 1), (-0.1, 1.1)),
+        ("threshold", (0.5,), (0, 1)),
+        ("tokens", (0, 64), (-1, 64.0, True)),
+        ("readout_noise", (0, 10), (-0.1, 10.1)),
+        ("bos", (True, False), ("yes", 1)),
+    ],
+)
+def test_limits(name, taken, refused):
+    """The last values that are taken, also as text, and the first that are not."""
+    for value in taken:
+        assert parse_field(name, str(value), name) == parse_field(name, value, name) == (value,)
+    for value in refused:
+        with pytest.raises(FieldError, match=f"^{name}: {value!r} is not accepted"):
+            parse_field(name, value, name)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

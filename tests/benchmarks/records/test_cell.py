@@ -23,3 +23,11 @@ def test_every_field_is_a_column_and_tells_comparisons_apart_or_runs_of_one():
     assert names - set(SETTINGS) == {"variant", "mixer", "mixer_args", "mlp_width", "lr", "seed"}
     letters = [letter for letter, _ in DISTINCTIONS.values()]
     assert len(set(letters)) == len(letters)
+
+
+def test_words_about_a_run():
+    assert CELL.title == "s3 bdlru-m1 lr 0.003 seed 0"
+    assert CELL.words == "2 steps of 8 sequences, width 16, 1 block"
+    other = replace(CELL, steps=1200, tokens=2048, layers=2, curriculum="adaptive", bos=True, readout_noise=0.5)
+    expected = "1,200 steps of 2,048 tokens, width 16, 2 blocks, adaptive curriculum, BOS, readout noise 0.5"
+    assert other.words == expected

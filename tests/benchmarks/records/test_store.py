@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records.store import COLUMNS, ResultStore, read_folder, read_row, read_rows, write_row
+from benchmarks.records.store import COLUMNS, LATER_COLUMNS, ResultStore, read_folder, read_row, read_rows, write_row
 
 
 def fill(folder, keys):
@@ -48,8 +48,10 @@ def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(tmp_path):
 def test_a_row_with_the_same_key_is_replaced(tmp_path):
     fill(tmp_path, ["one"])
     with ResultStore(tmp_path) as store:
-        store.add({"key": "one", "task": "s5"})
-        assert store.rows["one"]["task"] == "s5"
+        store.add({"key": "one", "task": "s5", "seconds": 1.239})
+        held = dict(store.rows)
+    assert (held["one"]["task"], held["one"]["seconds"]) == ("s5", 1.24)
+    assert held == read_folder(tmp_path)  # as it will be read again
     assert (tmp_path / "compare.csv").read_text().count("\none,") == 1
 
 
@@ -79,7 +81,10 @@ def test_a_broken_line_in_the_middle_costs_only_itself(tmp_path):
     assert path.read_text() == "\n".join(lines[:2] + lines[3:])  # gone, though no run was added
 
 
-@pytest.mark.parametrize("text", ["", "key,ta"])
+OLDER = ",".join(name for name in COLUMNS if name not in LATER_COLUMNS)
+
+
+@pytest.mark.parametrize("text", ["", "key,ta", OLDER[:-3]])
 def test_a_header_that_was_cut_starts_a_new_file(tmp_path, text):
     (tmp_path / "compare.csv").write_text(text)
     fill(tmp_path, ["one"])
@@ -89,10 +94,18 @@ def test_a_header_that_was_cut_starts_a_new_file(tmp_path, text):
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "compare.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="other columns"), ResultStore(tmp_path):
+    store = ResultStore(tmp_path)
+    with pytest.raises(ValueError, match="other columns"), store:
         pass
     (tmp_path / "compare.csv").unlink()
     fill(tmp_path, ["one"])  # the lock was given back
+    for header, words in (
+        (f"{OLDER},mine", r"unknown: \['mine'\], missing: \[\]"),
+        (OLDER.replace(",seed,", ","), r"unknown: \[\], missing: \['seed'\]"),
+    ):
+        (tmp_path / "compare.csv").write_text(f"{header}\n")
+        with pytest.raises(ValueError, match=words):
+            read_rows(tmp_path / "compare.csv")
 
 
 def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
@@ -136,6 +149,11 @@ def test_a_row_is_typed_when_read_and_written_as_it_was(tmp_path):
 def test_a_second_run_is_refused(tmp_path):
     with ResultStore(tmp_path), pytest.raises(ValueError, match="in use by another run"), ResultStore(tmp_path):
         pass
+
+
+def test_a_column_that_there_is_not_is_an_error(tmp_path):
+    with ResultStore(tmp_path) as store, pytest.raises(AssertionError, match=r"unknown columns {'mine'}"):
+        store.add({"key": "one", "mine": 1})
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -1,6 +1,5 @@
 """Studies: a command that resumes, from stored rows too, and figures that say what the rows say."""
 
-import doctest
 import shutil
 from dataclasses import replace
 
@@ -10,10 +9,10 @@ from typer.testing import CliRunner
 from benchmarks.compare.models import quiet
 from benchmarks.compare.plan import plan
 from benchmarks.compare.settings import lay_out, read_grid
+from benchmarks.lm.report import COLUMNS
 from benchmarks.lm.settings import load_settings
-from benchmarks.records.store import read_folder
+from benchmarks.records.store import ResultStore, read_folder
 from benchmarks.studies import __main__ as studies
-from benchmarks.studies import figures
 from benchmarks.studies.figures import FIGURES, smallest_block
 from benchmarks.tasks.groups import find_group
 
@@ -41,7 +40,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_study_runs_what_is_left_and_says_so(small):
+def test_a_study_runs_what_is_left_and_says_so(small, monkeypatch):
     out = small / "out"
     assert "Nothing has run yet" in command("law", "--status", "--out", out)[1]
     code, said = command("law", "--out", out, "--workers", 1)
@@ -59,6 +58,15 @@ def test_a_study_runs_what_is_left_and_says_so(small):
     (stored / "compare.csv").write_text(f"{head}\n{first}\n")
     said = command("law", "--status", "--out", small / "new")[1]
     assert "1 done, 1 left: about 0.0 h" in said
+    with ResultStore(stored) as store:  # a run that took two hours, and one of another study
+        (done,) = store.rows.values()
+        store.add({**done, "seconds": 7200, "steps_done": 5})
+        store.add({**done, "key": "other", "task": "s5"})
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.compare.__main__._fit_workers", lambda *_: 4)
+        said = command("law", "--status", "--out", small / "new")[1]
+    assert "s3 1 0 1 4.0" in said
+    assert "1 done, 1 left: about 1.0 h with 4 worker(s)" in said
     shutil.copy(out / "compare.csv", stored)
     assert "All of it is done" in command("law", "--status", "--out", small / "new")[1]
     code, said = command("law", "--out", small / "new", "--workers", 1)
@@ -119,12 +127,9 @@ def test_one_layer_never_needs_more_than_one_block():
 
 
 def test_language_models_have_a_status(tmp_path):
-    assert (
-        "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in command("lm", "--status", "--out", tmp_path)[1]
-    )
-
-
-def test_docstring_examples():
-    result = doctest.testmod(figures)
-    assert result.attempted
-    assert not result.failed
+    said = command("lm", "--status", "--out", tmp_path)[1]
+    assert "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in said
+    with ResultStore(tmp_path, "lm", COLUMNS) as store:
+        store.add({"key": "one", "seconds": 7200})
+    said = command("lm", "--status", "--out", tmp_path)[1]
+    assert "lm: 1 of 27 runs done, 26 left: about 52.0 h, one at a time" in said
