@@ -4,15 +4,12 @@ import doctest
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from fresh import ROOT, run_fresh
 
 import fla_bdlru
 
-ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(fla_bdlru.__path__, "fla_bdlru."))
 
 QUICK = """
@@ -27,10 +24,7 @@ HIDE = "import sys; sys.modules.update(dict.fromkeys({hidden!r}))\n"
 
 
 def run(code: str, hidden: tuple[str, ...] = ()) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", HIDE.format(hidden=hidden) + code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_fresh("-c", HIDE.format(hidden=hidden) + code)
 
 
 def test_public_names():

@@ -2,25 +2,21 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM, TransformerConfig, TransformerForCausalLM
+from fresh import ROOT, run_fresh
 
 import fla_bdlru
 from fla_bdlru import patches
 from fla_bdlru.layers import BDLRU, HLRU
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
 
 
 def run(code, **variables):
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PATH": "", **variables}, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_fresh("-c", code, env={"PATH": "", **variables})
 
 
 def test_every_change_is_recorded():

@@ -9,14 +9,7 @@ from torch import nn
 pytest.importorskip("triton", reason="FLA's layers import Triton")
 
 from fla.layers import Mamba, Mamba2, RodimusAttention
-from fla.models import (
-    GatedDeltaNetConfig,
-    GLAConfig,
-    GSAConfig,
-    HGRN2Config,
-    LightNetConfig,
-    TransformerConfig,
-)
+from fla.models import GatedDeltaNetConfig, GLAConfig, GSAConfig, HGRN2Config, LightNetConfig, TransformerConfig
 from fla.modules import FusedLinearCrossEntropyLoss, GatedMLP
 from transformers import AutoModelForCausalLM
 

@@ -4,15 +4,14 @@ import ast
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fresh import ROOT, run_fresh
 
 from benchmarks.report.documents import KINDS, MARKED, fill, pages
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 # ```python and ```bash are run; ```sh is only shown: it takes long, or needs a network, a GPU or several processes
 SNIPPET = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -41,9 +40,7 @@ def follow(parts: list[tuple[str, str]], folder: Path) -> None:
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_fresh("-c", script, cwd=folder, env=environ)
 
 
 @pytest.mark.parametrize("path", [p for p in sorted((ROOT / "docs").glob("*.md")) if snippets(p)], ids=lambda path: path.stem)

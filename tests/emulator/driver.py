@@ -28,13 +28,7 @@ FOLDER = Path(os.environ.get("FLA_BDLRU_EMULATOR_CACHE", Path(tempfile.gettempdi
 HEADER = (Path(__file__).parent / "warp.h").read_text()
 FLAGS = ["-O2", "-ftree-vectorize", "-fvect-cost-model=unlimited", "-march=native", "-ffp-contract=off", "-fwrapv"]
 FLAGS += ["-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-w", "-shared", "-fPIC"]
-KINDS = (
-    "",
-    "outside of the launch's tensors",
-    "not aligned to its size",
-    "of bytes that nothing wrote",
-    "lanes branch apart",
-)
+KINDS = ("", "outside of the launch's tensors", "not aligned to its size", "of bytes that nothing wrote", "lanes branch apart")
 COUNTERS = (*CLASSES, "requests", "sectors", "fewest", "read", "wrote")
 
 

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_fresh
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -21,10 +20,7 @@ ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
 
 def run(module: str, *arguments) -> str:
     """What a launcher's run prints."""
-    command = [sys.executable, "-W", "ignore", "-m", *module.split(), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENV}, timeout=200)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+    return run_fresh("-m", *module.split(), *arguments, env={**os.environ, **ENV})
 
 
 def losses_in(printed: str) -> list[float]:

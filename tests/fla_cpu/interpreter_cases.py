@@ -192,11 +192,7 @@ def variant_cases(kind, shape, bounds):
         [q32, gk, k32, v32, -a, torch.rand(*shape, H, K), state],
     )
     rwkv6 = [q32, k32, v32, gk, r(H, K)]
-    yield (
-        f"chunk_rwkv6{kind}",
-        lambda q, k, v, w, u, s: chunk_rwkv6(q, k, v, w, u, None, s, **c),
-        [*rwkv6, state],
-    )
+    yield (f"chunk_rwkv6{kind}", lambda q, k, v, w, u, s: chunk_rwkv6(q, k, v, w, u, None, s, **c), [*rwkv6, state])
     yield (
         f"fused_recurrent_rwkv6{kind}",
         lambda q, k, v, w, u, s: fused_recurrent_rwkv6(q, k, v, w, u, None, s, cu_seqlens=bounds)[0],

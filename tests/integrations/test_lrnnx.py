@@ -1,12 +1,12 @@
 """The layers of lrnnx as mixers. Its CUDA extension is a stub here: what needs no extension runs."""
 
-import subprocess
 import sys
 import types
 from dataclasses import replace
 
 import pytest
 import torch
+from fresh import run_fresh
 
 pytest.importorskip("opt_einsum", reason="lrnnx needs opt_einsum")
 if "selective_scan_cuda" not in sys.modules:
@@ -112,5 +112,4 @@ except ValueError as error:
     assert "mixer='lrnnx_lru' needs the package lrnnx with its CUDA extensions" in str(error), error
     print("refused")
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
-    assert "refused" in done.stdout, done.stderr[-2000:]
+    assert "refused" in run_fresh("-c", code)

@@ -1,12 +1,11 @@
 """BD-LRU and H-LRU in mamba_ssm's own model, on a CPU: built, initialised, trained, saved, decoded, packed."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_fresh
 
 pytest.importorskip("mamba_ssm", reason="mamba_ssm is not installed (scripts/setup_env.py says how)", exc_type=ImportError)
 
@@ -372,12 +371,7 @@ def test_other_layers_stay_as_they_are():
 
 def run(code, **env):
     code = "import sys, types\nsys.modules['selective_scan_cuda'] = types.ModuleType('selective_scan_cuda')\n" + code
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True, text=True, cwd=ROOT, timeout=250, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **env},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_fresh("-c", code, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **env})
 
 
 MODEL = """

@@ -350,10 +350,7 @@ def test_what_is_loaded_is_not_drawn_again(options):
 
 ERRORS = [
     (lambda: BDLRU(D, block_size=0), "block_size must be positive; got 0"),
-    (
-        lambda: BDLRU(D, block_size=3),
-        "expand=1.0 times hidden_size=16 gives 16 values, which must be .* multiple of 3",
-    ),
+    (lambda: BDLRU(D, block_size=3), "expand=1.0 times hidden_size=16 gives 16 values, which must be .* multiple of 3"),
     (lambda: BDLRU(D, block_size=5), "block_size=5 does not divide the state: expand=1.0 times hidden_size"),
     (lambda: BDLRU(D, expand=0.3), "multiple of 4; change expand or hidden_size, or set num_blocks"),
     (lambda: BDLRU(D, num_blocks=-1), "num_blocks must be positive; got -1"),

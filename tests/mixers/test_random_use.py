@@ -32,11 +32,7 @@ COMMON = {
 }
 SIZES = [0, -1, 2.0, 2.5, "4", None, True, [4]]
 FIELDS = {
-    "bdlru": {
-        **COMMON,
-        "block_size": ([1, 2, 4, 8], SIZES),
-        "num_blocks": ([None, 1, 3, 8], [0, -2, "x", 1.5, False]),
-    },
+    "bdlru": {**COMMON, "block_size": ([1, 2, 4, 8], SIZES), "num_blocks": ([None, 1, 3, 8], [0, -2, "x", 1.5, False])},
     "hlru": {
         **COMMON,
         "order": ([1, 2, 3, 4, 8], SIZES),

@@ -3,12 +3,10 @@
 import inspect
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_fresh
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from usage import train
 
@@ -146,10 +144,8 @@ def test_a_saved_model_names_the_package(name, tmp_path):
     assert "library_name: fla_bdlru" in (tmp_path / "README.md").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoConfig"].startswith("fla_bdlru_models.")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOAD.format(folder=str(tmp_path))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=200)
-    assert done.returncode == 0, done.stderr
-    untrusted, absent, loaded = (line for line in done.stdout.splitlines() if not line.startswith("["))  # others' logs
+    printed = run_fresh("-c", LOAD.format(folder=str(tmp_path)), env=environment)
+    untrusted, absent, loaded = (line for line in printed.splitlines() if not line.startswith("["))  # others' logs
     assert "trust_remote_code=True" in untrusted
     assert absent.startswith("ImportError This modeling file requires the following packages")
     assert "pip install fla_bdlru" in absent

@@ -1,25 +1,17 @@
 """What users of transformers do with a model: generate, save and load, pipelines, checkpointing, PEFT, half types."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fla.models import GatedDeltaNetConfig, TransformerConfig
+from fresh import run_fresh
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 from usage import greedy, lively, train
 
 from fla_bdlru.layers import BDLRU
@@ -266,11 +258,7 @@ def test_a_saved_mixer_is_refused_where_this_package_was_not_imported(tmp_path):
     paths = [tmp_path / "gated_deltanet", tmp_path / "transformer"]
     build("gated_deltanet").save_pretrained(paths[0])
     build("transformer-hybrid").save_pretrained(paths[1])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT, *map(str, paths)], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = run_fresh("-c", WITHOUT, *paths, cwd=tmp_path).splitlines()
     assert len(lines) == 12
     assert all('attn_implementation="fla_bdlru"` is not supported' in line for line in lines), lines
 

@@ -4,8 +4,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import warnings
 from itertools import product
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh import run_fresh
 
 numba = pytest.importorskip("numba")
 from numba import njit
@@ -419,7 +418,7 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
         "cpu.cpu_fwd(v, g, None, None, 'none'); stats = cpu.forward_kernel(1, 8, False).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True)
+    run_fresh("-c", code, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
 
 
 def triple(x):

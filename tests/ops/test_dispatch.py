@@ -1,11 +1,10 @@
 """Which backend runs, and what is said when none can."""
 
 import builtins
-import subprocess
-import sys
 
 import pytest
 import torch
+from fresh import run_fresh
 
 from fla_bdlru.ops import chunk_bdlru
 from fla_bdlru.ops.common import dispatch
@@ -89,7 +88,7 @@ def test_numba_is_imported_by_the_first_call_only():
         "import sys, torch; from fla_bdlru.ops import chunk_bdlru; assert 'numba' not in sys.modules; "
         "chunk_bdlru(torch.randn(1, 3, 2, 1), torch.randn(1, 3, 2, 1, 2)); assert 'numba' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_fresh("-c", code)
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch):

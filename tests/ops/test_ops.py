@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import OPS, REFERENCES
 
-from fla_bdlru.ops import (
-    GATE_NORMS,
-    chunk_bdlru,
-    chunk_hlru,
-    hlru_window,
-    naive_recurrent_bdlru,
-    normalize_gates,
-)
+from fla_bdlru.ops import GATE_NORMS, chunk_bdlru, chunk_hlru, hlru_window, naive_recurrent_bdlru, normalize_gates
 
 BACKENDS = ("cpu", "torch")
 each_op = pytest.mark.parametrize("name", OPS)

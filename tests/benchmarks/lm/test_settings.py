@@ -1,17 +1,10 @@
 """Settings: files, changes from the command line, and what wrong input is told."""
 
-import doctest
-
 import pytest
 
-from benchmarks.lm import settings as module
 from benchmarks.lm.settings import Entry, load_settings, presets
 
 PAPER = {"bdlru-m1": (1, 2112), "bdlru-m2": (2, 844), "bdlru-m4": (4, 302), "bdlru-m8": (8, 96), "bdlru-m16": (16, 28)}
-
-
-def test_docstring_example():
-    assert doctest.testmod(module).failed == 0
 
 
 def test_the_published_settings():

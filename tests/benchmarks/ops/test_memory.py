@@ -1,7 +1,5 @@
 """What layers keep for the backward: counted in the code of a GPU, and what the stored rows say."""
 
-import doctest
-
 import pandas as pd
 import pytest
 from triton.runtime.jit import JITFunction
@@ -14,10 +12,6 @@ from benchmarks.report.documents import RESULTS
 def _small(monkeypatch):
     for name, value in (("WIDTH", 256), ("BUDGET", 2**18), ("TOKENS", 64)):
         monkeypatch.setattr(memory, name, value)
-
-
-def test_example():
-    assert doctest.testmod(memory).failed == 0
 
 
 def test_ours_is_counted_by_hand():

@@ -1,15 +1,8 @@
-import doctest
-
 import pytest
 
-from benchmarks.records import naming
 from benchmarks.records.naming import SUFFIXES, parse_name
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.ops import GATE_NORMS
-
-
-def test_docstring_examples():
-    assert doctest.testmod(naming).failed == 0
 
 
 def test_names_are_taken_apart():

@@ -1,6 +1,5 @@
 """What all pictures share: names beside lines, equal lines beside each other, ranges, titles."""
 
-import doctest
 import io
 import itertools
 
@@ -8,12 +7,7 @@ import matplotlib.image
 import pytest
 from matplotlib.text import Text
 
-from benchmarks.records import style
 from benchmarks.records.style import picture, plot_ranges, scale_lengths, spread_apart
-
-
-def test_docstring_examples():
-    assert doctest.testmod(style).failed == 0
 
 
 @pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])

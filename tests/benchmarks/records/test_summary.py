@@ -1,10 +1,7 @@
 """Which runs may be compared, and who wins by how much."""
 
-import doctest
-
 import pytest
 
-from benchmarks.records import summary
 from benchmarks.records.summary import compare, find_wins, summarise
 
 
@@ -17,11 +14,7 @@ def test_runs_of_other_settings_are_another_comparison(make_row):
         make_row("gla", 0.3, lr="0.01"),
     ]
     found = compare(rows)
-    assert [(c.task, c.settings["steps"], len(c.lines)) for c in found] == [
-        ("s3", 1200, 2),
-        ("s4", 1200, 1),
-        ("s3", 2400, 1),
-    ]
+    assert [(c.task, c.settings["steps"], len(c.lines)) for c in found] == [("s3", 1200, 2), ("s4", 1200, 1), ("s3", 2400, 1)]
     assert "1,200 steps of 64 sequences, width 64, 1 block, matched by params" in found[0].description
 
 
@@ -32,10 +25,7 @@ def test_a_row_matched_in_two_ways_stands_in_both_comparisons(make_row):
         make_row("lstm", 0.7, matched="state 64"),
     ]
     found = {c.matched: [(line.variant, line.tokens[0]) for line in c.lines] for c in compare(rows)}
-    assert found == {
-        "params 1234": [("bdlru-m4", [0.9]), ("lstm", [0.8])],
-        "state 64": [("bdlru-m4", [0.9]), ("lstm", [0.7])],
-    }
+    assert found == {"params 1234": [("bdlru-m4", [0.9]), ("lstm", [0.8])], "state 64": [("bdlru-m4", [0.9]), ("lstm", [0.7])]}
 
 
 def test_comparisons_of_one_task_are_told_apart(make_row):
@@ -67,10 +57,6 @@ def test_a_mixer_matched_by_another_rule_stands_in_the_comparison_and_says_so(ma
         ("params 99", {"attn": ""}),
         ("state 64", {"lstm": "", "attn": "params 99"}),
     ]
-
-
-def test_docstring_examples():
-    assert doctest.testmod(summary).failed == 0
 
 
 def wins_of(rows):

@@ -1,7 +1,5 @@
 """Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
 
-import doctest
-import importlib
 import math
 
 import pandas as pd
@@ -51,11 +49,6 @@ def trained(tmp_path_factory):
 
 def rows_of(trained, variant):
     return [row for row in trained[1].values() if row["variant"] == variant]
-
-
-@pytest.mark.parametrize("name", ["transitions", "spectra", "accuracy", "overview", "gates"])
-def test_docstring_examples(name):
-    assert doctest.testmod(importlib.import_module(f"benchmarks.report.{name}")).failed == 0
 
 
 @pytest.mark.parametrize("gate_norm", GATE_NORMS)
