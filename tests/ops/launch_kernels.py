@@ -11,13 +11,15 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
-from types import SimpleNamespace
+from pathlib import Path
 
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="fla_bdlru_launch_")
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from triton.backends.compiler import GPUTarget
+from emulator import Driver
 from triton.runtime import driver
 
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
@@ -29,15 +31,11 @@ atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=Tru
 OPS = {"bdlru": bdlru_kernels, "hlru": hlru_kernels}
 
 
-class NoGPU:
+class NoGPU(Driver):
     """What Triton asks of a driver."""
 
-    utils = SimpleNamespace(
-        get_device_properties=lambda device: {"max_shared_mem": 227 * 1024, "warpSize": 32, "multiprocessor_count": 132},
-        load_binary=lambda name, kernel, shared, device: (name, name, 0, 0, 1024),
-    )
-
     def __init__(self):
+        super().__init__()
         self.launches, self.tuned = [], []
 
     def launcher_cls(self, source, metadata):
@@ -46,18 +44,6 @@ class NoGPU:
                 self.launches.append({"kernel": metadata.name, "grid": [grid_x, grid_y, grid_z], "warps": metadata.num_warps})
 
         return launch
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
 
     def get_benchmarker(self):
         def bench(call, quantiles):
