@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from benchmarks.compare.models import quiet
@@ -13,7 +14,9 @@ from benchmarks.lm.report import COLUMNS
 from benchmarks.lm.settings import load_settings
 from benchmarks.records.store import ResultStore, read_folder
 from benchmarks.studies import __main__ as studies
+from benchmarks.studies import figures
 from benchmarks.studies.figures import FIGURES, smallest_block
+from benchmarks.tasks import get_task
 from benchmarks.tasks.groups import find_group
 
 ROW = {"task": "s3", "variant": "bdlru-m3-sinh", "lr": 0.01, "weight_decay": 0.01, "finished": "1"}
@@ -101,7 +104,7 @@ def test_stored_rows_are_those_of_the_study():
 
 
 def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
-    rows = [row(0), row(1, kept=0.5), row(1, finished="2"), row(0, task="z5"), row(0, kept=0.2, variant="bdlru-m2-sinh")]
+    rows = [row(0), row(1, finished="2"), row(1, kept=0.5), row(0, task="z5"), row(0, kept=0.2, variant="bdlru-m2-sinh")]
     learned, panel = FIGURES["law"]([*rows, row(0, variant="hlru-m2-sinh", kept=0.0)]).panels
     assert learned.cells["BD-LRU, m = 2", "s3"] == (1.0, "1/1")
     assert panel.columns == ["s3", "z5"]
@@ -111,11 +114,22 @@ def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
     assert panel.borders == {"s3": "BD-LRU, m = 3", "z5": "BD-LRU, m = 5"}
 
 
+def test_a_border_is_drawn_where_every_column_has_one():
+    cells = {("m = 2", "s3"): (0.5, "1/2")}
+    for borders, steps in (({"s3": "m = 3", "z5": "m = 2"}, [0.5, 0.5, -0.5, -0.5]), ({"s3": "m = 3"}, None)):
+        axes = Figure().subplots()
+        figures.Panel("title", ["m = 2", "m = 3"], ["s3", "z5"], cells, borders).draw(axes)
+        assert [list(line.get_ydata()) for line in axes.lines] == ([steps] if steps else [])
+
+
 def test_each_mixer_is_shown_at_its_best_rate_and_decay():
-    rows = [row(s, first=0.5, lr=0.1) for s in range(2)] + [row(s, first=0.9, weight_decay=0.1) for s in range(2)]
-    (panel,) = FIGURES["mad"](rows).panels
-    assert panel.cells == {("bdlru-m3-sinh", "s3"): (0.9, "0.90")}
-    first, kept = FIGURES["state_tracking"]([row(0, kept=0.1), row(1)]).panels
+    """Of those with most seeds; decays of one rate are choices of their own."""
+    rows = [row(s, first=0.5, lr=0.1) for s in range(3)] + [row(0, first=0.95, lr=0.02), row(0, task="z2")]
+    rows += [row(s, first=first, weight_decay=0.1) for s, first in enumerate((0.9, 0.9, 0.6))]
+    mad = FIGURES["mad"]([*rows, *(row(s, first=0.2, finished="2") for s in range(3))])
+    assert mad.panels[0].cells["bdlru-m3-sinh", "s3"] == (0.9, "0.90")
+    assert f"1 to 3 seed(s), medians. Guessing: s3 {get_task('s3').chance:.2f}, z2 0.50." in mad.note
+    first, kept = FIGURES["state_tracking"]([row(0, kept=0.1), row(1, first=figures.SOLVED)]).panels
     assert first.cells["bdlru-m3-sinh", "s3"] == (1.0, "2/2")
     assert kept.cells["bdlru-m3-sinh", "s3"] == (0.5, "1/2")
     assert "| bdlru-m3-sinh | 1/2 |" in kept.table()
