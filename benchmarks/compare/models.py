@@ -391,7 +391,14 @@ def _match_by_mlp(name: str, variant: Variant, width: int, budget: int) -> Match
 
 
 def build_model(
-    mixer: str, args: dict, vocab_size: int, width: int, layers: int, mlp_width: int, readout: str = "tokens"
+    mixer: str,
+    args: dict,
+    vocab_size: int,
+    width: int,
+    layers: int,
+    mlp_width: int,
+    readout: str = "tokens",
+    initializer_range: float = 0.02,
 ) -> nn.Module:
     r"""The host model: FLA's Transformer with its attention replaced, `layers` blocks of mixer + SwiGLU MLP.
 
@@ -412,6 +419,8 @@ def build_model(
             Inner width of the MLP.
         readout (str):
             `"tokens"`, the language-model head, or `"autoencoder"` (`benchmarks.compare.readout`). Default: `"tokens"`.
+        initializer_range (float):
+            Standard deviation of embeddings' and linear maps' weights. Default: 0.02.
 
     Returns:
         nn.Module:
@@ -433,6 +442,7 @@ def build_model(
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
+        initializer_range=initializer_range,
     )
     host = TransformerForCausalLM(config)
     return AutoEncoder(host) if readout == "autoencoder" else host

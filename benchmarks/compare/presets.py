@@ -95,10 +95,11 @@ _TRACKING = Preset(
     lrs=(1e-2, 2e-2),
     schedule="trapezoid",
     eval_examples=256,
-    curriculum="adaptive",
+    curriculum="restarting",
     tokens=2048,
     bos=True,
     readout_noise=1.0,
+    initializer_range=0.08,
 )
 PRESETS["tracking"] = {STATE_TRACKING: _TRACKING}
 _GROUP = "[zsadq][0-9]+(x[zsadq][0-9]+)?"

@@ -2,21 +2,29 @@
 
 Short sequences come first, and the next length when the present one is told without noise. Noise makes a state that shrinks
 costly, so that gates become exact; it starts low, and grows once the longest length is learned.
+
+A model can also tell products of a length by a representation of the group that shrinks at each letter, and no noise frees it
+from that (docs: results, S5). It shows early: noise as loud as a part of what was said first drowns what is said last. A
+restarting curriculum draws such a model's weights anew, while enough of the steps are left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 CHECK = 10  # steps between looks at the accuracy
 EXAMPLES = 64  # fresh sequences a look
-MEMORY = 0.7  # of the running accuracy, a look
+MEMORY = {False: 0.7, True: 0.5}  # of the running accuracy, a look; by whether it restarts
 START = 0.3  # of the noise's final level, until the longest length is learned
 RISE = 0.02  # of the final level, a look at which the longest length is still told
+LOUD = 0.3  # level of the noise that shows a state that fades, relative to the loudest token
+FADED, PATIENCE = 0.15, 10  # share of the way from guessing to 1 under that noise, and looks in a row below it
+LEFT = 0.4  # of the steps, for another start
 
 
 class Curriculum:
@@ -29,6 +37,8 @@ class Curriculum:
             Running accuracy at the last position, without noise, above which a length counts as learned.
         noise (float):
             Final level of the noise, relative to the root mean square of what it is added to.
+        restarts (bool):
+            Moves faster, as a run that goes astray starts anew. Default: `False`.
 
     Example:
         >>> from benchmarks.compare.recipe import Curriculum
@@ -38,9 +48,13 @@ class Curriculum:
         >>> assert curriculum.length == 4 and curriculum.noise == 0.3
     """
 
-    def __init__(self, lengths: tuple[int, ...], threshold: float, noise: float):
-        self.lengths, self.threshold, self.level = lengths, threshold, noise
-        self.stage, self.running, self.share = 0, 0.0, START
+    def __init__(self, lengths: tuple[int, ...], threshold: float, noise: float, restarts: bool = False):
+        self.lengths, self.threshold, self.level, self.memory = lengths, threshold, noise, MEMORY[restarts]
+        self.start()
+
+    def start(self) -> None:
+        """Goes back to the first length."""
+        self.stage, self.running, self.share, self.faded = 0, 0.0, START, 0
 
     @property
     def length(self) -> int:
@@ -52,7 +66,7 @@ class Curriculum:
 
     def look(self, accuracy: float) -> None:
         """Takes the accuracy of the present length without noise; moves to the next length, or raises the noise."""
-        self.running = MEMORY * self.running + (1 - MEMORY) * accuracy
+        self.running = self.memory * self.running + (1 - self.memory) * accuracy
         if self.running <= self.threshold:
             return
         if self.stage + 1 < len(self.lengths):
@@ -60,42 +74,67 @@ class Curriculum:
         else:
             self.share = min(1.0, self.share + RISE)
 
+    def fades(self, accuracy: float) -> bool:
+        """Takes the accuracy under loud noise, from 0 (guessing) to 1; whether it was too low `PATIENCE` looks in a row.
+
+        Lengths below a third of the longest do not count: there, gates of good runs are not exact yet.
+        """
+        self.faded = self.faded + 1 if accuracy < FADED and 3 * self.length > self.lengths[-1] else 0
+        return self.faded >= PATIENCE
+
+
+@dataclass
+class Noise:
+    r"""How loud noise is.
+
+    Attributes:
+        level (float):
+            Relative to the root mean square of a token's channels, while the mixer trains. Default: 0.
+        loud (float):
+            Relative to that of the sequence's loudest token, in eval mode too. Default: 0.
+    """
+
+    level: float = 0.0
+    loud: float = 0.0
+
 
 @contextmanager
-def noisy(mixers: list[nn.Module]) -> Iterator[list[float]]:
-    r"""Adds noise to what mixers return while they train: `o + level * rms(o) * eps`, rms over a token's channels.
+def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
+    r"""Adds noise to what mixers return: `o + level * rms(o) * eps`, rms over a token's channels.
 
     Args:
         mixers (list[nn.Module]):
             Layers with FLA's signature.
 
     Returns:
-        Iterator[list[float]]:
-            A list whose one element is the level; 0 at first. In eval mode, and at level 0, nothing is added.
+        Iterator[Noise]:
+            How loud it is from now on; nothing is added at first.
 
     Example:
         >>> import torch
         >>> from benchmarks.compare.recipe import noisy
         >>> from fla_bdlru import BDLRU
         >>> layer, x = BDLRU(16), torch.randn(1, 4, 16)
-        >>> with noisy([layer]) as level:
+        >>> with noisy([layer]) as noise:
         ...     clean = layer(x)[0]
-        ...     level[0] = 0.5
+        ...     noise.level = 0.5
         ...     assert not torch.equal(layer(x)[0], clean)
         >>> assert torch.equal(layer(x)[0], clean)
     """
-    level = [0.0]
+    noise = Noise()
 
     def add(module: nn.Module, args: tuple, output: tuple) -> tuple:
-        if not (module.training and level[0]):
+        level = noise.loud or noise.level * module.training
+        if not level:
             return output
         o, *rest = output
-        rms = o.detach().float().square().mean(-1, keepdim=True).sqrt().to(o.dtype)
-        return o + level[0] * rms * torch.randn_like(o), *rest
+        rms = o.detach().float().square().mean(-1, keepdim=True).sqrt()  # [B, T, 1]
+        rms = (rms.amax(1, keepdim=True) if noise.loud else rms).to(o.dtype)
+        return o + level * rms * torch.randn_like(o), *rest
 
     hooks = [mixer.register_forward_hook(add) for mixer in mixers]
     try:
-        yield level
+        yield noise
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from benchmarks.compare.models import build_model
-from benchmarks.compare.recipe import CHECK, EXAMPLES, Curriculum, noisy
+from benchmarks.compare.recipe import CHECK, EXAMPLES, LEFT, LOUD, Curriculum, noisy
 from benchmarks.records.cell import SCHEDULES, Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from benchmarks.tasks.base import Begun
@@ -144,7 +144,8 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cell.lr, fused=True)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, done: int) -> torch.optim.lr_scheduler.LRScheduler:
+    # `done`: steps before these weights were drawn; a curriculum that restarts has a trapezoid
     if cell.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
     if cell.schedule == "one-cycle":
@@ -152,7 +153,7 @@ def _schedule(optimizer: torch.optim.Optimizer, cell: Cell) -> torch.optim.lr_sc
     if cell.schedule == "trapezoid":
         fall = LAST * cell.steps
         return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (cell.steps - step) / fall))
+            optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (cell.steps - done - step) / fall))
         )
     raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
 
@@ -176,6 +177,21 @@ def _last_accuracy(model: torch.nn.Module, task: Task, generator: torch.Generato
     return right.float().mean().item()
 
 
+def _start(cell: Cell, task: Task, restarts: int, done: int, device: str) -> tuple:
+    """New weights, different for each restart, and their optimiser and schedule."""
+    torch.manual_seed(make_generator("weights", cell.seed, *[restarts] * bool(restarts)).initial_seed())
+    sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
+    model = build_model(
+        cell.mixer, cell.mixer_args, *sizes, readout=task.readout, initializer_range=cell.initializer_range
+    ).to(device)
+    optimizer = _optimizer(model, cell)
+    return model.train(), optimizer, _schedule(optimizer, cell, done)
+
+
+def _mixers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [block.attn for block in (model.model if hasattr(model, "model") else model.encoder).layers]
+
+
 def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
     r"""Trains and scores one cell.
 
@@ -191,29 +207,31 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         dict:
             `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
             `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of
-            training, `diverged` (a loss that was not finite), `steps_done`, and `curve`, a list of (step, length, learning
-            rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
-    """
-    task = Begun(get_task(cell.task)) if cell.bos else get_task(cell.task)
-    torch.manual_seed(make_generator("weights", cell.seed).initial_seed())
-    sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
-    model = build_model(cell.mixer, cell.mixer_args, *sizes, readout=task.readout).to(device)
-    optimizer = _optimizer(model, cell)
-    schedule = _schedule(optimizer, cell)
-    every = max(1, cell.steps // CURVE_POINTS)
-    curve, diverged = [], False
+            training, `diverged` (a loss that was not finite), `steps_done`, `restarts`, and `curve`, a list of (step, length,
+            learning rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
 
-    model.train()
+    Raises:
+        ValueError: if the curriculum restarts and the learning rate's schedule is no trapezoid.
+    """
+    restarting = cell.curriculum == "restarting"
+    if restarting and cell.schedule != "trapezoid":
+        raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
+    task = Begun(get_task(cell.task)) if cell.bos else get_task(cell.task)
+    model, optimizer, schedule = _start(cell, task, 0, 0, device)
+    every = max(1, cell.steps // CURVE_POINTS)
+    curve, diverged, restarts = [], False, 0
+
     for inputs, targets in {x.shape: (x, y) for x, y in batches(task, replace(cell, steps=len(cell.lengths)))}.values():
         # kernels are compiled on first use: not part of the time
         _loss(model(input_ids=inputs.to(device)).logits, targets.to(device)).backward()
 
-    curriculum = Curriculum(cell.lengths, cell.threshold, cell.readout_noise) if cell.curriculum == "adaptive" else None
+    curriculum = None
+    if cell.curriculum != "stages":
+        curriculum = Curriculum(cell.lengths, cell.threshold, cell.readout_noise, restarting)
     looks = make_generator(cell.task, "curriculum", cell.seed)
-    mixers = [block.attn for block in (model.model if hasattr(model, "model") else model.encoder).layers]
     stack = ExitStack()
-    level = stack.enter_context(noisy(mixers))
-    level[0] = cell.readout_noise if curriculum is None else curriculum.noise
+    noise = stack.enter_context(noisy(_mixers(model)))
+    noise.level = cell.readout_noise if curriculum is None else curriculum.noise
 
     start = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(task, cell, curriculum), 1):
@@ -228,7 +246,17 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         schedule.step()
         if curriculum is not None and step % CHECK == 0:
             curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
-            level[0] = curriculum.noise
+            if restarting and step <= (1 - LEFT) * cell.steps:
+                noise.loud = LOUD
+                told = _last_accuracy(model, task, looks, curriculum.length, device)
+                noise.loud = 0.0
+                if curriculum.fades((told - task.chance) / (1 - task.chance)):
+                    restarts += 1
+                    curriculum.start()
+                    stack.close()
+                    model, optimizer, schedule = _start(cell, task, restarts, step, device)
+                    noise = stack.enter_context(noisy(_mixers(model)))
+            noise.level = curriculum.noise
         if step % every == 0 or step == cell.steps:
             right, asked, _, _ = score(logits.detach(), targets)
             curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
@@ -249,6 +277,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         "seconds": seconds,
         "diverged": diverged,
         "steps_done": step,
+        "restarts": restarts,
         "curve": curve,
         # copies, as a layer may hold one tensor under two names (S4D)
         "weights": save({name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}),

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.records.fields import SWITCH, Accepts, one_of, option, real, whole
 
 SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
-CURRICULA = ("stages", "adaptive")  # of the training lengths
+CURRICULA = ("stages", "adaptive", "restarting")  # of the training lengths
 WIDEST = 2**14  # layers of that width are built to be measured
 
 
@@ -50,21 +50,25 @@ class Setup:
         "one-cycle", "c", "schedule {}", one_of(*SCHEDULES),
         f"Of the learning rate: {', '.join(SCHEDULES)}. Default: as preset.", later=True,
     )  # fmt: skip
-    curriculum: str = _setting(  # an equal share of the steps a length; or the next one when one is learned
-        "stages", "u", "{} curriculum", one_of(*CURRICULA), f"{' or '.join(CURRICULA)}. Default: as preset.", later=True
+    curriculum: str = _setting(  # an equal share of the steps a length; the next when one is learned; anew if a state fades
+        "stages", "u", "{} curriculum", one_of(*CURRICULA), f"One of {', '.join(CURRICULA)}. Default: as preset.", later=True
     )
     threshold: float = _setting(
         0.95, "h", "threshold {}", real(lambda x: 0 < x < 1, "an accuracy between 0 and 1"),
-        "Accuracy at the last position, without noise, at which the adaptive curriculum moves on.", later=True,
+        "Accuracy at the last position, without noise, at which the curriculum moves on.", later=True,
     )  # fmt: skip
     tokens: int = _setting(
         0, "k", "{} tokens a step", whole(0, "tokens of a step, or 0 for the preset's batch size"),
         "Tokens of a step, in place of sequences. Default: as preset.", later=True,
     )  # fmt: skip
     bos: bool = _setting(False, "o", "BOS {}", SWITCH, "true: sequences begin with a token of their own.", later=True)
-    readout_noise: float = _setting(  # relative to the root mean square; the adaptive curriculum's final level
+    readout_noise: float = _setting(  # relative to the root mean square; a curriculum's final level
         0.0, "z", "readout noise {}", real(lambda x: 0 <= x <= 10, "a level from 0 (none) to 10"),
         "Noise on what mixers return while training. Default: as preset, 0.", later=True,
+    )  # fmt: skip
+    initializer_range: float = _setting(
+        0.02, "i", "weights of {}", real(lambda x: 0 < x <= 1, "a standard deviation greater than 0 and up to 1"),
+        "Standard deviation of embeddings' and linear maps' weights at the start. Default: as preset, 0.02.", later=True,
     )  # fmt: skip
 
     @property
@@ -72,7 +76,8 @@ class Setup:
         """What is trained and how, in a line."""
         batch = f"{self.tokens:,} tokens" if self.tokens else f"{self.batch_size} sequences"
         parts = [f"{self.steps:,} steps of {batch}", f"width {self.width}", f"{self.layers} block{'s' * (self.layers > 1)}"]
-        parts += ["adaptive curriculum"] * (self.curriculum == "adaptive") + ["BOS"] * self.bos
+        parts += [f"{self.curriculum} curriculum"] * (self.curriculum != "stages") + ["BOS"] * self.bos
+        parts += [f"weights of {self.initializer_range:g}"] * (self.initializer_range != LATER["initializer_range"])
         return ", ".join(parts + [f"readout noise {self.readout_noise:g}"] * bool(self.readout_noise))
 
 

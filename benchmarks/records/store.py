@@ -60,12 +60,13 @@ COLUMNS: dict[str, Column] = {
     "diverged": SWITCH,
     "seconds": SECONDS,
     "steps_done": WHOLE,
+    "restarts": WHOLE,
     "device": TEXT,
     "threads": WHOLE,
     **dict.fromkeys(("versions", "commit", "finished"), TEXT),
 }
 # older files lack some
-LATER_COLUMNS = {*LATER, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done"}
+LATER_COLUMNS = {*LATER, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done", "restarts"}
 LATER_COLUMNS |= {name for name in SCORED if name.endswith(("_32x", "_256x"))}
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
