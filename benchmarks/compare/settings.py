@@ -223,10 +223,8 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             where = "--steps" if "steps" in flags else "steps"
             raise FieldError(where, f"{base.steps} is not accepted; expected at least one per length {base.lengths}.")
         if base.curriculum == "restarting" and base.schedule != "trapezoid":
-            where = next(
-                name for name in ("--schedule", "--curriculum", "schedule") if name.strip("-") in flags or name[0] != "-"
-            )
-            raise FieldError(where, f"{base.schedule!r} is not accepted with curriculum 'restarting'; expected 'trapezoid'.")
+            where = "--schedule" if "schedule" in flags else "--curriculum" if "curriculum" in flags else "schedule"
+            raise FieldError(where, f"{base.schedule!r} is not accepted with curriculum restarting; expected trapezoid.")
         if len(values.get("match", ())) > 1 and "budget" in values:
             where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]
             raise FieldError(where, f"{given} is not accepted with match params,state; expected one rule: their units differ.")

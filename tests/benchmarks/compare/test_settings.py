@@ -180,6 +180,7 @@ def test_nothing_said_is_the_quick_comparison():
             "budget",
             "99 is not accepted with match params,state; expected one rule",
         ),
+        ("curriculum = 'restarting'", "schedule", "'one-cycle' is not accepted with curriculum restarting; expected trapezoid"),
         ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),

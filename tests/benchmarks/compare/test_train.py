@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import small_cell
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.compare.recipe import Curriculum, noisy
+from benchmarks.compare import train
+from benchmarks.compare.recipe import FADED, PATIENCE, Curriculum, noisy
 from benchmarks.compare.train import batches, score, train_cell
 from benchmarks.records.cell import LATER
 from benchmarks.tasks import IGNORE, get_task
@@ -127,9 +129,9 @@ def test_tokens_of_a_step_are_constant_and_bos_comes_first():
 def test_noise_is_relative_and_only_while_training():
     layer, x = BDLRU(16), torch.randn(2, 200, 16)
     clean = layer(x)[0]
-    with noisy([layer]) as level:
+    with noisy([layer]) as noise:
         assert torch.equal(layer(x)[0], clean)
-        level[0] = 0.5
+        noise.level = 0.5
         rms = clean.square().mean(-1, keepdim=True).sqrt()
         assert ((layer(x)[0] - clean) / rms).std().item() == pytest.approx(0.5, rel=0.05)
         assert torch.equal(layer.eval()(x)[0], clean)
@@ -139,8 +141,8 @@ def test_noise_is_relative_and_only_while_training():
 def test_noise_is_drawn_again_by_checkpointing():
     layer, x = BDLRU(16), torch.randn(2, 5, 16, requires_grad=True)
     grads = []
-    with noisy([layer]) as level:
-        level[0] = 1.0
+    with noisy([layer]) as noise:
+        noise.level = 1.0
         for run in (lambda x: layer(x)[0], lambda x: checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)):
             torch.manual_seed(7)
             grads.append(torch.autograd.grad(run(x).square().sum(), x)[0])
@@ -160,6 +162,70 @@ def test_curriculum_moves_when_a_length_is_learned_and_noise_grows_at_the_last()
     assert rising[-1] == 2.0
     curriculum.look(0.0)
     assert curriculum.noise == 2.0
+
+
+def test_loud_noise_is_as_loud_as_the_first_token_where_a_state_fades():
+    class Fades(torch.nn.Module):
+        def forward(self, x):
+            return x * 0.5 ** torch.arange(x.shape[1])[:, None], None
+
+    layer, x = Fades().eval(), torch.ones(1, 5, 4096)
+    with noisy([layer]) as noise:
+        noise.loud = 0.3
+        added = layer(x)[0] - 0.5 ** torch.arange(5)[:, None]
+    torch.testing.assert_close(added.std(-1)[0], torch.full((5,), 0.3), rtol=0.1, atol=0)
+
+
+def test_a_state_fades_if_it_is_drowned_at_a_longer_length_many_looks_in_a_row():
+    curriculum = Curriculum((2, 4, 8, 12), threshold=0.9, noise=1.0, restarts=True)
+    assert not any(curriculum.fades(0.0) for _ in range(50))  # short
+    while curriculum.length < 8:
+        curriculum.look(1.0)
+    looks = [0.0] * (PATIENCE - 1) + [FADED] + [0.0] * PATIENCE
+    assert [curriculum.fades(accuracy) for accuracy in looks] == [False] * (len(looks) - 1) + [True]
+    curriculum.start()
+    assert (curriculum.length, curriculum.running, curriculum.faded) == (2, 0.0, 0)
+
+
+def test_a_restarting_curriculum_moves_faster():
+    def looks(restarts: bool) -> int:
+        curriculum, count = Curriculum((2, 4), 0.95, 1.0, restarts), 0
+        while curriculum.length == 2:
+            curriculum.look(1.0)
+            count += 1
+        return count
+
+    assert looks(True) < looks(False)
+
+
+def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
+    # an accuracy of 1 under noise, after one as by chance, twice
+    told = iter([0.0] * 2 * PATIENCE)
+    monkeypatch.setattr(train, "_last_accuracy", lambda *_: next(told, 1.0) if noises[-1].loud else 1.0)
+    noises, drawn = [], []
+
+    @contextmanager
+    def remember(mixers):
+        with noisy(mixers) as noise:
+            noises.append(noise)
+            drawn.append(mixers[0].v_proj.weight.detach().clone())
+            yield noise
+
+    monkeypatch.setattr(train, "noisy", remember)
+    cell = replace(CELL, task="z3", lengths=(2, 3), schedule="trapezoid", curriculum="restarting", tokens=32, steps=600)
+    result = train_cell(replace(cell, initializer_range=0.5))
+    assert result["restarts"] == len(drawn) - 1 == 2
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    assert drawn[2].std().item() == pytest.approx(0.5, rel=0.2)
+    lengths, lrs = ([point[i] for point in result["curve"]] for i in (1, 2))
+    falls = [i for i, (a, b) in enumerate(zip(lengths, lengths[1:]), 1) if b < a]
+    assert len(falls) == 2
+    assert all(lrs[i] < cell.lr for i in falls)  # it warms up again
+    assert lrs[-1] < cell.lr / 10
+    assert train_cell(replace(cell, steps=200))["restarts"] == 0  # what was told before has been used up
+    with pytest.raises(ValueError, match="schedule='cosine' is not accepted with curriculum='restarting'; expected trapezoid"):
+        train_cell(replace(cell, schedule="cosine"))
 
 
 def test_training_learns():
