@@ -99,7 +99,7 @@ _TRACKING = Preset(
     tokens=2048,
     bos=True,
     readout_noise=1.0,
-    initializer_range=0.08,
+    initializer_range=0.05,
 )
 PRESETS["tracking"] = {STATE_TRACKING: _TRACKING}
 _GROUP = "[zsadq][0-9]+(x[zsadq][0-9]+)?"

@@ -23,7 +23,7 @@ MEMORY = {False: 0.7, True: 0.5}  # of the running accuracy, a look; by whether 
 START = 0.3  # of the noise's final level, until the longest length is learned
 RISE = 0.02  # of the final level, a look at which the longest length is still told
 LOUD = 0.3  # level of the noise that shows a state that fades, relative to the loudest token
-FADED, PATIENCE = 0.15, 10  # share of the way from guessing to 1 under that noise, and looks in a row below it
+FADED, PATIENCE = 0.15, 12  # share of the way from guessing to 1 under that noise, and looks in a row below it
 LEFT = 0.4  # of the steps, for another start
 
 
@@ -77,9 +77,9 @@ class Curriculum:
     def fades(self, accuracy: float) -> bool:
         """Takes the accuracy under loud noise, from 0 (guessing) to 1; whether it was too low `PATIENCE` looks in a row.
 
-        Lengths below a third of the longest do not count: there, gates of good runs are not exact yet.
+        Lengths below a sixth of the longest do not count: there, gates of good runs are not exact yet.
         """
-        self.faded = self.faded + 1 if accuracy < FADED and 3 * self.length > self.lengths[-1] else 0
+        self.faded = self.faded + 1 if accuracy < FADED and 6 * self.length > self.lengths[-1] else 0
         return self.faded >= PATIENCE
 
 

@@ -108,22 +108,28 @@ def _block_sizes(name: str) -> str:
 
 
 def _lengths(name: str) -> str:
-    """How many seeds of a mixer and learning rate get every sequence right, by test length (`benchmarks.report.lengths`)."""
+    """How many seeds of a mixer get every sequence of a group right, by test length (`benchmarks.report.lengths`)."""
     table = pd.read_csv(RESULTS / name / "lengths.csv")
     table["whole"] = table.sequence_accuracy == 1
-    of = table.groupby(["variant", "lr", "length"])
+    of = table.groupby(["task", "variant", "lr", "length"])
     right = of.whole.sum().unstack()
     cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
-    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False).index].rename(columns="length {:,}".format)
-    head = f"seeds with every one of {table.examples.iloc[0]} sequences right"
-    return _markdown([{head: f"`{variant}`, lr {lr:g}", **row} for (variant, lr), row in cells.to_dict("index").items()])
+    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False, kind="stable").index].sort_index(level=0, sort_remaining=False)
+    runs = pd.DataFrame(read_folder(RESULTS / name).values()).groupby(["task", "variant", "lr"])
+    rows = []
+    for (task, variant, lr), row in cells.rename(columns="length {:,}".format).to_dict("index").items():
+        run = runs.get_group((task, variant, lr))
+        cost = {"state": str(run.state_size.iloc[0]), "FLOPs a token": f"{run.mixer_flops.iloc[0]:,}"}
+        rows.append({"": f"{task.upper()}, `{variant}`, lr {lr:g}", **row, **cost, "s": f"{run.seconds.median():.0f}"})
+    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; FLOPs of the whole mixer; s: median of the training."
+    return f"{_markdown(rows)}\n{note}\n"
 
 
 def _law(name: str) -> str:
     """Which block sizes learn and keep which groups (`benchmarks.studies law`)."""
     from benchmarks.studies.figures import law
 
-    return law(list(read_folder(RESULTS / name).values())).table()
+    return law([row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh")]).table()
 
 
 def _gpu(name: str) -> str:

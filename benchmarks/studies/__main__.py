@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", message="Triton is not supported on current pl
 
 FOLDER = Path(__file__).parent
 # by study, the folder of benchmarks/results with its stored rows
-STORED = {"state_tracking": "tracking", "law": "law", "mad": "mad", "lm": "lm"}
+STORED = {"state_tracking": "tracking", "law": "tracking", "mad": "mad", "lm": "lm"}
 HOUR = 3600
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -310,7 +310,7 @@ def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
 
 def test_a_solved_block_permutes_at_every_letter():
     """The stored gates of S5: the model that holds it, and one that is stuck."""
-    held, stuck = read_panels(pd.read_csv("benchmarks/results/tracking/gates-s5-params.csv"))
+    held, stuck = read_panels(pd.read_csv("benchmarks/results/tracking-adaptive/gates-s5-params.csv"))
     assert held[1].shape == (120, 5, 5)
     assert are_permutations(held[1]).all()
     assert len({tuple(matrix.abs().round().flatten().tolist()) for matrix in held[1]}) == 120  # one each
