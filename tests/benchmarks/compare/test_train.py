@@ -177,9 +177,9 @@ def test_loud_noise_is_as_loud_as_the_first_token_where_a_state_fades():
 
 
 def test_a_state_fades_if_it_is_drowned_at_a_longer_length_many_looks_in_a_row():
-    curriculum = Curriculum((2, 4, 8, 12), threshold=0.9, noise=1.0, restarts=True)
+    curriculum = Curriculum((2, 3, 12), threshold=0.9, noise=1.0, restarts=True)
     assert not any(curriculum.fades(0.0) for _ in range(50))  # short
-    while curriculum.length < 8:
+    while curriculum.length < 3:
         curriculum.look(1.0)
     looks = [0.0] * (PATIENCE - 1) + [FADED] + [0.0] * PATIENCE
     assert [curriculum.fades(accuracy) for accuracy in looks] == [False] * (len(looks) - 1) + [True]
