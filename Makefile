@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# extra arguments, e.g. make compare ARGS="--task parity --seeds 3"; make test ARGS="tests/ops -k naive"
+# extra arguments, e.g. make compare ARGS="--task parity --seeds 3" in place of S4; make test ARGS="tests/ops -k naive"
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ SETUP := @$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras
 DEVELOP := cpu,benchmark,ray,test
 
 help:
-	@echo "make compare  train BD-LRU and its baselines on S3 and show a table and a picture (ARGS='--help' for options)"
+	@echo "make compare  train BD-LRU and its baselines on S4 and show a table and a picture (ARGS='--help' for options)"
 	@echo "make test     lint, then run every test (ARGS='...' goes to pytest)"
 	@echo "make test-gpu run the tests that need a CUDA device"
 	@echo "make docs     build the documentation into site/, strictly: a dead link is an error"
@@ -23,7 +23,7 @@ help:
 
 compare:
 	$(SETUP) cpu,benchmark
-	@$(PY) -m benchmarks.compare $(ARGS)
+	$(PY) -m benchmarks.compare $(or $(ARGS),--grid benchmarks/compare/first.toml)
 
 # a module's tests stay together, on as many processes as there are cores, four at most
 test: lint

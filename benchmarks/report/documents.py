@@ -114,7 +114,9 @@ def _lengths(name: str) -> str:
     of = table.groupby(["task", "variant", "lr", "length"])
     right = of.whole.sum().unstack()
     cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
-    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False, kind="stable").index].sort_index(level=0, sort_remaining=False)
+    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False, kind="stable").index].sort_index(
+        level=0, sort_remaining=False
+    )
     runs = pd.DataFrame(read_folder(RESULTS / name).values()).groupby(["task", "variant", "lr"])
     rows = []
     for (task, variant, lr), row in cells.rename(columns="length {:,}".format).to_dict("index").items():

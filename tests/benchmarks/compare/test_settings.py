@@ -1,5 +1,7 @@
 """Grid files and flags: what they lay out, and errors that name the file, the field, the value and what is accepted."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -180,7 +182,11 @@ def test_nothing_said_is_the_quick_comparison():
             "budget",
             "99 is not accepted with match params,state; expected one rule",
         ),
-        ("curriculum = 'restarting'", "schedule", "'one-cycle' is not accepted with curriculum restarting; expected trapezoid"),
+        (
+            "curriculum = 'restarting'",
+            "schedule",
+            "'one-cycle' is not accepted with curriculum restarting; expected trapezoid",
+        ),
         ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),
@@ -231,3 +237,9 @@ def test_the_command_line_shows_where_the_error_is(write):
     assert result.exit_code == 2
     text = " ".join(result.output.replace("│", " ").split())
     assert "grid.toml: lr: 'fast' is not accepted; expected numbers greater than 0" in text
+
+
+def test_make_compare_runs_six_mixers_over_three_seeds():
+    (part,) = lay_out({}, *read_grid(Path(benchmarks.compare.settings.__file__).parent / "first.toml"))
+    assert (part.task, len(part.mixers), part.settings.seeds) == ("s4", 6, (0, 1, 2))
+    assert "--grid benchmarks/compare/first.toml" in Path("Makefile").read_text()
