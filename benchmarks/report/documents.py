@@ -114,16 +114,15 @@ def _lengths(name: str) -> str:
     of = table.groupby(["task", "variant", "lr", "length"])
     right = of.whole.sum().unstack()
     cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
-    cells = cells.loc[right.sum(axis=1).sort_values(ascending=False, kind="stable").index].sort_index(
-        level=0, sort_remaining=False
-    )
+    best = right.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    cells = cells.loc[best].sort_index(level="task", sort_remaining=False)
     runs = pd.DataFrame(read_folder(RESULTS / name).values()).groupby(["task", "variant", "lr"])
     rows = []
     for (task, variant, lr), row in cells.rename(columns="length {:,}".format).to_dict("index").items():
         run = runs.get_group((task, variant, lr))
         cost = {"state": str(run.state_size.iloc[0]), "FLOPs a token": f"{run.mixer_flops.iloc[0]:,}"}
         rows.append({"": f"{task.upper()}, `{variant}`, lr {lr:g}", **row, **cost, "s": f"{run.seconds.median():.0f}"})
-    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; FLOPs of the whole mixer; s: median of the training."
+    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; FLOPs of the whole mixer; s: training, median."
     return f"{_markdown(rows)}\n{note}\n"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import small_cell
@@ -219,7 +220,7 @@ def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
     assert not torch.equal(drawn[1], drawn[2])
     assert drawn[2].std().item() == pytest.approx(0.5, rel=0.2)
     lengths, lrs = ([point[i] for point in result["curve"]] for i in (1, 2))
-    falls = [i for i, (a, b) in enumerate(zip(lengths, lengths[1:]), 1) if b < a]
+    falls = [i for i, (a, b) in enumerate(pairwise(lengths), 1) if b < a]
     assert len(falls) == 2
     assert all(lrs[i] < cell.lr for i in falls)  # it warms up again
     assert lrs[-1] < cell.lr / 10
