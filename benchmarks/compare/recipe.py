@@ -5,7 +5,8 @@ costly, so that gates become exact; it starts low, and grows once the longest le
 
 A model can also tell products of a length by a representation of the group that shrinks at each letter, and no noise frees it
 from that (docs: results, S5). It shows early: noise as loud as a part of what was said first drowns what is said last. A
-restarting curriculum draws such a model's weights anew, while enough of the steps are left.
+restarting curriculum draws such a model's weights anew, while enough of the steps are left; one that is told in full noise, and
+is not drowned, is done, and its learning rate falls.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RISE = 0.02  # of the final level, a look at which the longest length is still t
 LOUD = 0.3  # level of the noise that shows a state that fades, relative to the loudest token
 FADED, PATIENCE = 0.15, 12  # share of the way from guessing to 1 under that noise, and looks in a row below it
 LEFT = 0.4  # of the steps, for another start
+HELD = 0.95  # share under that noise above which a state does not fade
 
 
 class Curriculum:
@@ -54,7 +56,8 @@ class Curriculum:
 
     def start(self) -> None:
         """Goes back to the first length."""
-        self.stage, self.running, self.share, self.faded = 0, 0.0, START, 0
+        self.stage, self.running, self.share = 0, 0.0, START
+        self.faded = self.held = 0
 
     @property
     def length(self) -> int:
@@ -73,6 +76,11 @@ class Curriculum:
             self.stage, self.running = self.stage + 1, 0.0
         else:
             self.share = min(1.0, self.share + RISE)
+
+    def holds(self, accuracy: float) -> bool:
+        """Takes the same accuracy; whether it was high `PATIENCE` looks in a row, in full noise at the longest length."""
+        self.held = self.held + 1 if accuracy > HELD and self.share == 1.0 else 0
+        return self.held >= PATIENCE
 
     def fades(self, accuracy: float) -> bool:
         """Takes the accuracy under loud noise, from 0 (guessing) to 1; whether it was too low `PATIENCE` looks in a row.

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -144,8 +144,14 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cell.lr, fused=True)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, done: int) -> torch.optim.lr_scheduler.LRScheduler:
-    # `done`: steps before these weights were drawn; a curriculum that restarts has a trapezoid
+@dataclass
+class _Span:
+    # the first and last step of the present weights; a curriculum that restarts moves both, and has a trapezoid
+    start: int
+    end: int
+
+
+def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, span: _Span) -> torch.optim.lr_scheduler.LRScheduler:
     if cell.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
     if cell.schedule == "one-cycle":
@@ -153,7 +159,7 @@ def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, done: int) -> torch.
     if cell.schedule == "trapezoid":
         fall = LAST * cell.steps
         return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (cell.steps - done - step) / fall))
+            optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (span.end - span.start - step) / fall))
         )
     raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
 
@@ -177,7 +183,7 @@ def _last_accuracy(model: torch.nn.Module, task: Task, generator: torch.Generato
     return right.float().mean().item()
 
 
-def _start(cell: Cell, task: Task, restarts: int, done: int, device: str) -> tuple:
+def _start(cell: Cell, task: Task, restarts: int, span: _Span, device: str) -> tuple:
     """New weights, different for each restart, and their optimiser and schedule."""
     torch.manual_seed(make_generator("weights", cell.seed, *[restarts] * bool(restarts)).initial_seed())
     sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
@@ -185,7 +191,7 @@ def _start(cell: Cell, task: Task, restarts: int, done: int, device: str) -> tup
         cell.mixer, cell.mixer_args, *sizes, readout=task.readout, initializer_range=cell.initializer_range
     ).to(device)
     optimizer = _optimizer(model, cell)
-    return model.train(), optimizer, _schedule(optimizer, cell, done)
+    return model.train(), optimizer, _schedule(optimizer, cell, span)
 
 
 def _mixers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -217,7 +223,8 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     if restarting and cell.schedule != "trapezoid":
         raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
     task = Begun(get_task(cell.task)) if cell.bos else get_task(cell.task)
-    model, optimizer, schedule = _start(cell, task, 0, 0, device)
+    span, finishing = _Span(0, cell.steps), False
+    model, optimizer, schedule = _start(cell, task, 0, span, device)
     every = max(1, cell.steps // CURVE_POINTS)
     curve, diverged, restarts = [], False, 0
 
@@ -246,24 +253,28 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         schedule.step()
         if curriculum is not None and step % CHECK == 0:
             curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
-            if restarting and step <= (1 - LEFT) * cell.steps:
+            if restarting and not finishing:
                 noise.loud = LOUD
                 told = _last_accuracy(model, task, looks, curriculum.length, device)
                 noise.loud = 0.0
-                if curriculum.fades((told - task.chance) / (1 - task.chance)):
+                told = (told - task.chance) / (1 - task.chance)
+                if curriculum.holds(told):
+                    finishing, span.end = True, min(cell.steps, step + int(LAST * cell.steps))
+                elif curriculum.fades(told) and step <= (1 - LEFT) * cell.steps:
                     restarts += 1
+                    span.start = step
                     curriculum.start()
                     stack.close()
-                    model, optimizer, schedule = _start(cell, task, restarts, step, device)
+                    model, optimizer, schedule = _start(cell, task, restarts, span, device)
                     noise = stack.enter_context(noisy(_mixers(model)))
             noise.level = curriculum.noise
-        if step % every == 0 or step == cell.steps:
+        if step % every == 0 or step == span.end:
             right, asked, _, _ = score(logits.detach(), targets)
             curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
             diverged = diverged or not math.isfinite(curve[-1][3])
             if report is not None:
                 report(step, curve[-1][3], curve[-1][4])
-            if _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
+            if step == span.end or _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
                 break
     seconds = time.perf_counter() - start
     stack.close()

@@ -11,9 +11,9 @@ import small_cell
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.compare import train
-from benchmarks.compare.recipe import FADED, PATIENCE, Curriculum, noisy
-from benchmarks.compare.train import batches, score, train_cell
+from benchmarks.compare import recipe, train
+from benchmarks.compare.recipe import CHECK, FADED, HELD, PATIENCE, Curriculum, noisy
+from benchmarks.compare.train import LAST, batches, score, train_cell
 from benchmarks.records.cell import LATER
 from benchmarks.tasks import IGNORE, get_task
 from benchmarks.tasks.base import Begun
@@ -188,6 +188,17 @@ def test_a_state_fades_if_it_is_drowned_at_a_longer_length_many_looks_in_a_row()
     assert (curriculum.length, curriculum.running, curriculum.faded) == (2, 0.0, 0)
 
 
+def test_a_state_holds_if_it_is_told_in_full_noise_many_looks_in_a_row():
+    curriculum = Curriculum((2, 3), threshold=0.9, noise=1.0, restarts=True)
+    assert not any(curriculum.holds(1.0) for _ in range(50))  # noise has not grown
+    while curriculum.share < 1.0:
+        curriculum.look(1.0)
+    looks = [1.0] * (PATIENCE - 1) + [HELD] + [1.0] * PATIENCE
+    assert [curriculum.holds(accuracy) for accuracy in looks] == [False] * (len(looks) - 1) + [True]
+    curriculum.start()
+    assert curriculum.held == 0
+
+
 def test_a_restarting_curriculum_moves_faster():
     def looks(restarts: bool) -> int:
         curriculum, count = Curriculum((2, 4), 0.95, 1.0, restarts), 0
@@ -200,7 +211,8 @@ def test_a_restarting_curriculum_moves_faster():
 
 
 def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
-    # an accuracy of 1 under noise, after one as by chance, twice
+    # an accuracy of 1 under noise, which is full at once, after one as by chance, twice
+    monkeypatch.setattr(recipe, "START", 1.0)
     told = iter([0.0] * 2 * PATIENCE)
     monkeypatch.setattr(train, "_last_accuracy", lambda *_: next(told, 1.0) if noises[-1].loud else 1.0)
     noises, drawn = [], []
@@ -216,6 +228,7 @@ def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
     cell = replace(CELL, task="z3", lengths=(2, 3), schedule="trapezoid", curriculum="restarting", tokens=32, steps=600)
     result = train_cell(replace(cell, initializer_range=0.5))
     assert result["restarts"] == len(drawn) - 1 == 2
+    assert result["steps_done"] == CHECK * 3 * PATIENCE + 600 * LAST
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
     assert drawn[2].std().item() == pytest.approx(0.5, rel=0.2)
@@ -224,6 +237,7 @@ def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
     assert len(falls) == 2
     assert all(lrs[i] < cell.lr for i in falls)  # it warms up again
     assert lrs[-1] < cell.lr / 10
+    assert max(lrs) == cell.lr
     assert train_cell(replace(cell, steps=200))["restarts"] == 0  # what was told before has been used up
     with pytest.raises(ValueError, match="schedule='cosine' is not accepted with curriculum='restarting'; expected trapezoid"):
         train_cell(replace(cell, schedule="cosine"))
