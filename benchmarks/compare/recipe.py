@@ -5,8 +5,8 @@ costly, so that gates become exact; it starts low, and grows once the longest le
 
 A model can also tell products of a length by a representation of the group that shrinks at each letter, and no noise frees it
 from that (docs: results, S5). It shows early: noise as loud as a part of what was said first drowns what is said last. A
-restarting curriculum draws such a model's weights anew, while enough of the steps are left; one that is told in full noise, and
-is not drowned, is done, and its learning rate falls.
+restarting curriculum draws such a model's weights anew, while enough of the steps are left. A model that is told in full noise
+and not drowned is done: its learning rate falls.
 """
 
 from __future__ import annotations
