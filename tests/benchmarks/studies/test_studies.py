@@ -55,7 +55,7 @@ def test_a_study_runs_what_is_left_and_says_so(small, monkeypatch):
     assert (out / "law.png").stat().st_size > 10_000
 
     # half of them by others: stored rows count, and the rest is run
-    stored = small / "results" / "law"
+    stored = small / "results" / "tracking"
     stored.mkdir(parents=True)
     head, first, _ = (out / "compare.csv").read_text().splitlines()
     (stored / "compare.csv").write_text(f"{head}\n{first}\n")
