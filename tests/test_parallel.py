@@ -97,7 +97,11 @@ def test_training_equals_one_process(mixer, way, world_size, tied):
         assert_same(rank["weights"], one["weights"])
 
 
-def initialize_on(rank, mixer):
+def initialize_on(rank):
+    return {mixer: initialize(mixer) for mixer in MIXERS}
+
+
+def initialize(mixer):
     """As torchtitan and flame build a model: on no device, then sharded, then given memory and initialised."""
     with torch.device("meta"):
         model = build(mixer)
@@ -108,11 +112,16 @@ def initialize_on(rank, mixer):
     return {name: whole(p).detach() for name, p in model.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def initialized():
+    return run_ranks(2, initialize_on)
+
+
 @each_mixer
-def test_initialisation_after_sharding(mixer):
+def test_initialisation_after_sharding(mixer, initialized):
     one = {name: p.detach() for name, p in build(mixer).named_parameters()}
-    for rank in run_ranks(2, initialize_on, mixer):
-        for name, x in rank.items():
+    for rank in initialized:
+        for name, x in rank[mixer].items():
             if name.endswith("bias") or "norm" in name:
                 torch.testing.assert_close(x, one[name], msg=name)
             else:

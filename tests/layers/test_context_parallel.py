@@ -1,5 +1,7 @@
 """Layers and models whose sequence is split over 4 gloo processes, against one process: outputs, losses, all gradients."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,16 +64,20 @@ def layers_on(rank):
 
 
 @pytest.fixture(scope="module")
-def layers():
-    return run_ranks(4, layers_on)
+def ranks():
+    return run_ranks(4, layers_and_models_on)
+
+
+def layers_and_models_on(rank):
+    return layers_on(rank) | models_on(rank)
 
 
 @pytest.mark.parametrize("key", LAYERS)
-def test_layer_equals_one_process(key, layers):
+def test_layer_equals_one_process(key, ranks):
     x, weight = layer_inputs()
     whole = run_layer(make(LAYERS[key]), x.requires_grad_(), weight, cu_seqlens=torch.tensor(CU_SEQLENS))
     for name, expected in whole.items():
-        parts = [rank[key][name] for rank in layers]
+        parts = [rank[key][name] for rank in ranks]
         got = torch.cat(parts, 1) if name in ("o", "dx") else sum(parts)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -100,17 +106,16 @@ def models_on(rank):
     }
 
 
-@pytest.fixture(scope="module")
-def models():
-    return run_ranks(4, models_on)
+@cache
+def whole_model(key):
+    return run_model(make(MODELS[key]), *model_inputs(), None, cu_seqlens=torch.tensor(CU_SEQLENS))
 
 
 @pytest.mark.parametrize("key", MODELS)
 @pytest.mark.parametrize("checkpointing", [None, "reentrant", "not reentrant"])
-def test_model_equals_one_process(key, checkpointing, models):
-    whole = run_model(make(MODELS[key]), *model_inputs(), None, cu_seqlens=torch.tensor(CU_SEQLENS))
-    for name, expected in whole.items():
-        parts = [rank[key, checkpointing][name] for rank in models]
+def test_model_equals_one_process(key, checkpointing, ranks):
+    for name, expected in whole_model(key).items():
+        parts = [rank[key, checkpointing][name] for rank in ranks]
         got = torch.cat(parts, 1) if name == "logits" else sum(parts)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 

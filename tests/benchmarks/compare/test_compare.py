@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fresh import ROOT, start_fresh
 from typer.testing import CliRunner
 
 from benchmarks.compare.__main__ import app
@@ -26,7 +27,6 @@ from benchmarks.records.machine import usable_cores
 from benchmarks.records.store import ResultStore, read_rows
 from benchmarks.tasks import TASKS
 
-ROOT = Path(__file__).resolve().parents[3]
 GROUPS = ("s2", "s3", "s4", "s5", "a3", "a4", "a5", "d4", "q8", "z2", "z3", "z5", "z60")
 QUICK = ROOT / "benchmarks" / "results" / "quick" / "compare.csv"
 TIMES = {"seconds", "finished"}
@@ -34,33 +34,9 @@ ONE = ["--mixers", "bdlru-m4", "--width", "16", "--steps", "4", "--workers", "1"
 SMALL = ["--mixers", "bdlru-m4,gated_deltanet", "--seeds", "2", "--width", "16", "--steps", "24"]
 
 
-def command(out, *extra, small=SMALL):
-    return [
-        sys.executable,
-        "-m",
-        "benchmarks.compare",
-        *small,
-        "--workers",
-        "2",
-        "--oversubscribe",
-        "--out",
-        str(out),
-        *extra,
-    ]
-
-
 def start(out, *extra, small=SMALL):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    return subprocess.Popen(
-        command(out, *extra, small=small),
-        cwd=ROOT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words = (*small, "--workers", "2", "--oversubscribe", "--out", str(out), *extra)
+    return start_fresh("-m", "benchmarks.compare", *words, COLUMNS="160")
 
 
 def rows(out):
@@ -316,21 +292,8 @@ def test_paper_settings_of_mad_are_its_published_ones():
 
 
 def test_a_task_of_one_length_is_compared_at_that_length(tmp_path):
-    arguments = [
-        "--task",
-        "compression",
-        "--mixers",
-        "lstm",
-        "--seeds",
-        "1",
-        "--width",
-        "32",
-        "--steps",
-        "4",
-        "--out",
-        str(tmp_path),
-    ]
-    result = CliRunner().invoke(app, [*arguments, "--workers", "1"], env={"COLUMNS": "160"})
+    arguments = ["--task", "compression", "--mixers", "lstm", "--seeds", "1", "--width", "32", *ONE[4:]]  # steps, workers
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path)
     assert row["eval_lengths"] == "32"

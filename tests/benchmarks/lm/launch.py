@@ -2,15 +2,13 @@
 
 import contextlib
 import csv
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
+from fresh import start_fresh
+from ranks import Forked
 
-ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = (
     "model.hidden_size=32", "model.intermediate_size=64", "data.dataset=pydoc", "data.length=32",
     "data.validation_tokens=3000", "evaluation.tokens=512", "training.steps=60", "training.warmup_steps=6",
@@ -18,27 +16,16 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def start(out, *arguments, processes=1, changes=()):
-    """The command on a small model; `processes` > 1 starts it under torchrun."""
-    options = [word for change in (*SETTINGS, *changes) for word in ("--set", change)]
-    return launch(processes, "-m", "benchmarks.lm", "--device", "cpu", "--out", str(out), *options, *arguments)
-
-
 def launch(processes, *words):
     """Python with `words`, under torchrun if there are several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_fresh(*launcher, *words, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+
+
+def start(out, *arguments, processes=1, changes=(), by=launch):
+    """The command on a small model; `processes` > 1 starts it as under torchrun."""
+    options = [word for change in (*SETTINGS, *changes) for word in ("--set", change)]
+    return by(processes, "-m", "benchmarks.lm", "--device", "cpu", "--out", str(out), *options, *arguments)
 
 
 def finish(process):
@@ -59,7 +46,9 @@ def wait_for_checkpoint(out, process, number=1):
 
 
 def kill_all(process):
-    """SIGKILL for the process and all its descendants (torchrun gives each worker a session of its own)."""
+    """SIGKILL for all processes; torchrun's children have sessions of their own."""
+    if isinstance(process, Forked):
+        return process.kill()
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from ranks import Forked
 from typer.testing import CliRunner
 
 from benchmarks.lm.__main__ import _set_threads, app
@@ -53,7 +54,7 @@ def test_a_comparison_gives_rows_curves_models_a_table_and_a_picture(unbroken):
 def test_a_second_call_trains_nothing(unbroken):
     out, _ = unbroken
     before = (out / "lm.csv").read_bytes()
-    stdout = finish(start(out, *TWO, changes=STEPS))
+    stdout = finish(start(out, *TWO, changes=STEPS, by=Forked))
     assert "2 runs, 2 of them" in stdout
     assert "step" not in stdout.split("2 of them")[1].split("bits/byte")[0].replace("20 steps", "")
     assert (out / "lm.csv").read_bytes() == before
@@ -72,7 +73,7 @@ def test_interruption_is_quiet_and_the_same_command_goes_on(number, unbroken, tm
     assert "where a checkpoint was saved" in stdout
     assert "The same command goes on from there." in stdout
     assert "Traceback" not in stdout + stderr
-    finish(start(tmp_path, *TWO, changes=STEPS))
+    finish(start(tmp_path, *TWO, changes=STEPS, by=Forked))
     for name in ("bdlru-m4", "lstm"):
         assert curve(tmp_path, name) == curve(unbroken[0], name)
         assert weights(tmp_path, name) == weights(unbroken[0], name)

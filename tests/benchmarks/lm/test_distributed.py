@@ -1,4 +1,4 @@
-"""Two processes under torchrun (gloo): copied and sharded models, killed at a random step and resumed."""
+"""Two processes (gloo), under torchrun or forked: copied and sharded models, killed at a random step and resumed."""
 
 import csv
 import json
@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ranks import Forked
 from safetensors.torch import load_file
 
-from tests.benchmarks.lm.launch import SETTINGS, curve, finish, kill_all, launch, rows, start, wait_for_checkpoint, weights
+from tests.benchmarks.lm.launch import SETTINGS, curve, finish, kill_all, rows, start, wait_for_checkpoint, weights
 
 NAME = "bdlru-m4"
 WORKER = Path(__file__).with_name("fsdp_worker.py")
@@ -43,8 +44,8 @@ def killed_at_random(process, out):
 
 
 def test_kill_and_resume_is_bit_equal_to_an_unbroken_run(unbroken, tmp_path):
-    killed_at_random(start(tmp_path, "--mixers", NAME, processes=2), tmp_path)
-    assert "goes on from" in finish(start(tmp_path, "--mixers", NAME, processes=2))
+    killed_at_random(start(tmp_path, "--mixers", NAME, processes=2, by=Forked), tmp_path)
+    assert "goes on from" in finish(start(tmp_path, "--mixers", NAME, processes=2, by=Forked))
     assert len(curve(tmp_path, NAME)) == 60
     assert curve(tmp_path, NAME) == curve(unbroken, NAME)
     assert weights(tmp_path, NAME) == weights(unbroken, NAME)
@@ -52,8 +53,8 @@ def test_kill_and_resume_is_bit_equal_to_an_unbroken_run(unbroken, tmp_path):
 
 def test_sharded_killed_and_resumed_gives_the_losses_of_copies(unbroken, tmp_path):
     command = [2, str(WORKER), str(tmp_path), *SETTINGS, f'mixers=["{NAME}"]']
-    killed_at_random(launch(*command), tmp_path)
-    stdout = finish(launch(*command))
+    killed_at_random(Forked(*command), tmp_path)
+    stdout = finish(Forked(*command))
     assert "goes on from" in stdout
     params = int(rows(unbroken)[NAME]["params"])
     assert f"{params // 2:,} parameters on each of 2 processes" in stdout
@@ -72,7 +73,7 @@ def test_sharded_killed_and_resumed_gives_the_losses_of_copies(unbroken, tmp_pat
 
 def test_sharding_takes_tied_embeddings(tmp_path):
     changes = ("training.steps=4", "training.save_every=4", "training.warmup_steps=1", "model.tie_word_embeddings=true")
-    stdout = finish(launch(2, str(WORKER), str(tmp_path), *SETTINGS, *changes, f'mixers=["{NAME}"]'))
+    stdout = finish(Forked(2, str(WORKER), str(tmp_path), *SETTINGS, *changes, f'mixers=["{NAME}"]'))
     assert "parameters on each of 2 processes" in stdout
 
 
@@ -81,7 +82,7 @@ def losses(out):
 
 
 def test_one_process_gives_the_losses_of_two(unbroken, tmp_path):
-    finish(start(tmp_path, "--mixers", NAME))
+    finish(start(tmp_path, "--mixers", NAME, by=Forked))
     assert numbers(tmp_path, "loss") == pytest.approx(numbers(unbroken, "loss"), rel=1e-4)
     assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)
     one, two = rows(tmp_path)[NAME], rows(unbroken)[NAME]
@@ -100,6 +101,6 @@ def test_interruption_saves_a_checkpoint_on_every_process(unbroken, tmp_path):
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt", "model.safetensors"} <= {p.name for p in folder.iterdir()}
     stopped = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     assert f"stopped at step {stopped}," in stdout
-    finish(start(tmp_path, "--mixers", NAME, processes=2))
+    finish(start(tmp_path, "--mixers", NAME, processes=2, by=Forked))
     assert curve(tmp_path, NAME) == curve(unbroken, NAME)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or ())]
