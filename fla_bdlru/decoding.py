@@ -5,9 +5,14 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING
 
+import torch
+
 from fla_bdlru.ops.common.checks import check_integer
+from fla_bdlru.patches import wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fla.models.utils import Cache
 
 RECURRENT = ("recurrent_state", "conv_state", "ffn_state")
@@ -81,3 +86,21 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         layer.state.update(kept[-num_tokens], step_states=kept[:-num_tokens])
         layer._seen_tokens = length
     return rewound
+
+
+def unpad_several(
+    original: Callable, q: torch.Tensor, states: tuple, attention_mask: torch.Tensor, q_len: int, keepdim: bool = False
+) -> tuple:
+    """FLA's `unpad_input`, which takes one new token after a cache or a whole sequence, for several new tokens too."""
+    batch_size, seq_len = states[0].shape[:2]
+    if keepdim or attention_mask.shape[1] != seq_len or not 1 < q_len < seq_len or not attention_mask[:, -q_len:].all():
+        return original(q, states, attention_mask, q_len, keepdim)
+    _, states, _, (_, cu_seqlens_k), (_, longest) = original(q[:, :1], states, attention_mask, 1)
+    cu_seqlens_q = torch.arange(0, (batch_size + 1) * q_len, q_len, dtype=torch.int32, device=q.device)
+    indices_q = torch.arange(batch_size * q_len, device=q.device)
+    return q.flatten(0, 1), states, indices_q, (cu_seqlens_q, cu_seqlens_k), (q_len, longest)
+
+
+def install_hook() -> None:
+    """Lets FLA's attention take several new tokens after a cache and a mask; `import fla_bdlru` calls it."""
+    wrap("fla.layers.attn:unpad_input", unpad_several, "several new tokens after a cache and padding on the left")

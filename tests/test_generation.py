@@ -45,13 +45,13 @@ def prompts(count, longest=9):
 
 @pytest.mark.parametrize("name", ["bdlru", "hlru", "hybrid"])
 def test_greedy_output_is_plain_greedys(name):
-    """200 prompts, with and without padding; drafts of another model, of the model itself, of the text."""
+    """200 prompts, alone and in batches, with padding and without; drafts of a model, of the same, of the text."""
     model = build(name)
     ids, mask = prompts(200)
     plain = model.generate(ids, attention_mask=mask, max_new_tokens=6)
     ways = {"other": SpeculativeDecoding(build("small")), "same": SpeculativeDecoding(model), "text": SpeculativeDecoding()}
     rates = {way: [] for way in ways}
-    for i, (row, seen, expected) in enumerate(zip(ids, mask, plain)):
+    for i, (row, seen, expected) in enumerate(zip(ids[:60], mask, plain)):
         way = list(ways)[i % 3]
         first = 0 if i % 2 else int((seen == 0).sum())
         out = model.generate(row[None, first:], attention_mask=seen[None, first:], max_new_tokens=6, custom_generate=ways[way])
@@ -63,6 +63,13 @@ def test_greedy_output_is_plain_greedys(name):
     assert means["same"] > 0.8  # all but what lies behind EOS
     assert 0 < means["text"] < 0.5
     assert 0 < means["other"] < 0.5
+    for i, (rows, seen, expected) in enumerate(zip(ids.split(8), mask.split(8), plain.split(8))):
+        way = list(ways)[i % 3]
+        out = model.generate(rows, attention_mask=seen, max_new_tokens=6, custom_generate=ways[way])
+        assert torch.equal(out, expected[:, : out.shape[1]])
+        assert (expected[:, out.shape[1] :] == PAD).all()
+        new = expected[:, ids.shape[1] :]
+        assert ways[way].report.tokens == ((new == EOS).cumsum(1) - (new == EOS).long() == 0).sum()
 
 
 def test_drafts_save_calls():
@@ -97,20 +104,24 @@ class Table(FLAPreTrainedModel):
 
 @pytest.mark.parametrize("assistant", [True, False], ids=["assistant", "text"])
 def test_samples_are_of_the_models_distribution(assistant):
-    """Frequencies of three tokens in 2,000 samples, with top-k and a temperature, against their probabilities."""
+    """Frequencies of three tokens in 2,000 samples, with top-k and a temperature, against their probabilities.
+
+    Half of them are drawn in batches of 4, whose rows wait for each other.
+    """
     model, prompt, counts, rates = Table(), torch.tensor([[1, 3, 0, 2, 1, 3]]), torch.zeros(4, 4, 4), []
     decoding = SpeculativeDecoding(Table() if assistant else None, num_tokens=2)
     processors = LogitsProcessorList([TemperatureLogitsWarper(1.5), TopKLogitsWarper(3)])
     criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
     config = GenerationConfig(do_sample=True, max_length=9, use_cache=True)
     with torch.no_grad():
-        for _ in range(2000):
-            counts[tuple(decoding(model, prompt, processors, criteria, config)[0, 6:])] += 1
+        for rows in [1] * 1000 + [4] * 250:
+            for sample in decoding(model, prompt.expand(rows, -1), processors, criteria, config)[:, 6:]:
+                counts[tuple(sample)] += 1
             rates.append(decoding.report.acceptance_rate)
         p = processors(None, model.table.clone()).softmax(-1)
     expected = 2000 * p[3][:, None, None] * p[:, :, None] * p
     assert counts[expected == 0].sum() == 0
-    assert 0.02 < sum(rates) / 2000 < 0.9
+    assert 0.02 < sum(rates) / len(rates) < 0.9
     often = expected > 5
     chi_squared = ((counts - expected) ** 2 / expected)[often].sum()
     assert often.sum() > 12
@@ -169,10 +180,13 @@ def test_lookup():
     """The longest run of last tokens that stood before, the latest of them with enough behind it."""
     text = torch.tensor([[9, 1, 2, 3, 4, 1, 2, 5, 8, 1, 2]])
     for most, expected in ((4, [5, 8, 1, 2]), (3, [5, 8, 1]), (5, [3, 4, 1, 2, 5])):
-        assert Lookup(3, 0)(text, most)[0].tolist() == expected
-    assert Lookup(1, 0)(torch.tensor([[7, 7]]), 3)[0].tolist() == [7]
-    assert Lookup(3, 1)(torch.tensor([[1, 2, 3, 1]]), 3)[0].tolist() == []  # the first is padding
-    assert Lookup(3, 0)(torch.tensor([[1, 2, 1]]), 0)[0].tolist() == []
+        assert Lookup(3).follow(text[0], most).tolist() == expected
+    assert Lookup(1).follow(torch.tensor([7, 7]), 3).tolist() == [7]
+    assert Lookup(3).follow(torch.tensor([1, 2, 1]), 0).tolist() == []
+    # rows that know 4, 4 and 6 tokens; the second one's first is padding, the third goes on behind what it knows
+    rows, lengths = torch.tensor([[5, 1, 2, 1, 0, 0], [1, 2, 3, 1, 0, 0], [1, 2, 1, 2, 1, 2]]), torch.tensor([4, 4, 6])
+    drafts, q = Lookup(3, torch.tensor([0, 1, 0]))(rows, lengths, 3)
+    assert (drafts.tolist(), q) == ([[2, 1, 0], [0, 0, 0], [1, 2, 1]], None)
 
 
 def test_errors():
@@ -183,14 +197,15 @@ def test_errors():
         with pytest.raises(ValueError, match=message):
             model.generate(ids, custom_generate=custom_generate, max_new_tokens=9, **options)
 
-    refused(r"takes one sequence at a time, as transformers' own does; got 2 \(the batch times num_beams", prompt)
-    refused("got 3", num_return_sequences=3, do_sample=True)
+    refused("num_beams=2 does not go together with speculative decoding", prompt, num_beams=2)
+    refused("a batch with streamer=.* does not go", prompt, SpeculativeDecoding(streamer=Streamer()))
+    allowed = {"prefix_allowed_tokens_fn": lambda row, ids: [3, 4]}
+    refused("a batch with logits_processor=.*PrefixConstrained.* does not go", prompt, **allowed)
     refused("use_cache=False does not go together with speculative decoding", use_cache=False)
     refused("output_hidden_states=True does not go", output_hidden_states=True)
     refused("logits_processor=.*ClassifierFreeGuidance.* does not go", guidance_scale=2.0)
     refused("zeros only on the left", attention_mask=torch.tensor([[1, 1, 0, 1, 1]]))
-    cache = model(one[:, :3], use_cache=True).past_key_values
-    refused("must be all ones where past_key_values", past_key_values=cache, attention_mask=torch.tensor([[0, 0, 1, 1, 1]]))
+    refused("zeros only on the left", attention_mask=torch.tensor([[0, 0, 0, 0, 0]]))
     refused("pass input_ids, not inputs_embeds", None, inputs_embeds=model.model.embeddings(one))
     other = build("small", vocab_size=30)
     refused("assistant_model has vocab_size=30, the model 24", custom_generate=SpeculativeDecoding(other))

@@ -28,6 +28,10 @@ def fla_part(module: str, name: str):
         ) from error
 
 
+# Boundaries under another name would be ignored, as what a layer does not know is, and documents run into each other.
+MISSPELT = ("cu_seqlen", "cu_seq_lens")
+
+
 class Mixer(nn.Module):
     """Base of the layers: takes padding away, brings states from and to the cache, and leaves the rest to `mix`."""
 
@@ -104,6 +108,9 @@ class Mixer(nn.Module):
                 to a layer that cannot be split along time, or as the op does.
         """
         check_hidden_states(hidden_states, self.hidden_size)
+        for name in MISSPELT:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not an argument of {type(self).__name__}; did you mean 'cu_seqlens'?")
         batch_size, q_len = hidden_states.shape[:2]
         cu_seqlens, indices, num_steps = kwargs.get("cu_seqlens"), None, kwargs.get("step_states")
         cp_context = kwargs.get("cp_context")
@@ -154,6 +161,8 @@ def check_hidden_states(hidden_states: torch.Tensor, hidden_size: int) -> None:
     check_tensor("hidden_states", hidden_states)
     if hidden_states.ndim != 3 or hidden_states.shape[-1] != hidden_size:
         raise ValueError(f"hidden_states must have shape [B, T, {hidden_size}]; got {list(hidden_states.shape)}.")
+    if not hidden_states.is_floating_point():
+        raise ValueError(f"hidden_states must be of a floating-point dtype (embeddings, not ids); got {hidden_states.dtype}.")
 
 
 def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, q_len: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -44,6 +45,10 @@ def swap_blocks(model: FLAPreTrainedModel) -> list[nn.Module]:
         ValueError: for wrong fields, or a model whose blocks cannot take another mixer.
     """
     config, blocks = model.config, _blocks(model)
+    known = inspect.signature(type(config).__init__).parameters
+    for field, value in vars(config).items():
+        if field.startswith("mixer") and field not in ("mixer", "mixer_config", *known):
+            raise ValueError(f"{field}={value!r} is not a field of {type(config).__name__}; it takes mixer and mixer_config.")
     if getattr(config, "mixer", None) is None:
         if getattr(config, "mixer_config", None):
             raise ValueError(f"mixer_config={config.mixer_config!r} is not accepted without mixer, which says whose it is.")

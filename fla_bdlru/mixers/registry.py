@@ -25,7 +25,8 @@ _MIXERS: dict[str, type[nn.Module]] = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LST
 _MIXERS |= {name: getattr(fla.layers, cls) for name, cls in {
     "abc": "ABCAttention", "attn": "Attention", "bitnet": "BitAttention", "comba": "Comba", "cyfa": "CyclicFlowAttention",
     "delta_net": "DeltaNet", "deltaformer": "DeltaFormerAttention", "forgetting_attn": "ForgettingAttention",
-    "gated_deltanet": "GatedDeltaNet", "gated_deltaproduct": "GatedDeltaProduct", "gdn2": "GatedDeltaNet2",
+    "gated_deltanet": "GatedDeltaNet", "gated_deltaproduct": "GatedDeltaProduct", "gated_retention": "YOCOGatedRetention",
+    "gdn2": "GatedDeltaNet2",
     "gla": "GatedLinearAttention", "gsa": "GatedSlotAttention", "hgrn": "HGRNAttention", "hgrn2": "HGRN2Attention",
     "kda": "KimiDeltaAttention", "lightnet": "LightNetAttention", "linear_attn": "LinearAttention",
     "log_linear_mamba2": "LogLinearMamba2", "mamba": "Mamba", "mamba2": "Mamba2", "mamba3": "Mamba3", "mesa_net": "MesaNet",
@@ -42,13 +43,14 @@ GPU_ONLY = frozenset({
     "precond_gated_deltanet", "precond_kda", "stickbreaking_attn", "wall_attn",
 })  # fmt: skip
 
-# FLA's layers that are no mixers: what they ask of a block beside FLA's layer signature
+# FLA's layers that are no mixers: what they ask of a block beside FLA's layer signature, and what to do
 NO_MIXERS = {
-    "based": "it returns a tensor, and takes neither padding nor documents nor a cache",
-    "mom": "its loss reads router logits, which only MomModel has",
-    "rebased": "it returns a tensor, and takes neither padding nor documents nor a cache",
-    "rwkv7": "layers after the first mix in the first one's values, which only RWKV-7's blocks hand on",
-    "yoco": "its layers share keys and values, which only YOCO's decoder holds",
+    "based": "it takes neither padding nor documents nor a cache, and FLA has no model of it: take 'linear_attn'",
+    "mom": "its loss reads router logits, which only MomModel has: use FLA's own model of it",
+    "rebased": "it takes neither padding nor documents nor a cache, and FLA has no model of it: take 'linear_attn'",
+    "rwkv7": "layers after the first mix in its values, which only RWKV-7's blocks hand on: use FLA's own model of it",
+    "yoco": "its cross-decoder shares keys and values, which only YOCO's decoder holds: use FLA's own model of it, or "
+    "'gated_retention', its self-decoder's layer",
 }
 
 
@@ -169,7 +171,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     """
     cls = find_mixer(name)
     if isinstance(name, str) and name in NO_MIXERS and cls is None:
-        raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}: use FLA's own model of it.")
+        raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}.")
     if cls is None:
         near = get_close_matches(str(name), available_mixers(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -48,6 +48,13 @@ Without the first line, where the package is installed: `from_pretrained(..., tr
 """
 
 
+# what other libraries call our fields
+OTHER_NAMES = {
+    **dict.fromkeys(("d_model", "dim", "hidden_dim", "n_embd"), "hidden_size"),
+    **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+}
+
+
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     """Fields that every native model has, and those of the mixer: all arguments of the layer that `model_type` names."""
 
@@ -79,6 +86,11 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         bidirectional: bool = False,
         **kwargs,
     ) -> None:
+        if kwargs.get("model_type", self.model_type) != self.model_type:  # of a saved config
+            raise ValueError(
+                f"model_type={kwargs['model_type']!r} is not {self.model_type!r}, what {type(self).__name__} is for: load the "
+                "folder with AutoModelForCausalLM, or the class of its type."
+            )
         use_cache = use_cache and not bidirectional  # there is no state to go on from
         fields = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         tokens = {name: fields.pop(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
@@ -110,7 +122,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         known = [field for field in inspect.signature(cls.__init__).parameters if not field.endswith("_token_id")]
         theirs = vars(PreTrainedConfig())
         for field, value in fields.items():
-            near = get_close_matches(field, known, n=1, cutoff=0.8)
+            near = [OTHER_NAMES[field]] if field in OTHER_NAMES else get_close_matches(field, known, n=1, cutoff=0.8)
             if near and field not in theirs:
                 raise ValueError(f"{field}={value!r} is not a field of {cls.__name__}; did you mean {near[0]!r}?")
 

@@ -387,6 +387,8 @@ BAD_CALLS = {
     r"hidden_states must have shape \[B, T, 16\]; got \[7, 16\]": lambda x: ((x[0],), {}),
     r"hidden_states must have shape \[B, T, 16\]; got \[1, 2, 7, 16\]": lambda x: ((x[None],), {}),
     r"hidden_states must have shape \[B, T, 16\]; got \[2, 7, 15\]": lambda x: ((x[..., 1:],), {}),
+    r"hidden_states must be of a floating-point dtype \(.*\); got torch.int64": lambda x: ((x.long(),), {}),
+    "cu_seq_lens is not an argument of .*; did you mean 'cu_seqlens'": lambda x: ((x,), {"cu_seq_lens": torch.tensor([0, 7])}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[2, 5\]": lambda x: ((x, torch.ones(2, 5)), {}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[1, 7\]": lambda x: ((x, torch.ones(1, 7)), {}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[3, 7\]": lambda x: ((x, torch.ones(3, 7)), {}),

@@ -95,6 +95,10 @@ def test_a_misspelt_field_is_refused(name, tmp_path):
         Config(**SIZES, gate_nrom="tanh")
     with pytest.raises(ValueError, match=r"hiden_size=3 is not a field of .*'hidden_size'"):
         Config(hiden_size=3)
+    with pytest.raises(ValueError, match=r"num_layers=2 is not a field of .*'num_hidden_layers'"):
+        Config(num_layers=2)
+    with pytest.raises(ValueError, match=f"model_type='gla' is not {name!r}, what {Config.__name__} is for: load the folder"):
+        Config.from_dict({"model_type": "gla"})
 
 
 @each_family
