@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 N, M = 8, 4
-GATE, SHIFT = "#1f77b4", "#b8b8b8"
+GATE, SHIFT = "#0072B2", "#b8b8b8"
 
 
 def transitions() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -27,25 +27,19 @@ def transitions() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
-    figure = Figure(figsize=(8.3, 3.3), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.3, 3.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, (gates, ones)) in zip(figure.subplots(1, 3), transitions().items()):
-        for value, colour, name in ((gates, GATE, "gate"), (ones, SHIFT, "1")):
-            for i, j in zip(*np.nonzero(value)):
-                axes.add_patch(_square(j, i, colour))
-            if value.any() and value is ones:
-                i, j = next(zip(*np.nonzero(value)))
-                axes.annotate(name, (j + 0.5, i + 0.55), ha="center", va="center", fontsize=7)
+    for axes, (title, panel) in zip(figure.subplots(1, 3), transitions().items()):
+        for squares, colour, name in zip(panel, (GATE, SHIFT), ("", "1")):
+            for y, x in zip(*np.nonzero(squares)):
+                axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, color=colour, linewidth=0))
+                axes.annotate(name, (x + 0.5, y + 0.55), ha="center", va="center", fontsize=8)
         axes.set(xlim=(0, N), ylim=(N, 0), xticks=[], yticks=[], aspect="equal")
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("state before", fontsize=8)
-    figure.axes[0].set_ylabel("state after", fontsize=8)
-    figure.supxlabel("blue: a gate made from the token; the |gates| of a row and of its input sum to 1", fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("state before", fontsize=9)
+    figure.axes[0].set_ylabel("state after", fontsize=9)
+    figure.supxlabel("blue: a gate made from the token; the |gates| of a row and of its input sum to 1", fontsize=9)
     figure.savefig(Path(__file__).with_name("model.png"))
-
-
-def _square(x: int, y: int, colour: str) -> Rectangle:
-    return Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, color=colour, linewidth=0)
 
 
 if __name__ == "__main__":

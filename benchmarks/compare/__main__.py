@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_grid
-from benchmarks.records.cell import SWEPT
+from benchmarks.records.cell import MATCHES, SWEPT
 from benchmarks.records.fields import FieldError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
     for part in parts:
         s = part.settings
         lengths, rates = "/".join(map(str, s.lengths)), "/".join(f"{x:g}" for x in s.lrs)
-        words = f"task {part.task}, matched by {part.match}: {s.words}"
+        words = f"task {part.task}, {MATCHES[part.match]}: {s.words}"
         _say(console, f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
     new = {cell.key for cell in todo}
@@ -250,7 +250,7 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     from benchmarks.tasks import get_task
 
     lines = summarise(rows)
-    settings = f"Trained up to length {lines[0].lengths[0]}, {part.settings.words}, matched by {part.match}"
+    settings = f"Trained up to length {lines[0].lengths[0]}, {part.settings.words}, {MATCHES[part.match]}"
     task = get_task(part.task)
     console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width, task.chance))
     for name, matched in matches.items():

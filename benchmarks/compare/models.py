@@ -15,8 +15,8 @@ from fla.models import TransformerConfig, TransformerForCausalLM
 from torch import nn
 
 import benchmarks.compare.mixers  # noqa: F401  registers them
-from benchmarks.compare.presets import MATCHES
 from benchmarks.compare.readout import AutoEncoder
+from benchmarks.records.cell import MATCHES
 from benchmarks.records.naming import SUFFIXES, parse_name
 from fla_bdlru.layers.measure import (
     count_parameters,

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 from benchmarks.records.cell import Setup
 
-MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preset(Setup):

@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.compare.presets import MATCHES, PRESETS, Preset, get_preset
-from benchmarks.records.cell import SWEPT
+from benchmarks.compare.presets import PRESETS, Preset, get_preset
+from benchmarks.records.cell import MATCHES, SWEPT
 from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, real, whole
 
 if sys.version_info >= (3, 11):

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from benchmarks.compare.presets import MATCHES
 from benchmarks.compare.settings import tomllib
+from benchmarks.records.cell import MATCHES
 from benchmarks.records.fields import Accepts, accept, nearest, one_of, option, real, whole
 
 CONFIGS = Path(__file__).parent / "configs"

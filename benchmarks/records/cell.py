@@ -11,6 +11,7 @@ from benchmarks.records.fields import SWITCH, Accepts, one_of, option, real, who
 
 SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
 CURRICULA = ("stages", "adaptive", "restarting")  # of the training lengths
+MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
 WIDEST = 2**14  # layers of that width are built to be measured
 
 

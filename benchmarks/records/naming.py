@@ -19,6 +19,17 @@ SUFFIXES: dict[str, dict] = {
 _NAME = re.compile(r"(bdlru|hlru)-m([1-9][0-9]?)((?:-[a-z]+)*)")
 
 
+def task_label(task: str) -> str:
+    r"""A task's name at a column of a picture or a table.
+
+    Example:
+        >>> from benchmarks.records.naming import task_label
+        >>> [task_label(task) for task in ("s3xz2", "even_pairs")]
+        ['S3xZ2', 'even pairs']
+    """
+    return re.sub("[a-z](?=[0-9])", lambda letter: letter[0].upper(), task.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class Ours:
     """A BD-LRU or H-LRU as its variant's name says it."""

@@ -108,40 +108,77 @@ def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -
     return [places[ranks.index(i)] for i in range(len(values))]
 
 
-def label_ends(axes, ends: dict[str, tuple[float, float, str]], outside: bool = True) -> None:
-    """Writes names beside points, to the right of the axes or right beside them, so that none stands on another.
+def label_ends(axes, ends: dict[str, tuple[float, float, str]]) -> None:
+    """Writes names to the right of the axes, so that none stands on another.
 
-    `ends` has, by name, x, y and colour: the end of a line, or a point. The axes' scales and limits are set.
+    `ends` has, by name, x, y and colour of the end of a line. The axes' scales and limits are set.
     """
-    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+    from matplotlib.transforms import ScaledTranslation
 
-    right = ScaledTranslation((14 if outside else 9) / 72, 0, axes.figure.dpi_scale_trans)
-    beside = blended_transform_factory((axes.transAxes if outside else axes.transData) + right, axes.transAxes)
+    beside = axes.transAxes + ScaledTranslation(14 / 72, 0, axes.figure.dpi_scale_trans)
     texts = [
         axes.annotate(
             name,
             (x, y),
-            (1 if outside else x, 0.5),
+            (1, 0.5),
             textcoords=beside,
-            color=colour,
-            size=9,
             va="center",
-            weight="bold" if name.startswith(OURS) else "normal",
             arrowprops={**LEADER, "color": colour},
+            **_look(name, colour),
         )
         for name, (x, y, colour) in ends.items()
     ]
     axes.figure.draw_without_rendering()  # the layout makes room for the names
     places = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _ in ends.values()]))
     gap = 12.5 / 72 * axes.figure.dpi / axes.bbox.height
-    columns: list[list[int]] = []  # names that are beside each other anyway need not be kept apart
-    for i in sorted(range(len(places)), key=lambda i: places[i][0]):
-        if not columns or (not outside and places[i][0] - places[columns[-1][-1]][0] > 0.12):
-            columns.append([])
-        columns[-1].append(i)
-    for column in columns:
-        for i, place in zip(column, spread_apart([places[i][1] for i in column], gap, 0.0, 1.0)):
-            texts[i].set_y(place)
+    for text, height in zip(texts, spread_apart(places[:, 1].tolist(), gap, 0.0, 1.0)):
+        text.set_y(height)
+
+
+def label_points(axes, points: dict[str, tuple[float, Sequence[float], str]]) -> None:
+    """Writes names beside points, on the side where they cover least of names, points, ranges and what is not the axes.
+
+    `points` has, by name, x, the seeds' values, whose median is the point, and a colour. The axes' scales and limits are set.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    pixels, renderer = axes.figure.dpi / 72, axes.figure.canvas.get_renderer()
+    taken = []
+    for x, values, _ in points.values():
+        low, middle, high = axes.transData.transform([(x, y) for y in (min(values), median(values), max(values))])
+        taken += [Bbox([middle - 4 * pixels, middle + 4 * pixels]), Bbox([low - pixels, high + pixels])]
+    for name, (x, values, colour) in points.items():
+        texts = [
+            axes.annotate(name, (x, median(values)), (dx, dy), textcoords="offset points", ha=ha, va=va, **_look(name, colour))
+            for dx, dy, ha, va in SIDES
+        ]
+        boxes = [text.get_window_extent(renderer) for text in texts]
+        # a name above or below stands beside another point sooner than one at the side
+        covered = [
+            _shared(box, taken) + 2 * (_area(box) - _shared(box, [axes.bbox])) + 0.1 * _area(box) * (dx == 0)
+            for box, (dx, *_) in zip(boxes, SIDES)
+        ]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        for text in texts[:best] + texts[best + 1 :]:
+            text.remove()
+
+
+SIDES = ((7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"))
+
+
+def _look(name: str, colour: str) -> dict:
+    return {"color": colour, "size": 9, "weight": "bold" if name.startswith(OURS) else "normal"}
+
+
+def _area(box) -> float:
+    return box.width * box.height
+
+
+def _shared(box, others) -> float:
+    # how much of a box lies in others
+    return sum(_area(part) for other in others if (part := box.intersection(box, other)) is not None)
 
 
 def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], styles=None, labels=True) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.records.cell import DISTINCTIONS, SETTINGS, Setup
+from benchmarks.records.cell import DISTINCTIONS, MATCHES, SETTINGS, Setup
 from benchmarks.records.store import MULTIPLES
 
 OURS = ("bdlru", "hlru")
@@ -176,7 +176,7 @@ class Comparison:
     @property
     def description(self) -> str:
         """The settings and what was made equal, in a line."""
-        return self.training + (f", matched by {self.kind}" if self.kind else "")
+        return ", ".join([self.training, *([MATCHES[self.kind]] if self.kind else [])])
 
 
 def compare(rows: list[dict]) -> list[Comparison]:
@@ -271,13 +271,16 @@ class Win:
 
 
 def find_wins(comparison: Comparison, chance: float = 0.0) -> list[Win]:
-    """Who wins at each length; a best that is not `LEARNED` of the way from `chance`, guessing, to 1 has learned nothing."""
+    """Who wins at each length; a best that is not `LEARNED` of the way from `chance`, guessing, to 1 has learned nothing.
+
+    Where nobody has at the training length, which comes first, nobody wins at a longer one.
+    """
     wins = []
     for i, length in enumerate(comparison.lengths):
         middle = {line.variant: median(line.tokens[i]) for line in comparison.lines}
         ranked = sorted(comparison.lines, key=lambda line: -middle[line.variant])
         top = middle[ranked[0].variant]
-        learned = top - chance >= LEARNED * (1 - chance)
+        learned = top - chance >= LEARNED * (1 - chance) and (not wins or bool(wins[0].winners))
         winners = [line for line in ranked if learned and top - middle[line.variant] < TIE]
         rest = ranked[len(winners) :] if learned else []
         ours = next((line for line in ranked if line.ours), None) if learned else None

@@ -30,6 +30,7 @@ def make_report(folder: str | Path) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from benchmarks.records.naming import task_label
     from benchmarks.records.summary import SOLVED, compare
     from benchmarks.records.tables import short
 
@@ -54,7 +55,7 @@ def make_report(folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(median=median, short=short, shade=_shade)
+    environment.filters.update(median=median, short=short, shade=_shade, label=task_label)
     return environment.get_template(TEMPLATE.name).render(
         solved=SOLVED,
         rows=rows,
@@ -107,7 +108,7 @@ def _views(found: list[tuple[Comparison, Path]]) -> list[dict]:
 
 def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
     # in words, what tells each comparison from the others of its task: settings; mixers and seeds; at last the folder
-    from benchmarks.compare.presets import MATCHES
+    from benchmarks.records.cell import MATCHES
     from benchmarks.records.summary import counts_text, distinguish, tell
 
     words: list[list[str]] = [[] for _ in found]

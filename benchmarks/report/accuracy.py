@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.compare.presets import MATCHES
+from benchmarks.records.cell import MATCHES
 from benchmarks.records.naming import FAMILIES, parse_name
 from benchmarks.records.style import FAMILIES as COLOURS
-from benchmarks.records.style import label_ends, mark_guessing, percent, picture, plot_ranges, plot_seeds, variant_styles
+from benchmarks.records.style import label_points, mark_guessing, percent, picture, plot_ranges, plot_seeds, variant_styles
 from benchmarks.records.summary import Comparison, Line, counts_text
 from benchmarks.tasks import get_task
 
@@ -80,13 +80,14 @@ def draw_costs(comparison: Comparison, path: Path) -> None:
         axes.xaxis.set_major_formatter(lambda cost, _: f"{cost / 1000:,.0f}")
         percent(axes.yaxis)
         mark_guessing(axes, task.chance)
-        ends = {}
+        points = {}
         for line, cost in zip(lines, costs):
             middle, colour = median(line.tokens[0]), styles[line.variant]["color"]
             axes.plot([cost] * 2, [min(line.tokens[0]), max(line.tokens[0])], color=colour, linewidth=1)
             axes.plot(cost, middle, color=colour, marker=styles[line.variant]["marker"], markersize=7, markeredgecolor="white")
-            ends[line.variant] = (cost, middle, colour)
-        label_ends(axes, ends, outside=False)
+            points[line.variant] = (cost, line.tokens[0], colour)
+        axes.margins(x=0.1)
+        label_points(axes, points)
 
 
 def draw_gate_norms(comparison: Comparison, path: Path) -> None:

@@ -95,6 +95,7 @@ def _block_sizes(comparisons, apart: dict, out: Path) -> list[Path]:
 
 
 def _overviews(comparisons, out: Path) -> list[Path]:
+    from benchmarks.records.cell import MATCHES
     from benchmarks.records.summary import counts_text
     from benchmarks.report.overview import draw_overview, overview
 
@@ -103,7 +104,7 @@ def _overviews(comparisons, out: Path) -> list[Path]:
         alike = [c for c in comparisons if c.kind == matched]
         table, counts = overview(alike), counts_text(line for c in alike for line in c.lines)
         picture, numbers = (out / f"overview{f'-{matched}' if matched else ''}{end}" for end in (".png", ".csv"))
-        title = f"All mixers on all tasks{f', matched by {matched}' if matched else ''}, {counts}"
+        title = ", ".join(["All mixers on all tasks", *([MATCHES[matched]] if matched else []), counts])
         draw_overview(table, title, picture)
         table.round(4).rename_axis("mixer").to_csv(numbers)
         written += [picture, numbers]

@@ -87,7 +87,7 @@ def draw_gates(panels: Sequence[tuple[str, torch.Tensor]], title: str, note: str
     """Draws the matrices `[letters, M, M]` of panels, a tile a letter: blue 1, red -1, a frame where it is no permutation."""
     from matplotlib.patches import Rectangle
 
-    with picture(path, 3.5, title, note) as figure:
+    with picture(path, 3.2, title, note) as figure:
         for axes, (words, matrices) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels):
             n, m, _ = matrices.shape
             rows = -(-n // COLUMNS)

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.records.naming import task_label
 from benchmarks.records.style import picture
 from benchmarks.records.summary import LEARNED, OURS, TIE, Comparison
 from benchmarks.tasks import TASKS, get_task
@@ -65,7 +66,9 @@ def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
                 text = "-" if value != value else f"{value:.2f}"
                 colour, weight = "white" if shade > 0.6 else "black", "bold" if variant == alone else "normal"
                 axes.annotate(text, (j, i), ha="center", va="center", size=8.5, color=colour, weight=weight)
-        axes.set_xticks(range(len(table.columns)), table.columns, size=9, rotation=40, ha="left", rotation_mode="anchor")
+        axes.set_xticks(
+            range(len(table.columns)), map(task_label, table.columns), size=9, rotation=40, ha="left", rotation_mode="anchor"
+        )
         axes.set_yticks(range(len(table)), table.index, size=9)
         for label in axes.get_yticklabels():
             label.set_weight("bold" if label.get_text().startswith(OURS) else "normal")

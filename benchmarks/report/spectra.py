@@ -84,7 +84,7 @@ def draw_spectra(table: pd.DataFrame, accuracies: dict[str, list[float]], title:
     down = -(-len(summary) // across)
     angle = torch.linspace(0, 2 * math.pi, 200)
     with picture(
-        path, (7.6 / max(3, across) + 1.25) * down + 0.9, title, f"{note} Eigenvalues: {', '.join(KINDS.values())}."
+        path, (7.6 / max(3, across) + 1.25) * down + 0.7, title, f"{note} Eigenvalues: {', '.join(KINDS.values())}."
     ) as figure:
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
         for axes, variant in zip(panels, summary.index):
@@ -141,7 +141,7 @@ def draw_memory(table: pd.DataFrame, length: int, title: str, note: str, path: P
             axes.annotate(f"{middle:,.0f}", (place + 0.32, middle), va="center", size=9)
         axes.axhline(length, color=OTHER, linewidth=1.2, linestyle=DOTTED)
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(f"training length {length}", (0.01, length), (0, 3), color=OTHER, size=8.5, **place)
+        axes.annotate(f"training length {length}", (0.99, length), (0, 3), ha="right", color=OTHER, size=8.5, **place)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:,g}")
         names = [name for name, _ in groups]

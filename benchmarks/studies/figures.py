@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import BinaryIO
 
-from benchmarks.records.naming import FAMILIES, parse_name
+from benchmarks.records.naming import FAMILIES, parse_name, task_label
 from benchmarks.records.style import OTHER, picture
 from benchmarks.records.summary import OURS, SOLVED
 from benchmarks.tasks import get_task
@@ -56,7 +56,11 @@ class Panel:
             edges = [(x + side, y - 0.5) for x, y in enumerate(places) for side in (-0.5, 0.5)]
             axes.plot(*zip(*edges), color="#D55E00", linewidth=2.5, clip_on=False)
         axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5))
-        axes.set_xticks(range(len(self.columns)), self.columns, rotation=30 if max(map(len, self.columns)) > 5 else 0)
+        axes.set_xticks(
+            range(len(self.columns)),
+            list(map(task_label, self.columns)),
+            rotation=30 if max(map(len, self.columns)) > 5 else 0,
+        )
         axes.set_yticks(range(len(self.rows)), self.rows)
         for label, row in zip(axes.get_yticklabels(), self.rows):
             label.set(weight="bold" if row.startswith((*OURS, *FAMILIES.values())) else "normal")

@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 from matplotlib.text import Text
 
-from benchmarks.records.style import picture, plot_ranges, scale_lengths, spread_apart
+from benchmarks.records.style import label_points, picture, plot_ranges, scale_lengths, spread_apart
 
 
 @pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])
@@ -43,6 +43,25 @@ def test_equal_lines_stand_beside_each_other_and_every_one_is_named():
     assert max(box.x1 for box in boxes) <= figure.bbox.width  # nothing is cut off
     file.seek(0)
     assert matplotlib.image.imread(file).shape[1] == 1660  # 830 pixels wide, twice as fine
+
+
+def test_names_beside_points_stand_on_no_other_name_point_or_range():
+    points = {
+        "lstm": (57, [0.5, 1.0, 1.0], "k"),
+        "bdlru-m4": (58, [1.0], "b"),
+        "hlru-m4": (57.2, [0.97], "c"),
+        "gla": (99, [0.2], "g"),
+    }
+    with picture(io.BytesIO(), 4, "a title") as figure:
+        axes = figure.subplots()
+        axes.set(xlim=(40, 100), ylim=(0, 1.04))
+        label_points(axes, points)
+    assert [text.get_text() for text in axes.texts] == list(points)
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    dots = axes.transData.transform([(x, y) for x, values, _ in points.values() for y in values])
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert boxes[-1].x1 <= axes.bbox.x1  # a point at the right edge has its name on its left
 
 
 def test_lines_are_medians_and_bars_reach_from_seed_to_seed():

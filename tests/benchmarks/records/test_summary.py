@@ -15,7 +15,7 @@ def test_runs_of_other_settings_are_another_comparison(make_row):
     ]
     found = compare(rows)
     assert [(c.task, c.settings["steps"], len(c.lines)) for c in found] == [("s3", 1200, 2), ("s4", 1200, 1), ("s3", 2400, 1)]
-    assert "1,200 steps of 64 sequences, width 64, 1 block, matched by params" in found[0].description
+    assert "1,200 steps of 64 sequences, width 64, 1 block, equal parameters" in found[0].description
 
 
 def test_a_row_matched_in_two_ways_stands_in_both_comparisons(make_row):
@@ -132,6 +132,15 @@ def test_where_no_rate_is_shared_there_are_several_comparisons(make_row):
         "s3, learning rate 0.01": {("bdlru-m4", 0.01), ("bdlru-m1", 0.01)},
         "s3, learning rate 0.003": {("bdlru-m4", 0.003), ("lstm", 0.003)},
     }
+
+
+def test_who_learned_nothing_wins_at_no_longer_length_either(make_row):
+    rows = [
+        make_row(name, first, token_accuracy_2x=longer) for name, first, longer in (("lstm", 0.04, 0.3), ("gla", 0.03, 0.1))
+    ]
+    assert [win.verdict for win in wins_of(rows)] == ["near guessing"] * 2
+    learned = [{**row, "token_accuracy_1x": 0.5} for row in rows]
+    assert [len(win.winners) for win in wins_of(learned)] == [2, 1]
 
 
 def test_guessing_has_no_winner(make_row):

@@ -66,7 +66,10 @@ def test_rows_of_an_older_file_are_shown(make_row, tmp_path):
 
 def test_the_stored_results_make_a_page():
     page = make_report("benchmarks/results")  # of the folder, its subfolder, and language models
-    assert "gated_deltaproduct-neg</span>" in page
+    assert "gated_<wbr>deltaproduct-neg</span>" in page
+    assert re.search(
+        r'title="[^"]*lstm[^"]*">14 of 14 mixers</span>', page
+    )  # memorization: a tie of all needs no fourteen lines
     heads = re.findall(r"<h2>(.*?)</h2>", page)
     assert "Composing permutations of three things (S3), learning rate 0.01, equal parameters, 14 mixers, 1 seed" in heads
     assert len(set(heads)) == len(heads)  # told apart without a folder's name
