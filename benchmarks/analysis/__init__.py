@@ -1,1 +1,1 @@
-"""`python -m benchmarks.analysis`: the analyses of `benchmarks.report`, which hold what it does."""
+"""`python -m benchmarks.analysis` is the command; `benchmarks.report` holds what it does."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import benchmarks.report.analyse as command
+import benchmarks.analysis.__main__ as command
 from benchmarks.compare.plan import make_row, merge, plan
 from benchmarks.compare.presets import Preset
 from benchmarks.compare.run import run_cell
