@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -94,24 +93,25 @@ def _carry_over(rows: dict[str, dict], store: ResultStore) -> None:
 
 
 def _say_status(console: Console, name: str, planned: dict[str, Planned], rows: dict[str, dict], workers: int) -> None:
+    import pandas as pd
+
     from benchmarks.records.tables import start_table
 
-    total, done, left = Counter(), Counter(), Counter()
-    for key, p in planned.items():
-        total[p.cell.task] += 1
-        if key in rows:
-            done[p.cell.task] += 1
-        else:
-            left[p.cell.task] += _seconds(p, list(rows.values())) or 0
+    stored = list(rows.values())
+    runs = pd.DataFrame(
+        [(p.cell.task, key in rows, 0 if key in rows else _seconds(p, stored) or 0) for key, p in planned.items()],
+        columns=["task", "done", "left"],
+    )
     table = start_table("task", ("runs", "done", "left", "hours left"), f"{name}: {len(planned)} runs")
-    for task in total:
-        table.add_row(task, *(f"{n}" for n in (total[task], done[task], total[task] - done[task])), f"{left[task] / HOUR:.1f}")
+    for task, of in runs.groupby("task", sort=False):
+        done = of["done"].sum()
+        table.add_row(task, *map(str, (len(of), done, len(of) - done)), f"{of['left'].sum() / HOUR:.1f}")
     console.print(table)
     missing = len(planned) - len(rows)
     if not rows:
         console.print("Nothing has run yet, so how long it takes is not known.")
     elif missing:
-        hours = sum(left.values()) / HOUR / workers
+        hours = runs["left"].sum() / HOUR / workers
         console.print(
             f"{len(rows)} done, {missing} left: about {hours:.1f} h with {workers} worker(s), by the seconds in the rows (a "
             "mixer that has none is taken to cost as much as the others)."
@@ -123,10 +123,9 @@ def _say_status(console: Console, name: str, planned: dict[str, Planned], rows: 
 def _seconds(planned: Planned, rows: list[dict]) -> float | None:
     """Seconds of a run, by the rows of its mixer, or of all; per step, as rows may have fewer."""
     cell = planned.cell
-    alike = [row for row in rows if row["variant"] == cell.variant and int(row["layers"]) == cell.layers] or rows
-    return (
-        cell.steps * median(float(row["seconds"]) / int(row["steps_done"] or row["steps"]) for row in alike) if alike else None
-    )
+    alike = [row for row in rows if (row["variant"], row["layers"]) == (cell.variant, cell.layers)] or rows
+    per_step = [row["seconds"] / (row["steps_done"] or row["steps"]) for row in alike]
+    return cell.steps * median(per_step) if alike else None
 
 
 def _language_models(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:

@@ -5,39 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import BinaryIO
 
 from benchmarks.records.naming import FAMILIES, parse_name, task_label
 from benchmarks.records.style import OTHER, picture
-from benchmarks.records.summary import OURS, SOLVED
+from benchmarks.records.summary import OURS, SOLVED, best_lines
 from benchmarks.tasks import get_task
 from benchmarks.tasks.groups import find_group
 
-KEPT = "8x"  # the length at which a group counts as kept
 BLANK = "#f3f4f6"
 
 
 @dataclass(frozen=True)
 class Panel:
-    r"""A matrix: by (row, column) a share from 0 to 1, which is its colour, and a word.
+    """A matrix: by (row, column) a share from 0 to 1, which is its colour, and a word."""
 
-    Attributes:
-        title (str):
-            Stands above it.
-        rows, columns (list[str]):
-            Names.
-        cells (dict[tuple[str, str], tuple[float, str]]):
-            What has not run is not there.
-        borders (dict[str, str]):
-            By column, the row above which a border runs, if every column has one. Default: none.
-    """
-
-    title: str
+    title: str  # stands above it
     rows: list[str]
     columns: list[str]
-    cells: dict[tuple[str, str], tuple[float, str]]
-    borders: dict[str, str] | None = None
+    cells: dict[tuple[str, str], tuple[float, str]]  # what has not run is not there
+    borders: dict[str, str] | None = None  # by column, the row above which a border runs, if every column has one
 
     def draw(self, axes) -> None:
         """Draws it into empty axes."""
@@ -104,28 +92,17 @@ def best_runs(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
     Example:
         >>> from benchmarks.studies.figures import best_runs
-        >>> row = {"variant": "lstm", "task": "s3", "seed": "0", "finished": "", "weight_decay": "0"}
-        >>> rows = [{**row, "lr": lr, "validation_token_accuracy": v} for lr, v in (("0.1", "0.2"), ("0.01", "0.9"))]
+        >>> row = {"variant": "lstm", "task": "s3", "seed": 0, "finished": "", "weight_decay": 0.0}
+        >>> rows = [{**row, "lr": lr, "validation_token_accuracy": v} for lr, v in ((0.1, 0.2), (0.01, 0.9))]
         >>> best_runs(rows)["lstm", "s3"][0]["lr"]
-        '0.01'
+        0.01
     """
-    groups: dict[tuple[str, str], dict[tuple[str, str], list[dict]]] = {}
-    for row in rows:
-        choices = groups.setdefault((row["variant"], row["task"]), {})
-        choices.setdefault((row["lr"], row["weight_decay"]), []).append(row)
-
-    def quality(runs: list[dict]) -> tuple[int, float]:
-        return len(runs), mean(float(run["validation_token_accuracy"]) for run in runs)
-
-    return {name: max(map(_one_a_seed, choices.values()), key=quality) for name, choices in groups.items()}
-
-
-def _one_a_seed(runs: list[dict]) -> list[dict]:
-    return list({run["seed"]: run for run in sorted(runs, key=lambda run: run["finished"])}.values())
+    tasks = _in_order(row["task"] for row in rows)
+    return {(line.variant, task): line.runs for task in tasks for line in best_lines([r for r in rows if r["task"] == task])}
 
 
 def _solved(runs: list[dict], multiple: str) -> tuple[float, str]:
-    k = sum(float(run[f"token_accuracy_{multiple}"]) >= SOLVED for run in runs)
+    k = sum(run[f"token_accuracy_{multiple}"] >= SOLVED for run in runs)
     return k / len(runs), f"{k}/{len(runs)}"
 
 
@@ -133,20 +110,30 @@ def _in_order(names) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _solved_panels(rows: list[dict], labels: dict[str, str], borders: dict[str, str] | None = None) -> list[Panel]:
+    # a mixer a row, under its label: seeds that solved each group at the training length, and at 8 times that
+    best, tasks = best_runs(rows), _groups(rows)
+    return [
+        Panel(
+            title,
+            list(labels.values()),
+            tasks,
+            {(labels[variant], task): _solved(runs, multiple) for (variant, task), runs in best.items()},
+            borders,
+        )
+        for multiple, title in (("1x", "at the training length, 32"), ("8x", "at 256"))
+    ]
+
+
+def _groups(rows: list[dict]) -> list[str]:
+    return sorted({row["task"] for row in rows}, key=lambda task: (smallest_block(task), find_group(task).order))
+
+
 def state_tracking(rows: list[dict]) -> Figure:
     """Seeds that solved each group at the training length, and at 8 times that."""
-    best = best_runs(rows)
-    mixers, tasks = _in_order(row["variant"] for row in rows), sorted({row["task"] for row in rows}, key=_difficulty)
-    panels = [
-        Panel(title, mixers, tasks, {name: _solved(runs, multiple) for name, runs in best.items()})
-        for multiple, title in (("1x", "at the training length, 32"), (KEPT, "at 256"))
-    ]
     note = f"Seeds of which at least {SOLVED:.0%} of tokens are right, at each mixer's best learning rate on validation data."
+    panels = _solved_panels(rows, {name: name for name in _in_order(row["variant"] for row in rows)})
     return Figure("Groups that are learned, and kept", note, panels)
-
-
-def _difficulty(task: str) -> tuple[int, int]:
-    return smallest_block(task), find_group(task).order
 
 
 def smallest_block(task: str) -> int:
@@ -164,20 +151,15 @@ def smallest_block(task: str) -> int:
 
 def law(rows: list[dict]) -> Figure:
     """Seeds that learned each group, and kept it at 8 times the training length, by block size, with the law's border."""
-    best = best_runs(rows)
-    tasks = sorted({row["task"] for row in rows}, key=_difficulty)
-    label = lambda name: f"{FAMILIES[parse_name(name).family]}, m = {parse_name(name).size}"  # noqa: E731
-    sizes = sorted({row["variant"] for row in rows}, key=lambda name: (parse_name(name).family, parse_name(name).size))
-    borders = {task: label(f"bdlru-m{smallest_block(task)}") for task in tasks}
-    panels = []
-    for multiple, title in (("1x", "at the training length, 32"), (KEPT, "at 256")):
-        cells = {(label(variant), task): _solved(runs, multiple) for (variant, task), runs in best.items()}
-        panels.append(Panel(title, list(map(label, sizes)), tasks, cells, borders))
+    label = "{}, m = {}".format
+    ours = sorted((parse_name(name).family, parse_name(name).size, name) for name in {row["variant"] for row in rows})
+    labels = {name: label(FAMILIES[family], size) for family, size, name in ours}
+    borders = {task: label(FAMILIES["bdlru"], smallest_block(task)) for task in _groups(rows)}
     note = (
         f"One layer, signed gates (sinh). Seeds of which at least {SOLVED:.0%} of tokens are right. Below the thick line "
         "BD-LRU can hold the group, by the law; H-LRU can hold powers of Z2 alone. Grey: not run."
     )
-    return Figure("Which block holds which group", note, panels)
+    return Figure("Which block holds which group", note, _solved_panels(rows, labels, borders))
 
 
 def mad(rows: list[dict]) -> Figure:
@@ -185,7 +167,7 @@ def mad(rows: list[dict]) -> Figure:
     best = best_runs(rows)
     cells = {}
     for name, runs in best.items():
-        value = median(float(run["token_accuracy_1x"]) for run in runs)
+        value = median(run["token_accuracy_1x"] for run in runs)
         cells[name] = value, f"{value:.2f}"
     mixers, tasks = _in_order(row["variant"] for row in rows), _in_order(row["task"] for row in rows)
     seeds = sorted({len(runs) for runs in best.values()})
