@@ -25,12 +25,15 @@ def _keep_init(*modules: nn.Module) -> None:
         parameter._is_hf_initialized = not parameter.is_meta
 
 
-def _whole_sequences(layer: nn.Module, attention_mask, past_key_values, use_cache, cu_seqlens) -> None:
-    given = {"attention_mask": attention_mask, "past_key_values": past_key_values, "cu_seqlens": cu_seqlens}
-    given["use_cache"] = use_cache or None
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} is set; {type(layer).__name__} takes whole sequences only, expected None.")
+class WholeSequences(nn.Module):
+    """A layer with FLA's signature that runs from the first token to the last: `mix` of [B, T, hidden_size]."""
+
+    def forward(self, hidden_states: torch.Tensor, use_cache: bool = False, **given) -> tuple[torch.Tensor, None, None]:
+        given["use_cache"] = use_cache or None
+        for name in ("attention_mask", "past_key_values", "use_cache", "cu_seqlens"):
+            if given.get(name) is not None:
+                raise ValueError(f"{name} is set; {type(self).__name__} takes whole sequences only, expected None.")
+        return self.mix(hidden_states), None, None
 
 
 def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
@@ -55,7 +58,7 @@ def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
     return hard + (soft - soft.detach())  # in this order the sum is exact
 
 
-class PDSSM(nn.Module):
+class PDSSM(WholeSequences):
     r"""PD-SSM: the transition is a column one-hot matrix times a complex diagonal one.
 
         x_t = P_t D_t x_{t-1} + B u_t,    y_t = W [Re x_t; Im x_t] + b + d * u_t
@@ -104,19 +107,16 @@ class PDSSM(nn.Module):
         P = column_one_hot(mixed.unflatten(-1, (self.d_state, self.d_state)))
         return P, torch.polar(self.magnitude(u), 2 * math.pi * self.phase(u))
 
-    def forward(
-        self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, cu_seqlens=None, **kwargs
-    ) -> tuple[torch.Tensor, None, None]:
-        _whole_sequences(self, attention_mask, past_key_values, use_cache, cu_seqlens)
-        P, D = self.transitions(hidden_states)
-        inputs = self.b_proj(hidden_states).unflatten(-1, (self.d_state, 2))
+    def mix(self, u: torch.Tensor) -> torch.Tensor:
+        P, D = self.transitions(u)
+        inputs = self.b_proj(u).unflatten(-1, (self.d_state, 2))
         x = torch.zeros_like(inputs[:, 0])
         x[:, 0, 0] = 1
         states = []
         for P_t, D_t, b_t in zip(P.unbind(1), D.unbind(1), inputs.unbind(1)):
             x = torch.baddbmm(b_t, P_t, torch.view_as_real(D_t * torch.view_as_complex(x)))
             states.append(x)
-        return self.o_proj(torch.stack(states, 1).flatten(-2)) + self.skip * hidden_states, None, None
+        return self.o_proj(torch.stack(states, 1).flatten(-2)) + self.skip * u
 
     def state_size(self) -> int:
         """Real numbers."""
@@ -129,7 +129,7 @@ class PDSSM(nn.Module):
         return linear_flops_per_token(self) + (2 * self.dictionary + 1) * N * N + (6 + 2 + 2) * N + elementwise
 
 
-class SLiCE(nn.Module):
+class SLiCE(WholeSequences):
     r"""Block-diagonal SLiCE: a linear controlled differential equation in Euler's steps, its blocks dense and unbounded.
 
         h_t = h_{t-1} + sum_i w_t^i A_i h_{t-1} + B w_t,    h_0 = 0,    y_t = W h_t
@@ -169,17 +169,14 @@ class SLiCE(nn.Module):
         self.o_proj = nn.Linear(width, hidden_size, bias=False)
         _keep_init(self.a_proj)
 
-    def forward(
-        self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, cu_seqlens=None, **kwargs
-    ) -> tuple[torch.Tensor, None, None]:
-        _whole_sequences(self, attention_mask, past_key_values, use_cache, cu_seqlens)
+    def mix(self, u: torch.Tensor) -> torch.Tensor:
         m = self.block_size
         # BD-LRU's recurrence without its norm: its gates are I + A, and 1 for the input
-        gates = self.a_proj(hidden_states).unflatten(-1, (m, m, self.num_blocks))
+        gates = self.a_proj(u).unflatten(-1, (m, m, self.num_blocks))
         gates = F.pad(gates + torch.eye(m, device=gates.device, dtype=gates.dtype)[..., None], (0, 0, 0, 1), value=1.0)
-        v = self.b_proj(hidden_states).unflatten(-1, (m, self.num_blocks))
+        v = self.b_proj(u).unflatten(-1, (m, self.num_blocks))
         h, _ = chunk_bdlru(v.transpose(2, 3), gates.permute(0, 1, 4, 2, 3), gate_norm="none")
-        return self.o_proj(h.transpose(2, 3).flatten(2)), None, None
+        return self.o_proj(h.transpose(2, 3).flatten(2))
 
     def state_size(self) -> int:
         return self.block_size * self.num_blocks

@@ -34,36 +34,30 @@ READOUTS = ("tokens", "autoencoder")
 
 @dataclass(frozen=True)
 class Variant:
-    r"""A mixer with the arguments that make it this variant, and the knob that sets its size.
+    """A mixer with the arguments that make it this variant, and the knob that sets its size."""
 
-    Attributes:
-        mixer (str):
-            Name in `fla_bdlru.mixers`.
-        sizes (tuple[Callable[[int, int], dict], ...]):
-            Size knobs: each maps (width, n) to layer arguments, larger n to a larger layer. The first one that comes
-            close to the budget is used, so the layer's usual shape stands first.
-        args (dict):
-            The arguments that do not depend on the size.
-        fixed (str):
-            Empty, or why this mixer has no knob; the block's MLP is widened instead until the parameters match.
-    """
-
-    mixer: str
+    mixer: str  # name in `fla_bdlru.mixers`
+    # size knobs map (width, n) to layer arguments, larger n to a larger layer; the first one that comes close to the budget is
+    # used, so the layer's usual shape stands first
     sizes: tuple[Callable[[int, int], dict], ...]
-    args: dict = field(default_factory=dict)
-    fixed: str = ""
+    args: dict = field(default_factory=dict)  # that do not depend on the size
+    fixed: str = ""  # why this mixer has no knob; the block's MLP is widened instead until the parameters match
+
+
+def _knob(name: str) -> Callable[[int, int], dict]:
+    return lambda width, n: {name: n}
+
+
+def _sized(mixer: str, knob: str, **args) -> Variant:
+    return Variant(mixer, (_knob(knob),), args)
 
 
 def _bdlru(m: int, **args) -> Variant:
-    return Variant("bdlru", (lambda width, n: {"num_blocks": n},), {"block_size": m, **args})
+    return _sized("bdlru", "num_blocks", block_size=m, **args)
 
 
 def _hlru(m: int, **args) -> Variant:
-    return Variant("hlru", (lambda width, n: {"num_channels": n},), {"order": m, **args})
-
-
-def _slice(m: int) -> Variant:
-    return Variant("slice", (lambda width, n: {"num_blocks": n},), {"block_size": m})
+    return _sized("hlru", "num_channels", order=m, **args)
 
 
 def _ratio(n: int, width: int) -> float:
@@ -108,7 +102,7 @@ VARIANTS: dict[str, Variant] = {
     **{f"bdlru-m{m}": _bdlru(m) for m in (1, 2, 3, 4, 5, 8)},
     **{f"bdlru-m{m}-tanh": _bdlru(m, gate_norm="tanh") for m in (1, 2, 4)},
     **{f"hlru-m{m}": _hlru(m) for m in (2, 4, 8)},
-    "lstm": Variant("lstm", (lambda width, n: {"num_channels": n},)),
+    "lstm": _sized("lstm", "num_channels"),
     "delta_net": Variant("delta_net", _DELTA),
     "delta_net-neg": Variant("delta_net", _DELTA, {"allow_neg_eigval": True}),
     "gated_deltanet": Variant("gated_deltanet", _GATED_DELTA),
@@ -119,8 +113,8 @@ VARIANTS: dict[str, Variant] = {
     "hgrn": Variant("hgrn", (lambda width, n: {"expand_ratio": _ratio(n, width)},)),
     "mamba": Variant("mamba", _MAMBA),
     "mamba2": Variant("mamba2", _MAMBA2),
-    "pd_ssm": Variant("pd_ssm", (lambda width, n: {"d_state": n},)),
-    **{f"slice-m{m}": _slice(m) for m in (2, 3, 4, 5)},
+    "pd_ssm": _sized("pd_ssm", "d_state"),
+    **{f"slice-m{m}": _sized("slice", "num_blocks", block_size=m) for m in (2, 3, 4, 5)},
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
 }
 
@@ -143,7 +137,7 @@ RECIPES: dict[str, Variant] = {
 }
 # what arguments set a layer's size together, and the sizes that they give; the first that a constructor has counts
 SHAPES: tuple[tuple[set[str], tuple[Callable[[int, int], dict], ...]], ...] = (
-    *(({knob}, (lambda width, n, knob=knob: {knob: n},)) for knob in KNOBS),
+    *(({knob}, (_knob(knob),)) for knob in KNOBS),
     ({"expand", "head_dim", "state_size"}, _MAMBA2),
     ({"num_heads", "head_dim"}, _GATED_DELTA),
     # rotary embeddings ask for an even number of key channels
@@ -232,22 +226,9 @@ def layer_params(mixer: str, width: int, args: dict) -> int:
 
 
 def layer_state(mixer: str, width: int, args: dict, device: str = "cpu", tokens: int = 1) -> int:
-    r"""Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution).
+    """Number of elements that one layer carries from one token to the next, per sequence (recurrent and convolution).
 
-    Args:
-        mixer (str):
-            Name in `fla_bdlru.mixers`.
-        width (int):
-            Width of the model.
-        args (dict):
-            Arguments of the layer.
-        device (str):
-            Where it is run. Default: `"cpu"`.
-        tokens (int):
-            How many it has seen; matters where the state grows. Default: 1.
-
-    Raises:
-        ValueError: if the layer cannot run there, or refuses a cache.
+    It has seen `tokens`, which matters where the state grows. ValueError, if the layer cannot run there, or refuses a cache.
     """
     try:
         return measure_state_size(build_layer(mixer, width, args).to(device), tokens=tokens)
@@ -288,44 +269,19 @@ def default_budget(match: str, width: int) -> int:
 
 @dataclass(frozen=True)
 class Matched:
-    r"""A variant with its size settled.
+    """A variant with its size settled."""
 
-    Attributes:
-        args (dict):
-            All arguments of the layer.
-        extra_mlp (int):
-            Columns added to the block's MLP because the mixer itself has no size knob. Default: 0.
-        note (str):
-            What the reader has to know about the match; often empty.
-        rule (str):
-            What was made equal, and to what: `"params 28992"`.
-    """
-
-    args: dict
-    extra_mlp: int = 0
-    note: str = ""
-    rule: str = ""
+    args: dict  # all arguments of the layer
+    extra_mlp: int = 0  # columns added to the block's MLP because the mixer itself has no size knob
+    note: str = ""  # what the reader has to know about the match
+    rule: str = ""  # what was made equal, and to what: "params 28992"
 
 
 def match_variant(name: str, match: str, width: int, budget: int | None = None) -> Matched:
-    r"""Settles a variant's size so that its parameters or its state come within `TOLERANCE` of the budget.
+    """Settles a variant's size so that its parameters or its state come within `TOLERANCE` of the budget.
 
-    Args:
-        name (str):
-            Name in `VARIANTS`.
-        match (str):
-            `"params"` or `"state"`.
-        width (int):
-            Width of the model.
-        budget (int, Optional):
-            Parameters or state elements of one mixer layer. Default: the reference mixer's.
-
-    Returns:
-        Matched:
-            The arguments, and what was done where the mixer cannot be resized.
-
-    Raises:
-        ValueError: if the name is unknown, or no size comes close enough; the message says what is possible.
+    That is one of a mixer layer, the reference mixer's if it is `None`. ValueError, if the name or the rule is unknown, or no
+    size comes close enough; the message says what is possible.
     """
     variant = get_variant(name)
     if match not in MATCHES:
@@ -400,34 +356,11 @@ def build_model(
     readout: str = "tokens",
     initializer_range: float = 0.02,
 ) -> nn.Module:
-    r"""The host model: FLA's Transformer with its attention replaced, `layers` blocks of mixer + SwiGLU MLP.
+    """The host model: FLA's Transformer with its attention replaced, `layers` blocks of mixer + SwiGLU MLP.
 
-    Nothing outside the mixer encodes position.
-
-    Args:
-        mixer (str):
-            Name in `fla_bdlru.mixers`.
-        args (dict):
-            Arguments of the layer.
-        vocab_size (int):
-            Number of tokens.
-        width (int):
-            Width of the model.
-        layers (int):
-            Number of blocks.
-        mlp_width (int):
-            Inner width of the MLP.
-        readout (str):
-            `"tokens"`, the language-model head, or `"autoencoder"` (`benchmarks.compare.readout`). Default: `"tokens"`.
-        initializer_range (float):
-            Standard deviation of embeddings' and linear maps' weights. Default: 0.02.
-
-    Returns:
-        nn.Module:
-            A `TransformerForCausalLM`, or an `AutoEncoder` of its blocks, initialised from torch's global generator.
-
-    Raises:
-        ValueError: if the readout is unknown.
+    Nothing outside the mixer encodes position. The readout is `"tokens"`, the language-model head, or `"autoencoder"`
+    (`benchmarks.compare.readout`), ValueError for another. Weights come from torch's global generator,
+    those of embeddings and linear maps with the standard deviation `initializer_range`.
     """
     if readout not in READOUTS:
         raise ValueError(f"readout={readout!r} is not known; expected one of {', '.join(READOUTS)}.")

@@ -15,17 +15,9 @@ PLAIN_SECONDS = 15.0
 
 
 class TimeLeft:
-    r"""Estimates the time left from what each mixer has cost per step so far.
+    """Estimates the time left of all `cells`, by what each mixer has cost per step so far.
 
     A mixer of which nothing has run yet is taken to cost as much as the others on average.
-
-    Args:
-        cells (list[Cell]):
-            All that is to be run.
-        workers (int):
-            How many run at once.
-        clock (Callable[[], float], Optional):
-            Seconds. Default: `time.monotonic`.
     """
 
     def __init__(self, cells: list[Cell], workers: int, clock: Callable[[], float] = time.monotonic):
@@ -71,21 +63,39 @@ class TimeLeft:
         if seconds is None:
             return "time left not known yet"
         hours, minutes = divmod(round(seconds / 60), 60)
-        return (
-            f"about {hours} h {minutes} min left"
-            if hours
-            else f"about {minutes} min left"
-            if seconds > 90
-            else (f"about {seconds:.0f} s left")
-        )
+        if hours:
+            return f"about {hours} h {minutes} min left"
+        return f"about {minutes} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
-class BarDisplay:
+class Display:
+    """What a sweep shows while it runs, as a context manager: `update` tells it of a step, `finish` of the end of a cell."""
+
+    def __init__(self, console: Console, cells: list[Cell], left: TimeLeft):
+        self.console, self.left, self.waiting = console, left, {cell.key: cell for cell in cells}
+        self.count, self.total = len(cells), sum(cell.steps for cell in cells)
+        self.running: dict[str, tuple] = {}
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+    def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
+        del self.waiting[cell.key]
+        self.left.finish(cell, failed)
+
+    @property
+    def runs_done(self) -> str:
+        return f"{self.count - len(self.waiting)}/{self.count}"
+
+
+class BarDisplay(Display):
     """An overall bar with the time left, and a line per running cell."""
 
     def __init__(self, console: Console, cells: list[Cell], left: TimeLeft):
-        self.left = left
-        self.waiting = {cell.key: cell for cell in cells}
+        super().__init__(console, cells, left)
         self.progress = Progress(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=24),
@@ -94,9 +104,7 @@ class BarDisplay:
             TimeElapsedColumn(),
             console=console,
         )
-        self.count = len(cells)
-        self.overall = self.progress.add_task("all runs", total=sum(cell.steps for cell in cells), numbers="steps")
-        self.running: dict[str, tuple[int, int]] = {}
+        self.overall = self.progress.add_task("all runs", total=self.total, numbers="steps")
 
     def __enter__(self):
         self.progress.start()
@@ -119,33 +127,23 @@ class BarDisplay:
         self._show_overall()
 
     def _show_overall(self) -> None:
-        done = f"steps, {self.count - len(self.waiting)}/{self.count} runs done, {self.left}"
-        self.progress.update(self.overall, numbers=done)
+        self.progress.update(self.overall, numbers=f"steps, {self.runs_done} runs done, {self.left}")
 
     def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
         self.update(cell.key, cell.steps, 0.0, 0.0)
         self.progress.remove_task(self.running.pop(cell.key)[0])
-        del self.waiting[cell.key]
-        self.left.finish(cell, failed)
+        super().finish(cell, summary, failed)
         self._show_overall()
         self.progress.console.print(f"{cell.title}: {summary}", highlight=False, markup=False)
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """A line now and then, for logs."""
 
     def __init__(self, console: Console, cells: list[Cell], left: TimeLeft):
-        self.console, self.left, self.waiting = console, left, {cell.key: cell for cell in cells}
-        self.count, self.total = len(cells), sum(cell.steps for cell in cells)
-        self.running: dict[str, tuple[int, float, float]] = {}
+        super().__init__(console, cells, left)
         self.steps_done = 0
         self.last = time.monotonic()
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *_):
-        pass
 
     def update(self, key: str, step: int, loss: float, accuracy: float) -> None:
         if key in self.waiting:
@@ -161,16 +159,15 @@ class PlainDisplay:
             for k, (s, loss, accuracy) in self.running.items()
             if s
         ]
-        head = f"{steps / self.total:.0%} of all steps, {self.count - len(self.waiting)}/{self.count} runs done, {self.left}"
+        head = f"{steps / self.total:.0%} of all steps, {self.runs_done} runs done, {self.left}"
         self._print("; ".join([head, *lines]))
 
     def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
         self.running.pop(cell.key, None)
-        del self.waiting[cell.key]
-        self.left.finish(cell, failed)
+        super().finish(cell, summary, failed)
         self.steps_done += cell.steps
         left = f", {self.left}" if self.waiting else ""
-        self._print(f"[{self.count - len(self.waiting)}/{self.count}] {cell.title}: {summary}{left}")
+        self._print(f"[{self.runs_done}] {cell.title}: {summary}{left}")
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

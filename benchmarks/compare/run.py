@@ -31,16 +31,7 @@ class WorkerDied(Exception):
 
 
 class ProcessPool:
-    """Worker processes on this machine.
-
-    Args:
-        workers (int):
-            Number of processes.
-        threads (int):
-            Threads of each.
-        device (str):
-            A torch device.
-    """
+    """Worker processes on this machine."""
 
     slots = None  # takes all cells at once; those that no process is free for wait in it
 
@@ -54,7 +45,7 @@ class ProcessPool:
 
     def submit(self, cell: Cell) -> Future:
         """Starts a cell; the future's result is that of `run_cell`."""
-        with _signals_ignored():
+        with handled(signal.SIG_IGN, signal.SIGINT):
             others = set(multiprocessing.active_children())
             future = self.executor.submit(_work, cell, self.device)
             self.processes |= set(multiprocessing.active_children()) - others
@@ -68,7 +59,7 @@ class ProcessPool:
 
     def close(self) -> None:
         """Stops all workers, whatever they do."""
-        with _signals_ignored():
+        with handled(signal.SIG_IGN, signal.SIGINT):
             for process in self.processes:
                 process.kill()
             self.executor.shutdown(wait=True, cancel_futures=True)
@@ -93,27 +84,18 @@ def _work(cell: Cell, device: str) -> dict:
 
 
 @contextlib.contextmanager
-def _stop_on_signals():
-    # SIGTERM is treated as Ctrl-C
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled(handler, *numbers: signal.Signals) -> Iterator[dict]:
+    """Signals go to a handler, afterwards to those that are yielded; processes started in here inherit what is ignored."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield
+        yield previous
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
-@contextlib.contextmanager
-def _signals_ignored():
-    # processes started in here ignore SIGINT from their first instruction on
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def run_cells(
@@ -126,29 +108,12 @@ def run_cells(
     ray_address: str | None = None,
     failed: Callable[[Cell, dict], str] = lambda cell, result: f"failed: {result['error']}",
 ) -> dict[str, dict]:
-    r"""Runs cells in parallel; the calling process is the only one that writes.
+    """Runs cells in parallel, in order; the calling process is the only one that writes.
 
-    Args:
-        cells (list[Cell]):
-            What to run, in order.
-        finished (Callable[[Cell, dict], str]):
-            Called in this process with each cell and what `run_cell` returned; its result is shown to the user.
-        device (str):
-            A torch device.
-        workers (int, Optional):
-            How many cells run at once; `None`, with Ray only, for as many as the cluster has room for.
-        threads (int):
-            Threads of each worker.
-        console (Console):
-            Where progress goes: bars on a terminal, plain lines elsewhere.
-        ray_address (str, Optional):
-            Runs the cells by Ray: `"local"`, `"auto"` or a cluster's address. Default: processes of this machine.
-        failed (Callable[[Cell, dict], str]):
-            As `finished`, for a cell that ended with an `error` and a `traceback`. Default: says the error.
-
-    Returns:
-        dict[str, dict]:
-            `error` and `traceback` of each cell that failed, by key.
+    `finished` is called in this process with each cell and what `run_cell` returned, `failed` with a cell that ended with an
+    `error` and a `traceback`; what they return is shown to the user, by bars on a terminal and plain lines elsewhere. Without
+    `ray_address` (`"local"`, `"auto"` or a cluster's address) processes of this machine run the cells, and with it `workers`
+    may be `None`: as many as the cluster has room for. Returns `error` and `traceback` of each cell that failed, by key.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM; the workers have been stopped.
@@ -167,7 +132,7 @@ def run_cells(
     failures: dict[str, dict] = {}
     display = (BarDisplay if console.is_terminal else PlainDisplay)(console, cells, TimeLeft(cells, workers))
     try:
-        with _stop_on_signals(), display:
+        with handled(_stop, signal.SIGINT, signal.SIGTERM), display:
             waiting, pending = deque(cells), {}
             while waiting or pending:
                 while waiting and (pool.slots is None or len(pending) < pool.slots):

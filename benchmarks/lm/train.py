@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.compare.run import Interrupted
+from benchmarks.compare.run import Interrupted, handled
 from benchmarks.compare.train import decays
 from benchmarks.lm.evaluate import octaves, position_losses, scored_tokens
 from benchmarks.lm.models import build_model
@@ -154,14 +154,8 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, previous[number])
             self.trainer.accelerator.set_trigger()
 
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in previous:
-            signal.signal(number, ask)
-        try:
+        with handled(ask, signal.SIGINT, signal.SIGTERM) as previous:
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.accelerator.check_trigger():

@@ -12,29 +12,14 @@ TOKENS = 16_384  # at least so many in a batch
 
 @dataclass(frozen=True)
 class Case:
-    r"""One shape.
+    """One shape."""
 
-    Attributes:
-        op (str):
-            `"bdlru"` or `"hlru"`.
-        m (int):
-            Block size or order.
-        B (int):
-            Sequences.
-        T (int):
-            Steps of a sequence.
-        channels (int):
-            Width of `o`: H * m for BD-LRU, N for H-LRU.
-        dtype (str):
-            Of inputs, outputs and gradients.
-    """
-
-    op: str
-    m: int
-    B: int
-    T: int
-    channels: int
-    dtype: str = "bfloat16"
+    op: str  # `bdlru` or `hlru`
+    m: int  # block size or order
+    B: int  # sequences
+    T: int  # steps of a sequence
+    channels: int  # width of `o`: H * m for BD-LRU, N for H-LRU
+    dtype: str = "bfloat16"  # of inputs, outputs and gradients
 
     @property
     def lanes(self) -> int:

@@ -24,7 +24,6 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.compare.models import quiet
 from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, rehearsal, scan_cases
@@ -32,6 +31,7 @@ from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products
 from benchmarks.ops.peers import OURS, PEERS, SCANS, Contender
 from benchmarks.records.machine import commit, versions
 from benchmarks.records.store import ResultStore
+from benchmarks.records.tables import start_table
 
 WIDTH = 1024  # of the layers
 QUANTILES = (0.5, 0.2, 0.8)
@@ -203,9 +203,7 @@ def show(console: Console, rows: list[dict]) -> None:
     ):
         chosen = [row for row in rows if row["table"] == name]
         if chosen:
-            table = Table(title=f"{name}s")
-            for column in columns:
-                table.add_column(column, justify="left" if column in ("contender", "op", "mode", "note") else "right")
+            table = start_table(columns[0], columns[1:], f"{name}s")
             for row in chosen:
                 table.add_row(*(cell(row.get(column)) for column in columns))
             console.print(table)

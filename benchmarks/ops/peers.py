@@ -49,43 +49,32 @@ def _scan(compiled: bool) -> Callable[[Case, str], Contender]:
     return make
 
 
-def _chunk_hgrn(case: Case, device: str) -> Contender:
-    from fla.ops.hgrn import chunk_hgrn
+def _hgrn(kind: str) -> Callable[[Case, str], Contender]:
+    def make(case: Case, device: str) -> Contender:
+        from fla.ops import hgrn
 
-    x, g = (_random(case.B, case.T, case.channels, case=case, device=device) for _ in range(2))
-    return lambda x, g: chunk_hgrn(x, F.logsigmoid(g))[0], (x, g)
+        op = getattr(hgrn, f"{kind}_hgrn")
+        x, g = (_random(case.B, case.T, case.channels, case=case, device=device) for _ in range(2))
+        return lambda x, g: op(x, F.logsigmoid(g))[0], (x, g)
 
-
-def _fused_recurrent_hgrn(case: Case, device: str) -> Contender:
-    from fla.ops.hgrn import fused_recurrent_hgrn
-
-    x, g = (_random(case.B, case.T, case.channels, case=case, device=device) for _ in range(2))
-    return lambda x, g: fused_recurrent_hgrn(x, F.logsigmoid(g))[0], (x, g)
+    return make
 
 
-def _chunk_delta_rule(case: Case, device: str) -> Contender:
-    from fla.ops.delta_rule import chunk_delta_rule
+def _delta_rule(gated: bool) -> Callable[[Case, str], Contender]:
+    def make(case: Case, device: str) -> Contender:
+        from fla.ops.delta_rule import chunk_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    heads = max(1, case.channels // HEAD)
-    q, k, v = (_random(case.B, case.T, heads, HEAD, case=case, device=device) for _ in range(3))
-    beta = _random(case.B, case.T, heads, case=case, device=device)
-    return (
-        lambda q, k, v, beta: chunk_delta_rule(q, k, v, beta.sigmoid(), use_qk_l2norm_in_kernel=True)[0],
-        (q, k, v, beta),
-    )
+        heads = max(1, case.channels // HEAD)
+        q, k, v = (_random(case.B, case.T, heads, HEAD, case=case, device=device) for _ in range(3))
+        beta, g = (_random(case.B, case.T, heads, case=case, device=device) for _ in range(2))
+        how = {"use_qk_l2norm_in_kernel": True}
+        if gated:
+            function = lambda q, k, v, beta, g: chunk_gated_delta_rule(q, k, v, F.logsigmoid(g), beta.sigmoid(), **how)[0]  # noqa: E731
+            return function, (q, k, v, beta, g)
+        return lambda q, k, v, beta: chunk_delta_rule(q, k, v, beta.sigmoid(), **how)[0], (q, k, v, beta)
 
-
-def _chunk_gated_delta_rule(case: Case, device: str) -> Contender:
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-    heads = max(1, case.channels // HEAD)
-    q, k, v = (_random(case.B, case.T, heads, HEAD, case=case, device=device) for _ in range(3))
-    beta, g = (_random(case.B, case.T, heads, case=case, device=device) for _ in range(2))
-
-    def function(q, k, v, g, beta):
-        return chunk_gated_delta_rule(q, k, v, F.logsigmoid(g), beta.sigmoid(), use_qk_l2norm_in_kernel=True)[0]
-
-    return function, (q, k, v, g, beta)
+    return make
 
 
 def _mamba2(case: Case, device: str) -> Contender:
@@ -111,10 +100,10 @@ def _accelerated_scan(case: Case, device: str) -> Contender:
 OURS: dict[str, Callable[[Case, str], Contender]] = {"chunk": _ours("chunk"), "fused_recurrent": _ours("fused_recurrent")}
 SCANS = {"associative_scan": _scan(False), "associative_scan compiled": _scan(True)}
 PEERS = {
-    "chunk_hgrn": _chunk_hgrn,
-    "fused_recurrent_hgrn": _fused_recurrent_hgrn,
-    "chunk_delta_rule": _chunk_delta_rule,
-    "chunk_gated_delta_rule": _chunk_gated_delta_rule,
+    "chunk_hgrn": _hgrn("chunk"),
+    "fused_recurrent_hgrn": _hgrn("fused_recurrent"),
+    "chunk_delta_rule": _delta_rule(gated=False),
+    "chunk_gated_delta_rule": _delta_rule(gated=True),
     "mamba2 scan": _mamba2,
     "accelerated_scan": _accelerated_scan,
 }
