@@ -18,24 +18,12 @@ ATTEMPTS = 3  # a cell whose worker or machine died runs again
 
 
 class RayPool:
-    r"""Runs each cell as a Ray task that holds `threads` CPUs, and a GPU if the device is one.
+    """Runs each cell as a Ray task that holds `threads` CPUs, and a GPU if the device is one.
 
     Ray starts no more tasks than there are CPUs and GPUs, and each has `threads` threads, so nothing is oversubscribed. The
     checkout is sent to the other machines; they need the same Python environment.
-
-    Args:
-        address (str):
-            `"local"` starts Ray on this machine, `"auto"` finds the running cluster; else its address, as
-            `"192.0.2.1:6379"` or `"ray://192.0.2.1:10001"`.
-        workers (int, Optional):
-            How many cells run at once; `None` for as many as there is room for.
-        threads (int):
-            Threads of each.
-        device (str):
-            `"cpu"` or `"cuda"`.
-
-    Raises:
-        ValueError: if Ray is not installed, or no cluster answers at the address.
+    The address `"local"` starts Ray on this machine, `"auto"` finds the running cluster; else it is a cluster's, as
+    `"192.0.2.1:6379"` or `"ray://192.0.2.1:10001"`. ValueError, if Ray is not installed, or no cluster answers there.
     """
 
     def __init__(self, address: str, workers: int | None, threads: int, device: str):

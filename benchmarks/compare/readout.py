@@ -11,19 +11,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 def sinusoids(length: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    r"""Encodings of positions: half of the channels are sines, the others cosines, of geometrically spaced frequencies.
+    """Encodings of positions, float32 of shape `[length, width]`, for an even width of at least 4.
 
-    Args:
-        length (int):
-            Number of positions.
-        width (int):
-            Number of channels, even and at least 4.
-        device (torch.device, Optional):
-            Where the result is.
-
-    Returns:
-        torch.Tensor:
-            float32 of shape `[length, width]`; the frequencies go from 1 to 1/10,000.
+    Half of the channels are sines, the others cosines, of geometrically spaced frequencies from 1 to 1/10,000.
     """
     frequency = torch.logspace(0, -4, width // 2, device=device)
     angle = torch.arange(length, device=device)[:, None] * frequency
@@ -36,10 +26,6 @@ class AutoEncoder(nn.Module):
     The blocks of a causal LM are kept, with their last norm; its head is not. Their output at the last position plus
     the encoding of position t goes through an MLP that is as wide as the model, twice norm, linear, GELU, then through
     norm and linear to the logits of token t. So a token can be right only if the mixers brought it to the last position.
-
-    Args:
-        host (nn.Module):
-            A causal LM of FLA or transformers, with `model` and `config`.
 
     Example:
         >>> import torch

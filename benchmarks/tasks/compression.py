@@ -21,13 +21,6 @@ class Compression(Task):
     The decoder adds an encoding of each position to that one output (`benchmarks.compare.readout.AutoEncoder`), and knows no
     positions but those that it was trained on: the task is scored at its training length only.
 
-    Args:
-        vocab_size (int):
-            Number of tokens, 2 or more. Default: 16.
-
-    Raises:
-        ValueError: if `vocab_size` is smaller than 2.
-
     Example:
         >>> from benchmarks.tasks import Compression, make_generator
         >>> inputs, targets = Compression().sample(make_generator("demo"), 2, 32)

@@ -14,19 +14,10 @@ from benchmarks.tasks.base import IGNORE, Batch, Task
 class SelectiveCopying(Task):
     r"""Tokens strewn among blanks, to be written out in order afterwards.
 
-    The last token is the sign to copy, the one before it the blank. A sequence is the n independent, uniform tokens to
-    copy with `length - 2 n - 1` blanks among them, then the sign to copy, then n blanks. Each blank chooses, uniformly
-    and independently, the token before which it stands, so the last token is followed by the sign. The targets at the n
-    last blanks are the tokens in their order; those positions are scored and trained on.
-
-    Args:
-        vocab_size (int):
-            Number of tokens, 3 or more. Default: 16, that is 14 tokens to copy.
-        num_tokens_to_copy (int):
-            n, 1 or more. Default: 16.
-
-    Raises:
-        ValueError: if a setting is out of range.
+    The last token is the sign to copy, the one before it the blank. A sequence is n = `num_tokens_to_copy` independent,
+    uniform tokens to copy with `length - 2 n - 1` blanks among them, then the sign to copy, then n blanks. Each blank
+    chooses, uniformly and independently, the token before which it stands, so the last token is followed by the sign.
+    The targets at the n last blanks are the tokens in their order; those positions are scored and trained on.
 
     Example:
         >>> from benchmarks.tasks import SelectiveCopying, make_generator

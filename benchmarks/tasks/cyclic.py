@@ -18,13 +18,6 @@ class CyclicComposition(Task):
     Inputs x_1, x_2, ... are independent and uniform in 0, ..., n-1. The target at every position t is the sum of the
     first t inputs, mod n; all positions are scored.
 
-    Args:
-        n (int):
-            Number of elements, which is also the vocabulary; 2 or more.
-
-    Raises:
-        ValueError: if `n` is smaller than 2.
-
     Example:
         >>> from benchmarks.tasks import CyclicComposition, make_generator
         >>> inputs, targets = CyclicComposition(5).sample(make_generator("demo"), 2, 7)

@@ -50,15 +50,6 @@ class FuzzyInContextRecall(Task):
     always was. And it puts no probe among the pairs if that key has turned up on its own; here one is always added, so that
     a probe of size 1 has been seen 2.40 times on average, there 1.93 times.
 
-    Args:
-        vocab_size (int):
-            Number of tokens. Default: 16, that is 7 tokens for keys and 8 for values.
-        motif_size (int):
-            Most tokens in a key, and in a value. Default: 3.
-
-    Raises:
-        ValueError: if `vocab_size` has too few tokens for keys of `motif_size`.
-
     Example:
         >>> from benchmarks.tasks import FuzzyInContextRecall, make_generator
         >>> inputs, targets = FuzzyInContextRecall().sample(make_generator("demo"), 2, 128)

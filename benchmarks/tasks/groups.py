@@ -35,11 +35,7 @@ class Orbit(NamedTuple):
 class Group:
     r"""A finite group: elements are numbers, 0 is the identity.
 
-    Attributes:
-        name (str):
-            As on the command line, e.g. `"s3"` or `"z2xz4"`.
-        table (torch.LongTensor):
-            `[order, order]`; `table[x, y]` is x o y, y applied first.
+    Its `name` is as on the command line, `"s3"` or `"z2xz4"`; `table[x, y]`, `[order, order]`, is x o y, y applied first.
 
     Example:
         >>> from benchmarks.tasks.groups import find_group
@@ -113,13 +109,7 @@ class Group:
     def orbits(self, signed: bool = False) -> list[Orbit]:
         r"""The smallest faithful representation by permutations, or by signed permutations, orbit by orbit.
 
-        Args:
-            signed (bool):
-                Whether places may change sign. Default: `False`.
-
-        Returns:
-            list[Orbit]:
-                Images and signs; a block of BD-LRU per orbit holds the group.
+        A block of BD-LRU per orbit holds the group.
 
         Example:
             >>> from benchmarks.tasks.groups import find_group
@@ -164,17 +154,12 @@ def _quaternion(x: tuple[int, int], y: tuple[int, int]) -> tuple[int, int]:
 
 
 def find_group(name: str) -> Group:
-    r"""The group called `name`.
+    r"""The group called `name`: `z<n>`, `s2` to `s5`, `a3` to `a5`, `d4`, `q8`, or two of them joined by `x`.
 
-    Args:
-        name (str):
-            `z<n>`, `s2` to `s5`, `a3` to `a5`, `d4`, `q8`, or two of them joined by `x`. Elements of S_n are in the order of
-            `itertools.permutations(range(n))`, as maps p with p[i] the image of i (A_n: the even ones); of D4 they are the
-            symmetries of a square with corners 0 to 3 in that order; of Z_n the numbers; of Q8 1, i, j, k, -1, -i, -j, -k; of
-            a product the pairs, the second part fastest.
-
-    Raises:
-        ValueError: if there is no such group, or a product has more than `MAX_ORDER` elements.
+    Elements of S_n are in the order of `itertools.permutations(range(n))`, as maps p with p[i] the image of i (A_n: the even
+    ones); of D4 they are the symmetries of a square with corners 0 to 3 in that order; of Z_n the numbers; of Q8 1, i, j, k,
+    -1, -i, -j, -k; of a product the pairs, the second part fastest. ValueError, if there is no such group, or a product has
+    more than `MAX_ORDER` elements.
 
     Example:
         >>> from benchmarks.tasks.groups import find_group
@@ -207,13 +192,6 @@ class GroupComposition(Task):
     ones; all positions are scored:
 
         y_1 = x_1,    y_t = x_t o y_{t-1},    in S_n that is  y_t[i] = x_t[y_{t-1}[i]]
-
-    Args:
-        name (str):
-            Name of the group, as `find_group` takes it.
-
-    Raises:
-        ValueError: if there is no such group.
 
     Example:
         >>> from benchmarks.tasks import GroupComposition, make_generator

@@ -14,17 +14,10 @@ from benchmarks.tasks.base import IGNORE, Batch, Task, make_generator
 class Memorization(Task):
     r"""A fixed dictionary, learned in the weights: it is the same in every sequence, in training and in test.
 
-    The last token is a placeholder; of the others, the first half (rounded down) are keys and the rest values. The
+    The last token is a placeholder; of the others, the first half (rounded down, 127) are keys and the rest values. The
     dictionary gives each key a value of its own. A sequence is `length / 2` times an independent, uniform key and the
     placeholder, k_1 p k_2 p ...; values are never read. The target at each placeholder is the value of the key before it;
     those positions are scored and trained on.
-
-    Args:
-        vocab_size (int):
-            Number of tokens, 3 or more. Default: 256, that is 127 keys and 128 values.
-
-    Raises:
-        ValueError: if `vocab_size` is smaller than 3.
 
     Example:
         >>> from benchmarks.tasks import Memorization, make_generator

@@ -21,13 +21,6 @@ class InContextRecall(Task):
     T = length - 1. Scored positions are those that read a key seen before; their target is that key's value. Training,
     as in MAD, is on every next token.
 
-    Args:
-        vocab_size (int):
-            Number of keys and values together, even. Default: 16.
-
-    Raises:
-        ValueError: if `vocab_size` is odd or smaller than 2.
-
     Example:
         >>> from benchmarks.tasks import IGNORE, InContextRecall, make_generator
         >>> inputs, targets = InContextRecall().sample(make_generator("demo"), 2, 128)
@@ -85,20 +78,9 @@ class NoisyInContextRecall(InContextRecall):
     r"""In-context recall with noise between the pairs.
 
     Each pair but the last is replaced, with probability `frac_noise`, by two independent, uniform tokens of a vocabulary
-    of their own, which stands behind the keys and values; one pair, drawn uniformly among them, is never replaced, so
-    that there is something to recall. A key that noise replaced has not been seen. What is scored and trained on is as in
-    `InContextRecall`; training therefore includes the noise.
-
-    Args:
-        vocab_size (int):
-            Number of keys and values together, even. Default: 16.
-        noise_vocab_size (int):
-            Number of noise tokens, added to the vocabulary. Default: 16.
-        frac_noise (float):
-            Share of the pairs that are noise, in [0, 1). Default: 0.2.
-
-    Raises:
-        ValueError: if a setting is out of range.
+    of `noise_vocab_size` tokens, which stands behind the keys and values; one pair, drawn uniformly among them, is never
+    replaced, so that there is something to recall. A key that noise replaced has not been seen. What is scored and trained
+    on is as in `InContextRecall`; training therefore includes the noise.
 
     Example:
         >>> from benchmarks.tasks import NoisyInContextRecall, make_generator
