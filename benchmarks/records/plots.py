@@ -27,7 +27,7 @@ from benchmarks.tasks import get_task
 
 
 def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO) -> None:
-    """Draws token accuracy by length, and below it each mixer's seeds at the training length and how many solved the task.
+    """Draws token accuracy by length, if there are several, and each mixer's seeds at the training length, below.
 
     `settings`, in words, stand below the picture: a PNG file, replaced if it is there, or what takes its bytes.
     """
@@ -38,17 +38,19 @@ def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO
         f"{settings}, {counts_text(lines)}. {marks}. Solved: at least {SOLVED:.0%} of tokens right at length {trained}; "
         f"sequences: the share of them that is right as a whole there{' (median)' if several else ''}."
     )
-    rows = 0.3 * len(lines)
-    with picture(path, 4.8 + rows, task.title, note) as figure:
-        top, bottom = figure.subplots(2, 1, height_ratios=(3, rows + 0.3))
-        scale_lengths(top, lines[0].lengths)
-        top.set(xlabel=f"test length (trained up to {trained})", ylabel="token accuracy", ylim=(0, 1.04))
-        mark_guessing(top, task.chance)
-        plot_ranges(top, {line.variant: (line.lengths, line.tokens) for line in lines})
+    rows, by_length = 0.3 * len(lines), len(lines[0].lengths) > 1
+    with picture(path, (4.8 if by_length else 1.6) + rows, task.title, note) as figure:
+        heights = [*([3] * by_length), rows + 0.3]
+        *above, bottom = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for top in above:
+            scale_lengths(top, lines[0].lengths)
+            top.set(xlabel=f"test length (trained up to {trained})", ylabel="token accuracy", ylim=(0, 1.04))
+            mark_guessing(top, task.chance)
+            plot_ranges(top, {line.variant: (line.lengths, line.tokens) for line in lines})
         _draw_seeds(bottom, lines)
         mark_guessing(bottom, task.chance, along="x")
         bottom.set_xlabel(f"token accuracy at length {trained}")
-        percent(top.yaxis, bottom.xaxis)
+        percent(*(top.yaxis for top in above), bottom.xaxis)
 
 
 def _draw_seeds(axes, lines: list[Line]) -> None:

@@ -160,7 +160,7 @@ def label_points(axes, points: dict[str, tuple[float, Sequence[float], str]]) ->
             for box, (dx, *_) in zip(boxes, SIDES)
         ]
         best = covered.index(min(covered))
-        taken.append(boxes[best])
+        taken += [boxes[best]] * 2  # a name on a name is worse than on a point
         for text in texts[:best] + texts[best + 1 :]:
             text.remove()
 
@@ -227,7 +227,8 @@ def mark_guessing(axes, chance: float, along: str = "y") -> None:
     """A dotted line at the accuracy of guessing, with its name."""
     draw = axes.axhline if along == "y" else axes.axvline
     draw(chance, color=OTHER, linewidth=1.2, linestyle=DOTTED, zorder=1)
-    place, shift = ((0, chance), (3, -3)) if along == "y" else ((chance, 1), (0, 3))
+    low = along == "y" and axes.get_ylim()[0] <= chance < axes.get_ylim()[0] + 0.08  # below it are the numbers of the axis
+    place, shift = ((0, chance), (3, 3 if low else -3)) if along == "y" else ((chance, 1), (0, 3))
     coordinates = ("axes fraction", "data") if along == "y" else ("data", "axes fraction")
     axes.annotate(
         f"guessing {chance:.2g}",
@@ -236,7 +237,7 @@ def mark_guessing(axes, chance: float, along: str = "y") -> None:
         xycoords=coordinates,
         textcoords="offset points",
         ha="left" if along == "y" else "center",
-        va="top" if along == "y" else "bottom",
+        va="top" if along == "y" and not low else "bottom",
         color=OTHER,
         size=8.5,
     )

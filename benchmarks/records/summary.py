@@ -107,7 +107,7 @@ def best_lines(rows: list[dict], name: str = "variant", score: Callable[[dict], 
     own = ["name", "lr", "weight_decay"]
     table = pd.DataFrame(given, columns=[*own, "seed", "finished", "score", "row"])
     table = table.sort_values("finished", kind="stable").drop_duplicates([*own, "seed"], keep="last")
-    runs = table.groupby(own, sort=False).agg(rows=("row", list), seeds=("row", "size"), score=("score", "mean"))
+    runs = table.groupby(own, sort=False, dropna=False).agg(rows=("row", list), seeds=("row", "size"), score=("score", "mean"))
     best = runs.sort_values(["seeds", "score"], ascending=False, kind="stable").groupby(level="name", sort=False).head(1)
     return [Line(of.Index[0], of.rows, runs["seeds"].max() - of.seeds) for of in best.itertuples()]
 

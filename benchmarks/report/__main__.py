@@ -161,7 +161,8 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     from benchmarks.records.plots import draw, draw_curves
 
     picture = _picture(draw, comparison.lines, comparison.task, comparison.description)
-    found = [("Token accuracy by test length, and both accuracies at the training length", picture)]
+    above = "Token accuracy by test length; below, e" if len(comparison.lengths) > 1 else "E"
+    found = [(f"{above}very seed at the training length", picture)]
     curves = {}
     for line in comparison.lines:
         paths = [folder / "curves" / f"{key}.csv" for key in line.keys]
