@@ -97,7 +97,7 @@ def test_nothing_learned_is_no_win(make_row, tmp_path):
     page = make_report(tmp_path)
     wins = page[page.index("<tbody>") : page.index("</tbody>")]
     rows = re.findall(r"<tr>.*?</tr>", wins, re.DOTALL)
-    assert ["s5" in row for row in rows] == ["near guessing" in row for row in rows] == [False, False, True, True]
+    assert ["(S5)" in row for row in rows] == ["near guessing" in row for row in rows] == [False, False, True, True]
     assert ["lstm</span>" in row for row in rows] == [True, True, False, False]  # nobody is named where nobody learned
     assert ["1 of 2 mixers" in row for row in rows] == [True, True, False, False]
 
