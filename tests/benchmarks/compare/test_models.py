@@ -19,7 +19,8 @@ from benchmarks.compare.models import (
     state_grows,
 )
 from benchmarks.compare.plan import plan
-from benchmarks.compare.presets import MATCHES, get_preset
+from benchmarks.compare.presets import get_preset
+from benchmarks.records.cell import MATCHES
 from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
 from fla_bdlru.layers import LSTM
 from fla_bdlru.layers.measure import count_parameters
