@@ -2,6 +2,7 @@
 
     python -m benchmarks.ops.cpu
     python -m benchmarks.ops.cpu --op bdlru --op hlru --m 1 --m 4 --dtype bfloat16 --csv results/cpu.csv
+    python -m benchmarks.ops.cpu --roofline -T 2048 -H 256     # how near to a copy of memory the op runs
 
 Like is compared with like. Ops have no projections. Layers have theirs: ours, of width w (`--width`) and a state of w values,
 and `nn.LSTM(w, w)`; ours stands over its own matrix products too. Contenders take turns, so that a busy machine slows all, and
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.ops.roofline import COLUMNS, keep_memory, make_inputs, measure_roofline
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from benchmarks.records import machine
 from benchmarks.records.tables import start_table
@@ -71,15 +73,6 @@ def environment() -> dict[str, str | int]:
         "commit": machine.commit(),
         "versions": machine.versions(),
     }
-
-
-def make_inputs(op: str, B: int, T: int, H: int, M: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random v, g and do in public axes; memory is gate-major (H last)."""
-    if op == "bdlru":
-        v, do = (torch.randn(B, T, M, H).transpose(2, 3) for _ in range(2))
-        return v, torch.randn(B, T, M, M + 1, H).permute(0, 1, 4, 2, 3), do
-    v, do = (torch.randn(B, T, H) for _ in range(2))
-    return v, torch.randn(B, T, M + 1, H).transpose(2, 3), do
 
 
 def _step(function, inputs, do):
@@ -164,6 +157,8 @@ def measure_layer(op: str, B: int, T: int, width: int, M: int, repeats: int) -> 
 def _cell(key: str, value: float | int) -> str:
     if "error" in key:
         return f"{value:.1e}"
+    if "share" in key:
+        return f"{value:.0%}"
     if "ratio" in key:
         return f"{value:.1f}x"
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
@@ -186,28 +181,39 @@ def main(
     m: Annotated[list[int] | None, typer.Option(min=1, help="Block size or order; may be repeated.")] = None,
     dtype: Annotated[DType, typer.Option(help="Type of the op's inputs.")] = DType.float32,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, each with every contender once.")] = 15,
+    roofline: Annotated[bool, typer.Option(help="Shares of a copy's bandwidth instead.")] = False,
     csv_path: Annotated[Path | None, typer.Option("--csv", help="Also write the rows here.")] = None,
 ) -> None:
-    """Prints two tables: our op and the associative scan, our layer and torch.nn.LSTM."""
-    sizes = m or [2, 4, 8]
+    """Prints two tables: our op and the associative scan, our layer and torch.nn.LSTM; or one, of the op beside a copy."""
+    sizes = m or ([1, 2, 4, 8] if roofline else [2, 4, 8])
     for M in sizes:
-        if width % M:
+        if width % M and not roofline:
             raise typer.BadParameter(f"--m {M} does not divide --width {width}; expected a divisor, so that states are equal.")
     console = Console()
     found = environment()
     console.print(", ".join(f"{key} {value}" for key, value in found.items()))
     shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
     size, rows = f"B={batch}, T={time_steps}", []
+    if roofline:
+        keep_memory()
+        del shape["dtype"]
     for name in [one.value for one in op or [Op.bdlru]]:
         own = []
         for M in track(sizes, description=f"timing {name}", console=console, transient=True):
-            times = measure_op(name, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
-            times |= measure_layer(name, batch, time_steps, width, M, repeats)
+            if roofline:
+                times = measure_roofline(name, batch, time_steps, heads, M, repeats)
+            else:
+                times = measure_op(name, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
+                times |= measure_layer(name, batch, time_steps, width, M, repeats)
             own.append({"op": name, **shape, "m": M, **times, **found})
+        rows += own
+        if roofline:
+            title = f"{name}: {size}, H={heads}, least bytes over time, of what a copy moves"
+            console.print(_table(title, COLUMNS, own))
+            continue
         console.print(_table(f"{name}, the op alone: {size}, H={heads}, {dtype.value}; ms; scan: fwd+bwd", OPS, own))
         title = f"{name}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
         console.print(_table(title, LAYERS, own))
-        rows += own
     if csv_path is not None:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(csv_path, index=False)

@@ -169,6 +169,20 @@ def _cpu(name: str) -> str:
     return f"{_markdown(rows)}\n{shapes}. {x.device}, {x.threads} thread(s), commit {x.commit}, {x.versions}.\n"
 
 
+def _roofline(name: str) -> str:
+    """Our ops on a CPU beside a copy of memory (`benchmarks.ops.cpu --roofline`)."""
+    table = pd.read_csv(RESULTS / name)
+    shares = [f"{dtype}_{mode}_share" for dtype in ("float32", "bfloat16") for mode in ("fwd", "both")]
+    head = ["float32, forward", "both", "bfloat16, forward", "both ", "bfloat16 faster, forward", "both  "]
+    rows = []
+    for x in table.to_dict("records"):
+        cells = [f"{x[key]:.0%}" for key in shares] + [f"{x[key]:.1f} times" for key in ("fwd_ratio", "both_ratio")]
+        rows.append({"": f"{x['op']}, m = {x['m']}", **dict(zip(head, cells))})
+    x = table.iloc[0]
+    shape = f"B = {x.B}, T = {x['T']:,}, H = {x.H}; a copy moves {table.copy_gb_per_s.median():.0f} GB/s"
+    return f"{_markdown(rows)}\n{shape}. {x.device}, {x.threads} thread(s), commit {x.commit}, {x.versions}.\n"
+
+
 def _lm(name: str) -> str:
     """Language models of a file, best first."""
     from benchmarks.lm.report import rank_models, read, speed, training_words
@@ -258,6 +272,7 @@ KINDS = {
     "lengths": _lengths,
     "gpu": _gpu,
     "cpu": _cpu,
+    "roofline": _roofline,
     "lm": _lm,
     "sizes": _sizes,
     "spectra": _spectra,

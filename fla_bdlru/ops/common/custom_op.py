@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch.autograd import forward_ad
 
-from fla_bdlru.ops.common.autograd import as_input, once_differentiable, refuse
+from fla_bdlru.ops.common.autograd import as_input, is_traced, once_differentiable, refuse
 from fla_bdlru.ops.common.batching import batched_backward, batched_forward
 from fla_bdlru.ops.common.checks import check_arguments, check_cu_seqlens
 from fla_bdlru.ops.common.context_parallel import check_cp_context, context_parallel
@@ -78,8 +78,10 @@ class Recurrence:
         elif v.is_meta or type(v) is not torch.Tensor or is_traced():
             # no registered decomposition: Inductor refuses an op that has one, where the variable CI is set
             o, ht, *_ = (self.decomposed if torch.onnx.is_in_onnx_export() else self.op)(*inputs)
-        else:
+        elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:3]):
             o, ht = Eager.apply(self, *inputs)
+        else:
+            o, ht, *_ = self.run(*inputs, keep=False)
         return o.transpose(2, 3) if blocks else o, ht.transpose(1, 2) if output_final_state else None
 
     def kernels(self):
@@ -88,6 +90,10 @@ class Recurrence:
 
     def forward(self, v, g, h0, cu_seqlens, gate_norm, chunk):
         """`o`, `ht`, and for the backward `h` and `P`."""
+        return self.run(v, g, h0, cu_seqlens, gate_norm, chunk, keep=True)
+
+    def run(self, v, g, h0, cu_seqlens, gate_norm, chunk, keep):
+        """`forward`; nothing is made for the backward alone unless to `keep` it."""
         check_cu_seqlens(cu_seqlens, v.shape[1])
         if resolve_backend(v.device, v.dtype) == "triton":
             from fla_bdlru.ops.gpu.runtime import triton_fwd
@@ -95,7 +101,7 @@ class Recurrence:
             return triton_fwd(self.kernels(), v, g, h0, cu_seqlens, gate_norm, chunk)
         from fla_bdlru.ops.cpu.scan import cpu_fwd
 
-        o, ht, h = cpu_fwd(v, g, h0, cu_seqlens, gate_norm)
+        o, ht, h = cpu_fwd(v, g, h0, cu_seqlens, gate_norm, keep)
         return o, ht, h, h.new_empty(0)
 
     def fake_forward(self, v, g, h0, cu_seqlens, gate_norm, chunk):
@@ -202,11 +208,6 @@ class TransformedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         refuse()
-
-
-def is_traced() -> bool:
-    """Whether somebody looks on, who is to see the custom op: torch.compile, dispatch modes, torch.jit.trace."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 def save(ctx, inputs, output) -> None:

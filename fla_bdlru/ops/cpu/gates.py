@@ -6,7 +6,7 @@ from numba import njit
 from numba.extending import overload
 
 from fla_bdlru.ops.common.gate_norm import EPS, GATE_NORMS, RELU_EPS
-from fla_bdlru.ops.cpu.lanes import absolute, load, power_of_two, prefetch_read, put, splat, where
+from fla_bdlru.ops.cpu.lanes import absolute, larger, load, power_of_two, prefetch_read, put, splat, where
 
 SOFTMAX, SIGMOID, RELU, TANH, SILU, LINEAR, SQUARE, SINH, NONE = range(len(GATE_NORMS))
 NORM_CODES = {name: code for code, name in enumerate(GATE_NORMS)}
@@ -96,24 +96,29 @@ _ACTIVATIONS = {SIGMOID: sigmoid, RELU: relu, TANH: tanh, SILU: silu, LINEAR: id
 
 @njit(forceinline=True)
 def _softmax_row(g, offset, stride, mask, K, f):
-    top = load(g, offset, mask)
-    for k in range(1, K):
-        x = load(g, offset + k * stride, mask)
-        top = where(x > top, x, top)
-    total = splat(0.0)
-    for k in range(K):
+    top, other = load(g, offset, mask), load(g, offset + stride, mask)  # two chains, as each is a wait for the one before
+    for k in range(2, K, 2):
+        top = larger(load(g, offset + k * stride, mask), top)
+    for k in range(3, K, 2):
+        other = larger(load(g, offset + k * stride, mask), other)
+    top = larger(other, top)
+    total = other = splat(0.0)
+    for k in range(0, K, 2):
         e = exp(load(g, offset + k * stride, mask) - top)
         put(f, k, e)
         total = total + e
-    return total
+    for k in range(1, K, 2):
+        e = exp(load(g, offset + k * stride, mask) - top)
+        put(f, k, e)
+        other = other + e
+    return total + other
 
 
 @njit(forceinline=True)
 def _sinh_row(g, offset, stride, mask, K, f, df):
     top = splat(0.0)
     for k in range(K):
-        x = absolute(load(g, offset + k * stride, mask))
-        top = where(x > top, x, top)
+        top = larger(absolute(load(g, offset + k * stride, mask)), top)
     total = splat(0.0)
     for k in range(K):
         x = load(g, offset + k * stride, mask)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
@@ -22,7 +23,20 @@ from numba.extending import intrinsic, overload, register_model
 LANES = 16
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-_F32S, _I32S, _I16S, _I1S = (ir.VectorType(x, LANES) for x in (_F32, _I32, _I16, ir.IntType(1)))
+
+
+class _BFloat(ir.HalfType):
+    """LLVM's bfloat16, which llvmlite does not have."""
+
+    null, intrinsic_name = "0.0", "bf16"
+
+    def __str__(self):
+        return "bfloat"
+
+
+_BFloat._create_instance()
+_F32S, _BF16S, _I32S, _I16S, _I1S = (ir.VectorType(x, LANES) for x in (_F32, _BFloat(), _I32, _I16, ir.IntType(1)))
+_HAS = get_host_cpu_features()
 
 
 def _numba_type(name: str, llvm_type: ir.Type) -> types.Type:
@@ -99,6 +113,20 @@ def where(typingctx, condition, a, b):
         return builder.select(args[0], *(_broadcast(builder, x) for x in args[1:]))
 
     return vec(lane_mask, *(x if x == vec else types.float64 for x in (a, b))), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """max(a, b), either where one is NaN; LLVM would blend integers where a and b are made of bits."""
+
+    def codegen(context, builder, signature, args):
+        if not _HAS.get("avx512f"):
+            return builder.select(builder.fcmp_ordered(">", *args), *args)
+        function_type = ir.FunctionType(_F32S, [_F32S, _F32S, _I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.avx512.max.ps.512")
+        return builder.call(function, [*args, _I32(4)])  # rounding as ever
+
+    return vec(vec, vec), codegen
 
 
 @intrinsic
@@ -185,7 +213,9 @@ def load(typingctx, array, offset, mask):
 
 
 def _to_bfloat16(builder, x):
-    """Rounds to nearest, ties to even, on the bits; NaN stays NaN."""
+    """Rounds to nearest, ties to even; NaN stays NaN. A machine's own instruction flushes what is below the normal range."""
+    if _HAS.get("avx512bf16"):
+        return builder.bitcast(builder.fptrunc(x, _BF16S), _I16S)
     bits = builder.bitcast(x, _I32S)
     odd = builder.and_(builder.lshr(bits, _all(_I32S, 16)), _all(_I32S, 1))
     rounded = builder.add(bits, builder.add(odd, _all(_I32S, 0x7FFF)))
@@ -195,7 +225,9 @@ def _to_bfloat16(builder, x):
 
 @intrinsic
 def store(typingctx, array, offset, value, mask):
-    """Writes 16 floats to `array[offset]` in the array's type; lanes outside the mask are left alone."""
+    """Writes 16 floats to `array[offset]` in the array's type; lanes outside the mask are left alone. Nothing for `None`."""
+    if array == types.none:
+        return types.void(array, types.int64, vec, mask), lambda context, builder, signature, args: context.get_dummy_value()
 
     def codegen(context, builder, signature, args):
         pointer, align = _address(context, builder, array, *args[:2])

@@ -82,8 +82,10 @@ def kernel(function: Callable) -> Callable:
 # ------------------------------------------------------------------------------------------------------- tensors
 
 
-def as_array(x: torch.Tensor) -> np.ndarray:
+def as_array(x: torch.Tensor | None) -> np.ndarray | None:
     """A tensor's memory as a 1-D array; bfloat16 as int16."""
+    if x is None:
+        return None
     x = x.detach()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
 

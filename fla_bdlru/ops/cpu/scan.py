@@ -18,38 +18,43 @@ from fla_bdlru.ops.cpu.runtime import MAX_TILES, as_array, boundaries, empty_lik
 
 @cache
 def forward_kernel(M: int, NORM: int, COMPANION: bool):
-    K, (ROWS, STEP, LAG) = M + 1, (1, -1, 1) if COMPANION else (M, 1, 0)
+    K, ROWS, HALF = M + 1, 1 if COMPANION else M, MAX_TILES * M
+    BOTH = 2 * HALF
 
     @kernel
-    def recurrence_forward(v, g, h0, h, ht, bounds, N, first, last, width, lanes, lo, hi):
+    def recurrence_forward(v, g, h0, o, h, ht, bounds, N, first, last, width, lanes, lo, hi):
         f, df = stack(K), stack(K)
+        state = stack(BOTH)  # before this step and, in the other half, after it; H-LRU: rings, newest first from `newest`
         mask = lanes_below(lanes)
         ahead = rows_ahead(K, width) * K * N
         groups = (last - first + width - 1) // width
         for task in range(lo, hi):
             seq, x0 = task // groups, first + task % groups * width
             x1 = min(x0 + width, last)
-            begin, end = bounds[seq], bounds[seq + 1]
-            for t in range(begin, end):
-                since = t - begin
+            half = newest = 0
+            for x in range(x0, x1, LANES):
+                for j in range(M):
+                    put(state, (x - x0) // LANES * M + j, load(h0, (seq * M + j) * N + x, mask))
+            for t in range(bounds[seq], bounds[seq + 1]):
+                oldest = newest - 1 if newest > 0 else M - 1
                 for i in range(ROWS):
                     row = t * ROWS + i
                     for x in range(x0, x1, LANES):
+                        c = (x - x0) // LANES * M
                         total = gate_row(g, row * K * N + x, ahead, N, mask, K, NORM, f, df)
                         y = get(f, M) * load(v, row * N + x, mask)
                         for j in range(M):
-                            inside = since > LAG * j
-                            past = h if inside else h0
-                            at = (t - 1) * ROWS + STEP * j if inside else seq * M + j - LAG * since
-                            y = get(f, j) * load(past, at * N + x, mask) + y
-                        store(h, row * N + x, flush(y / denominator(total, K, NORM)), mask)
-            since = end - begin
+                            lag = newest + j if newest + j < M else newest + j - M
+                            y = get(f, j) * get(state, c + lag if COMPANION else half + c + j) + y
+                        y = flush(y / denominator(total, K, NORM))
+                        put(state, c + oldest if COMPANION else HALF - half + c + i, y)
+                        store(o, row * N + x, y, mask)
+                        store(h, row * N + x, y, mask)
+                half, newest = 0 if COMPANION else HALF - half, oldest if COMPANION else 0
             for j in range(M):
-                inside = since > LAG * j
-                past = h if inside else h0
-                at = (end - 1) * ROWS + STEP * j if inside else seq * M + j - LAG * since
+                lag = newest + j if newest + j < M else newest + j - M
                 for x in range(x0, x1, LANES):
-                    store(ht, (seq * M + j) * N + x, load(past, at * N + x, mask), mask)
+                    store(ht, (seq * M + j) * N + x, get(state, half + (x - x0) // LANES * M + lag), mask)
 
     return recurrence_forward
 
@@ -115,19 +120,25 @@ def cpu_fwd(
     h0: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     gate_norm: str,
+    keep: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Forward pass on contiguous gate-major tensors: v [B, T, M, H] or [B, T, N], g, and h0 [S, M, H or N].
 
-    Returns `o` (as v), `ht` (as h0, float32) and the float32 states `h` (as v); `h` is empty where `o` holds them exactly.
+    Returns `o` (as v), `ht` (as h0, float32) and, to `keep` for the backward, the float32 states `h` (as v); `h` is empty
+    where `o` holds them exactly.
     """
     M, num_lanes = g.shape[-2] - 1, g.shape[-1]
     bounds = boundaries(v, cu_seqlens)
     state = (len(bounds) - 1, M, num_lanes)
     h0 = v.new_zeros(state, dtype=torch.float32) if h0 is None else h0
-    ht, h = h0.new_empty(state), empty_like(v, torch.float32)
-    arrays = tuple(as_array(widened(x)) for x in (v, g, h0, h, ht))
+    ht, inputs = h0.new_empty(state), [widened(x) for x in (v, g, h0)]
+    o = empty_like(inputs[0])
+    h = empty_like(v, torch.float32) if keep and o.dtype != torch.float32 else None
+    arrays = tuple(as_array(x) for x in (*inputs, o, h, ht))
     launch(forward_kernel(M, NORM_CODES[gate_norm], v.ndim == 3), arrays, num_lanes, bounds, g.shape[2:-1].numel())
-    return (h, ht, h.new_empty(0)) if v.dtype == torch.float32 else (h.to(v.dtype), ht, h)
+    if o.dtype != v.dtype:  # float16
+        h = o
+    return o.to(v.dtype), ht, h0.new_empty(0) if h is None else h
 
 
 def cpu_bwd(

@@ -2,6 +2,8 @@
 
 import csv
 import math
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ pytest.importorskip("numba")
 import typer
 from references import NAIVE
 
+from benchmarks.ops import cpu, roofline
 from benchmarks.ops.cpu import main, make_inputs, measure_layer
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 
@@ -58,3 +61,31 @@ def test_layers_that_are_compared_have_one_width_and_state(op):
     assert row["lstm_params"] == 4 * (2 * width * width + 2 * width)
     assert math.isclose(row["lstm_ratio"], row["lstm_ms"] / row["layer_ms"])
     assert math.isclose(row["products_ratio"], row["layer_ms"] / row["products_ms"])
+
+
+def test_shares_of_a_copy(monkeypatch):
+    """A clock that ticks once a call: an op and the copy take as long as each other, and bfloat16 as float32."""
+    monkeypatch.setattr(roofline.time, "perf_counter", count().__next__)
+    monkeypatch.setattr(roofline.time, "thread_time", count().__next__)
+    row = roofline.measure_roofline("bdlru", 2, 5, 3, 4, repeats=2, copied=1000)
+    assert row.keys() == roofline.COLUMNS.keys() - {"m"}
+    elements = {"fwd": 4 * 5 + 2 * 4, "both": 3 * 4 * 5 + 6 * 4}  # gates, and v, o, then do, dv
+    for mode, number in elements.items():
+        assert math.isclose(row[f"float32_{mode}_share"], number * 2 * 5 * 3 / 2000)
+        assert math.isclose(row[f"bfloat16_{mode}_share"], number * 2 * 5 * 3 / 4000)
+        assert row[f"{mode}_ratio"] == 1
+    assert math.isclose(row["copy_gb_per_s"], 8000 / 1e9)
+
+
+def test_roofline_writes_whole_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "keep_memory", lambda: None)  # of this process
+    monkeypatch.setattr(cpu, "measure_roofline", partial(roofline.measure_roofline, copied=1000))
+    app = typer.Typer()
+    app.command()(main)
+    path = tmp_path / "cpu.csv"
+    options = ["--roofline", "-B", "1", "-T", "5", "-H", "3", "--m", "3", "--repeats", "1", "--csv", str(path)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    (row,) = csv.DictReader(path.open())
+    assert row["m"] == "3"
+    assert all(value != "" for value in row.values())
