@@ -79,7 +79,9 @@ def scan(
     """All states of `h_t = A_t h_{t-1} + b_t` and each sequence's last: A [B, T, M, M, H], b [B, T, M, H], h0 [S, M, H]."""
     if b.shape[1] == 0:
         return b, h0
-    watched = is_traced() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    traced = is_traced()
+    C = C if traced else min(C, b.shape[1])
+    watched = traced or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     return (scan_chunks if watched or not torch.is_grad_enabled() else Scan.apply)(A, b, h0, cu_seqlens, C)
 
 
