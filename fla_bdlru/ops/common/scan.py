@@ -142,7 +142,7 @@ def scan_chunks(
         x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, NC * C - T)).unflatten(1, (NC, C))
         return x.movedim(2, 0).movedim((1, 2), (-3, -2)).contiguous()
 
-    A, b, starts = chunks(A), chunks(b), None
+    A, b, starts, states = chunks(A), chunks(b), None, None
     if cu_seqlens is not None:
         starts, states = start_documents(h0, cu_seqlens, T)
         starts, states = chunks(starts.view(1, T, 1))[:, 0], chunks(states.unsqueeze(0))
