@@ -10,7 +10,7 @@ from fresh import ROOT, run_fresh
 
 import fla_bdlru
 
-MODULES = sorted(m.name for m in pkgutil.walk_packages(fla_bdlru.__path__, "fla_bdlru.") if not m.name.endswith("vllm_models"))
+MODULES = sorted(m.name for m in pkgutil.walk_packages(fla_bdlru.__path__, "fla_bdlru."))
 
 QUICK = """
 import time, torch, fla, warnings
