@@ -102,7 +102,8 @@ def test_every_registered_mixer_is_matched_by_parameters(name, width):
 @pytest.mark.parametrize("name", FLA_MIXERS)
 def test_every_registered_mixer_is_matched_by_state_or_refused(name):
     refused = {**NO_CPU, "hgrn2": "the size of hgrn2 is set by the model's width, the closest are 1,024"}
-    refused["rwkv7"] = "rwkv7 has no argument that sets it, the closest are 1,088"
+    alone = {"rwkv7": "1,088", "gated_retention": "1,024"}
+    refused |= {name: f"{name} has no argument that sets it, the closest are {size}" for name, size in alone.items()}
     if name in refused and not torch.cuda.is_available():
         with pytest.raises(ValueError, match=f"mixer {name!r} cannot .*{refused[name]}"):
             match_variant(name, "state", 64)
