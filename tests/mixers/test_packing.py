@@ -32,6 +32,7 @@ ARGUMENTS = {
     "forgetting_attn": {"num_heads": 4},
     "gated_deltanet": {"num_heads": 2, "head_dim": 8},
     "gated_deltaproduct": {"num_heads": 2, "head_dim": 16},
+    "gated_retention": {"num_heads": 2},
     "gdn2": {"num_heads": 2, "head_dim": 16},
     "gla": {"num_heads": 2},
     "hgrn": {"mode": "fused_recurrent"},  # its chunk mode refuses cu_seqlens
