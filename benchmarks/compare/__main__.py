@@ -41,7 +41,7 @@ def _device(name: str, ray_address: str | None) -> str:
 
 def _summary(cell: Cell, result: dict) -> str:
     scores = ", ".join(f"{s['token_accuracy']:.3f} @{n}" for n, s in zip(cell.eval_lengths, result["scores"]))
-    early = f", solved at step {result['steps_done']}" if result["steps_done"] < cell.steps else ""
+    early = f", ended at step {result['steps_done']}" if result["steps_done"] < cell.steps else ""
     return f"token accuracy {scores} ({result['seconds']:.0f} s{early})" + (", DIVERGED" if result["diverged"] else "")
 
 
