@@ -156,9 +156,7 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
             return _summary(cell, result)
 
         def failed(cell: Cell, result: dict) -> str:
-            path = store.folder / f"error-{cell.key}.txt"
-            path.write_text(result["traceback"], encoding="utf-8")
-            return f"failed: {result['error']} (see {path})"
+            return f"failed: {result['error']} (see {store.keep_error(cell.key, result['traceback'])})"
 
         try:
             failures = run_cells(
@@ -246,7 +244,7 @@ def _pictures(parts: list[Part]) -> list[str]:
 def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     from benchmarks.records.store import write_file
     from benchmarks.records.summary import summarise
-    from benchmarks.records.tables import make_table, say_what_was_seen
+    from benchmarks.records.tables import make_table, say_what_diverged, say_what_was_seen
     from benchmarks.tasks import get_task
 
     lines = summarise(rows)
@@ -256,9 +254,8 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     for name, matched in matches.items():
         if matched.note:
             _say(console, f"{name}: {matched.note}.")
-    for line in lines:
-        if line.diverged:
-            _say(console, f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
+    for note in say_what_diverged(lines):
+        _say(console, note)
     try:
         from benchmarks.records.plots import draw
 

@@ -37,15 +37,7 @@ class WholeSequences(nn.Module):
 
 
 def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
-    r"""A one in every column where its logit is largest, with the gradient of the column's softmax.
-
-    Args:
-        logits (torch.Tensor):
-            Shape `[..., N, N]`; column j is `logits[..., :, j]`.
-
-    Returns:
-        torch.Tensor:
-            Zeros and ones, of the same shape.
+    r"""A one in every column `logits[..., :, j]` where it is largest, with the gradient of the column's softmax.
 
     Example:
         >>> import torch
@@ -65,17 +57,8 @@ class PDSSM(WholeSequences):
 
     P_t is the hard maximum, column by column, of a mixture of `dictionary` learned matrices, weighed by softmax(S u_t); its
     gradient is that of the softmax. Magnitudes (sigmoid) and phases (2 pi sigmoid) of D_t come from two MLPs of u_t with one
-    GELU layer of width 2 `d_state`. The state starts at (1, 0, .., 0), the weights as in its authors' code.
-
-    Args:
-        hidden_size (int):
-            Width of inputs and outputs.
-        d_state (int, Optional):
-            Number N of complex state values. Default: `hidden_size // 2`.
-        dictionary (int, Optional):
-            Number of matrices that P_t mixes. Default: 8.
-        layer_idx (int, Optional):
-            Index of the layer in its model. Default: `None`.
+    GELU layer of width 2 `d_state`; the state has so many complex values. It starts at (1, 0, .., 0), the weights as in its
+    authors' code.
 
     Source: arXiv 2509.22284.
 
@@ -138,16 +121,6 @@ class SLiCE(WholeSequences):
     starts its experiments from a linear map of the first token, without B; that is what B makes of h_0 = 0, and later tokens
     keep it. A starts as in its authors' code (normal, 1/40 over the root of the block size).
 
-    Args:
-        hidden_size (int):
-            Width of inputs and outputs.
-        block_size (int, Optional):
-            Channels of a block. Default: 4.
-        num_blocks (int, Optional):
-            Number of blocks. Default: `hidden_size // block_size`.
-        layer_idx (int, Optional):
-            Index of the layer in its model. Default: `None`.
-
     Source: arXiv 2505.17761.
 
     Example:
@@ -188,14 +161,6 @@ class SLiCE(WholeSequences):
 
 class RWKV7(RWKV7Attention):
     r"""FLA's RWKV-7 time mixing, without the values that its model hands from the first layer to the others.
-
-    Args:
-        hidden_size (int):
-            Width of inputs and outputs.
-        num_heads (int, Optional):
-            Number of heads. Default: 4.
-        layer_idx (int, Optional):
-            Index of the layer in its model; every layer is a first one. Default: `None`.
 
     Source: arXiv 2503.14456.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 
 from benchmarks.compare.models import (
     Matched,
@@ -17,7 +16,7 @@ from benchmarks.compare.models import (
 )
 from benchmarks.compare.presets import Preset
 from benchmarks.records.cell import NAMES, Cell
-from benchmarks.records.machine import commit
+from benchmarks.records.machine import commit, now
 from benchmarks.records.store import COLUMNS
 from benchmarks.tasks import get_task
 
@@ -100,8 +99,8 @@ def make_row(planned: Planned, result: dict, labels: str = "") -> dict:
         "validation_token_accuracy": result["validation"],
         **{name: value for name, value in result.items() if name in COLUMNS},
         "matched": join_labels(labels, planned.matched),
-        "commit": commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),  # Ray sends no .git
+        "finished": now(),
     }
     longest = max(planned.cell.lengths)
     for length, scores in zip(planned.cell.eval_lengths, result["scores"]):

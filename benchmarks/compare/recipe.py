@@ -12,7 +12,7 @@ and not drowned is done: its learning rate falls.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,17 +30,10 @@ HELD = 0.95  # share under that noise above which a state does not fade
 
 
 class Curriculum:
-    r"""Which length is trained, and how much noise there is.
+    r"""Which of rising `lengths` is trained, and how much noise there is.
 
-    Args:
-        lengths (tuple[int, ...]):
-            Training lengths, rising.
-        threshold (float):
-            Running accuracy at the last position, without noise, above which a length counts as learned.
-        noise (float):
-            Final level of the noise, relative to the root mean square of what it is added to.
-        restarts (bool):
-            Moves faster, as a run that goes astray starts anew. Default: `False`.
+    A length is learned when the running accuracy at the last position, without noise, is above `threshold`; `noise` is the
+    final level. With `restarts` it moves faster, as a run that goes astray starts anew.
 
     Example:
         >>> from benchmarks.compare.recipe import Curriculum
@@ -93,30 +86,15 @@ class Curriculum:
 
 @dataclass
 class Noise:
-    r"""How loud noise is.
+    """How loud noise is."""
 
-    Attributes:
-        level (float):
-            Relative to the root mean square of a token's channels, while the mixer trains. Default: 0.
-        loud (float):
-            Relative to that of the sequence's loudest token, in eval mode too. Default: 0.
-    """
-
-    level: float = 0.0
-    loud: float = 0.0
+    level: float = 0.0  # relative to the root mean square of a token's channels, while the mixer trains
+    loud: float = 0.0  # relative to that of the sequence's loudest token, in eval mode too
 
 
 @contextmanager
 def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
-    r"""Adds noise to what mixers return: `o + level * rms(o) * eps`, rms over a token's channels.
-
-    Args:
-        mixers (list[nn.Module]):
-            Layers with FLA's signature.
-
-    Returns:
-        Iterator[Noise]:
-            How loud it is from now on; nothing is added at first.
+    r"""Adds noise to what mixers return, `o + level * rms(o) * eps`, as loud as the yielded `Noise` says; silent at first.
 
     Example:
         >>> import torch
@@ -140,9 +118,7 @@ def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
         rms = (rms.amax(1, keepdim=True) if noise.loud else rms).to(o.dtype)
         return o + level * rms * torch.randn_like(o), *rest
 
-    hooks = [mixer.register_forward_hook(add) for mixer in mixers]
-    try:
+    with ExitStack() as hooks:
+        for mixer in mixers:
+            hooks.enter_context(mixer.register_forward_hook(add))
         yield noise
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -17,23 +17,15 @@ says what differs for one task:
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.compare.presets import PRESETS, Preset, get_preset
 from benchmarks.records.cell import MATCHES, SWEPT
-from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, real, whole
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, read_fields, real, whole
 
 
 def _name(value: Any) -> str:
@@ -140,7 +132,7 @@ def read_grid(path: Path, tasks: tuple[str, ...] = ()) -> tuple[dict[str, tuple]
     `tasks`, given beside the file, may have a table in it. FieldError names the file, the field, the value and what is
     accepted.
     """
-    content = _parse(path)
+    content = read_fields(path)
     tables = content.pop("settings", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise FieldError(f"{path}: settings", f"{tables!r} is not accepted; expected tables such as [settings.recall].")
@@ -154,32 +146,6 @@ def read_grid(path: Path, tasks: tuple[str, ...] = ()) -> tuple[dict[str, tuple]
         own = tuple(name for name in FIELDS if name not in ("task", "preset"))
         settings[task] = _read_table(table, own, f"{path}: settings.{task}")
     return found, settings
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML as it is meant: a key stands once."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), value in zip(node.value, keys):
-            if keys.count(value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{value!r} stands there twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    is_yaml = path.suffix.lower() in (".yaml", ".yml")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, _UniqueKeys) if is_yaml else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise FieldError(str(path), f"is not {'YAML' if is_yaml else 'TOML'}: {reason}.") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise FieldError(str(path), f"{content!r} is not accepted; expected fields such as task: [s3, parity].")
-    return content
 
 
 def _read_table(table: dict[str, Any], known: tuple[str, ...], where: str) -> dict[str, tuple]:

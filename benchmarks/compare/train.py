@@ -32,19 +32,9 @@ def _batch_size(cell: Cell, length: int) -> int:
 
 
 def batches(task: Task, cell: Cell, curriculum: Curriculum | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    r"""Yields the training batches of a cell: one (inputs, targets) pair a step, the same for every mixer.
+    """Yields a cell's training batches: inputs and targets `[B, T]` on the CPU for each step, the same for every mixer.
 
-    Args:
-        task (Task):
-            The task that draws the sequences.
-        cell (Cell):
-            Lengths, batch size, steps, seed, and whether the training set is finite.
-        curriculum (Curriculum, Optional):
-            Says which length the next batch has; new sequences are drawn at every step. Default: equal shares of the steps.
-
-    Returns:
-        Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            int64 tensors of shape `[B, T]` on the CPU.
+    A curriculum says which length the next batch has, new sequences every time; else each length has its share of the steps.
     """
     if curriculum is not None:
         generator = make_generator(cell.task, "train", cell.seed)
@@ -68,18 +58,7 @@ def batches(task: Task, cell: Cell, curriculum: Curriculum | None = None) -> Ite
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[int, int, int, float]:
-    r"""Counts what is right in a batch.
-
-    Args:
-        logits (torch.Tensor):
-            Shape `[B, T, V]`.
-        targets (torch.Tensor):
-            Shape `[B, T]`, `IGNORE` where nothing is asked.
-
-    Returns:
-        (int, int, int, float):
-            Right tokens, scored tokens, sequences whose every scored token is right, and the summed cross entropy.
-    """
+    """Right tokens, scored tokens, sequences whose every scored token is right, and the summed cross entropy of a batch."""
     asked = targets != IGNORE
     right = (logits.argmax(-1) == targets) & asked
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
@@ -90,26 +69,10 @@ def score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[int, int, int, f
 def evaluate(
     model: torch.nn.Module, task: Task, length: int, examples: int, device: str, split: str = "test"
 ) -> dict[str, float]:
-    r"""Scores a model at one length, on a set that is the same for every mixer and seed.
+    """Scores a causal LM at one length, on so many examples of a split that are the same for every mixer and seed.
 
-    Args:
-        model (torch.nn.Module):
-            A causal LM.
-        task (Task):
-            The task that draws the sequences.
-        length (int):
-            Length of the test sequences.
-        examples (int):
-            Number of test sequences.
-        device (str):
-            Where the model is.
-        split (str):
-            `"test"` or `"validation"`: two unrelated streams. Default: `"test"`.
-
-    Returns:
-        dict[str, float]:
-            `token_accuracy` over scored positions, `sequence_accuracy` over sequences with all of them right, `loss` in
-            nats per scored position.
+    Returns `token_accuracy` over scored positions, `sequence_accuracy` over sequences with all of them right, and `loss` in
+    nats per scored position. `"test"` and `"validation"` are unrelated streams.
     """
     model.eval()
     inputs, targets = task.sample(make_generator(task.name, split, length), examples, length)
@@ -199,25 +162,13 @@ def _mixers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, float], None] | None = None) -> dict:
-    r"""Trains and scores one cell.
+    """Trains and scores one cell; `report` is called now and then with step, training loss, and accuracy on the batch.
 
-    Args:
-        cell (Cell):
-            The experiment.
-        device (str):
-            A torch device. Default: `"cpu"`.
-        report (Callable, Optional):
-            Called now and then with (step, training loss, token accuracy on the training batch).
-
-    Returns:
-        dict:
-            `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
-            `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of
-            training, `diverged` (a loss that was not finite), `steps_done`, `restarts`, and `curve`, a list of (step, length,
-            learning rate, loss, token accuracy), and `weights`, the trained model's state dict in safetensors' format.
-
-    Raises:
-        ValueError: if the curriculum restarts and the learning rate's schedule is no trapezoid.
+    Returns `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
+    `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of training,
+    `diverged` (a loss that was not finite), `steps_done`, `restarts`, `curve`, a list of (step, length, learning rate, loss,
+    token accuracy), and `weights`, the trained state dict in safetensors' format. ValueError, if the curriculum restarts and
+    the learning rate's schedule is no trapezoid.
     """
     restarting = cell.curriculum == "restarting"
     if restarting and cell.schedule != "trapezoid":

@@ -23,14 +23,12 @@ def set_up_worker(threads: int) -> None:
 
 def run_cell(cell: Cell, device: str, report: Callable[[str, int, float, float], None]) -> dict:
     """In a worker: trains a cell; an error is part of the result, and so is the machine."""
-    import torch
-
     from benchmarks.compare.train import train_cell
-    from benchmarks.records.machine import device_name, versions
+    from benchmarks.records.machine import provenance
 
     report(cell.key, 0, float("nan"), float("nan"))
     try:
         result = train_cell(cell, device, lambda *numbers: report(cell.key, *numbers))
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    return {**result, "device": device_name(device), "threads": torch.get_num_threads(), "versions": versions()}
+    return {**result, **provenance(device)}

@@ -141,7 +141,6 @@ def _prepare(say, settings: Settings, out: Path, processes: int) -> tuple[list[R
 def _train_all(
     console: Console, say, preset: str, runs: list[Run], corpus: Corpus, device, fsdp, processes, out: Path, rerun
 ) -> int:
-    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -179,15 +178,11 @@ def _train_all(
                 if processes > 1:
                     raise  # the other processes may be waiting for this one
                 failed += 1
-                path = out / f"error-{run.key}.txt"
-                path.write_text(traceback.format_exc())
+                path = store.keep_error(run.key, traceback.format_exc())
                 say(f"{run.title}: failed: {type(error).__name__}: {error} (see {path})")
                 continue
             if is_main:
-                store.add(
-                    model_row(run, measure(run.config, device), corpus, result, device, torch.get_num_threads()),
-                    result["curve"],
-                )
+                store.add(model_row(run, measure(run.config, device), corpus, result, device), result["curve"])
                 shutil.rmtree(out / "checkpoints" / run.key)
         if is_main:
             _show(console, say, store, preset, runs)
@@ -197,16 +192,15 @@ def _train_all(
 
 def _show(console: Console, say, store: ResultStore, preset: str, runs: list[Run]) -> None:
     from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, training_words
-    from benchmarks.records.tables import short
+    from benchmarks.records.tables import say_what_diverged, short
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
     if not rows:
         return
     lines = rank_models(rows)
     console.print(model_table(lines, f"{training_words(rows[0])}, {short(lines[0]['params'])} parameters"))
-    for line in lines:
-        if line.diverged:
-            say(f"{line.variant}: {line.diverged} of {line.seeds} runs had a loss that was not finite.")
+    for note in say_what_diverged(lines):
+        say(note)
     picture = store.folder / f"lm-{preset}.png"
     draw_models(lines, read_curves(store.folder / "curves", rows), training_words(rows[0]), picture)
     say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean, median
 
@@ -13,7 +12,7 @@ from benchmarks.lm.evaluate import bits_per_byte, perplexity
 from benchmarks.lm.models import Sizes
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
-from benchmarks.records.machine import commit, device_name, versions
+from benchmarks.records.machine import provenance
 from benchmarks.records.store import JSON, LOSS, NUMBER, SECONDS, SWITCH, TEXT, WHOLE, WHOLES, Column, read_rows, several
 from benchmarks.records.style import DOTTED, OTHER, picture, plot_ranges, scale_lengths
 from benchmarks.records.summary import Line, best_lines, counts_text
@@ -47,7 +46,7 @@ CURVE_COLUMNS = ("step", "tokens", "lr", "loss", "grad_norm", "validation_loss",
 SETTINGS = ["dataset", "tokenizer", "text_digest", "steps", "batch_size", "length", "lr", "eval_lengths"]
 
 
-def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str, threads: int) -> dict:
+def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str) -> dict:
     """The row of a finished run."""
     t, data = run.settings.training, run.settings.data
     return {
@@ -70,11 +69,7 @@ def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str,
         "validation_tokens": len(corpus.validation),
         "bytes_per_token": corpus.bytes_per_token,
         "text_digest": corpus.digest,
-        "device": device_name(device),
-        "threads": threads,
-        "versions": versions(),
-        "commit": commit(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(device),
     }
 
 

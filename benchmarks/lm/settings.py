@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from benchmarks.compare.settings import tomllib
 from benchmarks.records.cell import MATCHES
-from benchmarks.records.fields import Accepts, accept, nearest, one_of, option, real, whole
+from benchmarks.records.fields import Accepts, accept, nearest, one_of, option, read_fields, real, tomllib, whole
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -140,14 +139,11 @@ def _make(cls: type, table: Any, where: str) -> Any:
     if not isinstance(table, dict):
         raise ValueError(f"{where}={table!r} is not accepted; expected a table.")
     hints, made = get_type_hints(cls), {}
-    for f in fields(cls):
-        if f.name in table:
-            path, value, hint = f"{where}.{f.name}" if where else f.name, table[f.name], hints[f.name]
-            made[f.name] = _value(path, value, hint, f.metadata.get("accepts"))
-    for name in table:
+    for name, value in table.items():
+        path = f"{where}.{name}" if where else name
         if name not in hints:
-            path = f"{where}.{name}" if where else name
             raise ValueError(f"{path} is not known; expected some of {', '.join(hints)}.{nearest(name, hints)}")
+        made[name] = _value(path, value, hints[name], cls.__dataclass_fields__[name].metadata.get("accepts"))
     if cls is Entry and "name" not in made:
         raise ValueError(f"{where} lacks a name; it has {', '.join(made) or 'nothing'}.")
     return cls(**made)
@@ -203,13 +199,10 @@ def load_settings(preset: str, changes: tuple[str, ...] = ()) -> Settings:
         >>> assert settings.training.lr == 1e-3 and settings.data.dataset == "pydoc"
     """
     path = Path(preset) if preset.endswith(".toml") else CONFIGS / f"{preset}.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         expected = f"one of {', '.join(presets())}, or a .toml file.{nearest(preset, presets())}"
-        raise ValueError(f"preset={preset!r} is not there; expected {expected}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"preset={preset!r} is not TOML: {error}.") from None
+        raise ValueError(f"preset={preset!r} is not there; expected {expected}")
+    table = read_fields(path)
     for change in changes:
         _override(table, change)
     return _make(Settings, table, "")

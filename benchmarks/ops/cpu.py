@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.ops.roofline import COLUMNS, keep_memory, make_inputs, measure_roofline
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
-from benchmarks.records import machine
+from benchmarks.records.machine import provenance
 from benchmarks.records.tables import start_table
 
 
@@ -63,16 +63,6 @@ LAYERS = {
     "layer_params": "parameters",
     "lstm_params": "LSTM's",
 }
-
-
-def environment() -> dict[str, str | int]:
-    """Versions, threads, processor and commit, as printed and written beside the figures."""
-    return {
-        "device": machine.device_name("cpu"),
-        "threads": torch.get_num_threads(),
-        "commit": machine.commit(),
-        "versions": machine.versions(),
-    }
 
 
 def _step(function, inputs, do):
@@ -190,7 +180,7 @@ def main(
         if width % M and not roofline:
             raise typer.BadParameter(f"--m {M} does not divide --width {width}; expected a divisor, so that states are equal.")
     console = Console()
-    found = environment()
+    found = provenance("cpu")
     console.print(", ".join(f"{key} {value}" for key, value in found.items()))
     shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
     size, rows = f"B={batch}, T={time_steps}", []

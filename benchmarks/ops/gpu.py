@@ -17,7 +17,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from benchmarks.compare.models import quiet
 from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, rehearsal, scan_cases
 from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products
 from benchmarks.ops.peers import OURS, PEERS, SCANS, Contender
-from benchmarks.records.machine import commit, versions
+from benchmarks.records.machine import commit, now, versions
 from benchmarks.records.store import ResultStore
 from benchmarks.records.tables import start_table
 
@@ -250,8 +249,7 @@ def main(
                 yield from layer_rows(timer, rehearse, done)
 
         for row in all_rows():
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            store.add({"key": identify(row, context), **row, **context, "finished": now})
+            store.add({"key": identify(row, context), **row, **context, "finished": now()})
             rows.append(row)
             words = (row["contender"], row.get("op"), row.get("m"), row["B"], row["T"], row["mode"], row.get("note"))
             console.print(" ".join(str(x) for x in words if x not in (None, "")), cell(row.get("ms")), "ms", highlight=False)

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,7 +26,7 @@ from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction
 
 from benchmarks.ops.layers import make_layer
-from benchmarks.records.machine import commit, device_name, versions
+from benchmarks.records.machine import provenance
 from fla_bdlru.fla_cpu import cpu_backend
 from fla_bdlru.layers.measure import measure_state_size
 from fla_bdlru.ops.bdlru import kernels as _bdlru  # noqa: F401  before Triton is told that it interprets
@@ -50,13 +49,7 @@ def without_kernels() -> Iterator[None]:
 
 
 def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
-    r"""Bytes of the storages that a layer's forward keeps for its backward, its parameters aside.
-
-    Args:
-        layer (nn.Module):
-            A layer with FLA's signature.
-        x (torch.Tensor):
-            Its input, `[B, T, hidden_size]`.
+    r"""Bytes of the storages that a layer's forward of x `[B, T, hidden_size]` keeps for its backward, its parameters aside.
 
     Example:
         >>> import torch
@@ -130,10 +123,8 @@ def main(out: Path = Path(__file__).parents[1] / "results" / "memory" / "memory.
     for name in (*OURS, *PEERS):
         rows.append(measure(name, turns))
         print(*(f"{key}={value}" for key, value in rows[-1].items()))
-    about = {"tokens": TOKENS, "device": device_name("cpu"), "threads": torch.get_num_threads(), "versions": versions()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    pd.DataFrame(rows).assign(**about, commit=commit(), finished=finished).to_csv(out, index=False)
+    pd.DataFrame(rows).assign(tokens=TOKENS, **provenance("cpu")).to_csv(out, index=False)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 POSITIVE = "a whole number greater than 0"
 
@@ -87,3 +96,30 @@ def _switch(value: Any) -> bool:
 
 
 SWITCH = Accepts(_switch, "true or false")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as it is meant: a key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), value in zip(node.value, keys):
+            if keys.count(value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{value!r} stands there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """What a TOML or YAML file holds, fields and tables of them; FieldError, if it cannot be read or holds something else."""
+    is_yaml = path.suffix.lower() in (".yaml", ".yml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _UniqueKeys) if is_yaml else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise FieldError(str(path), f"is not {'YAML' if is_yaml else 'TOML'}: {reason}.") from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise FieldError(str(path), f"{content!r} is not accepted; expected fields such as task: [s3, parity].")
+    return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -72,3 +73,14 @@ def device_name(device: str) -> str:
     except OSError:
         pass
     return f"cpu: {model}"
+
+
+def now() -> str:
+    """The time, to the second, as rows have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def provenance(device: str) -> dict[str, str | int]:
+    """What a row says of where, by what and when it was made."""
+    made = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions()}
+    return {**made, "commit": commit(), "finished": now()}

@@ -197,6 +197,12 @@ class ResultStore:
         row = read_row(write_row(row, self.columns), self.columns)  # as it will be read again
         self._write_rows({**self.rows, row["key"]: row})
 
+    def keep_error(self, key: str, traceback: str) -> Path:
+        """Writes down why a cell failed; returns the file."""
+        path = self.folder / f"error-{key}.txt"
+        path.write_text(traceback, encoding="utf-8")
+        return path
+
     def _write_rows(self, rows: dict[str, dict[str, Any]]) -> None:
         write_file(self.path, _csv(self.columns, [write_row(row, self.columns).values() for row in rows.values()]))
         self.rows = rows

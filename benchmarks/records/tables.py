@@ -103,3 +103,8 @@ def say_what_was_seen(lines: list[Line], title: str) -> str:
     rest = len(lines) - len(solvers)
     others = f", by none of the other {rest} mixers" if rest > 1 else ", not by the other mixer" if rest else ""
     return f"{title}: solved by {', '.join(told)}{others}."
+
+
+def say_what_diverged(lines: list[Line]) -> list[str]:
+    """A sentence for each mixer some of whose runs had a loss that was not finite."""
+    return [f"{x.variant}: {x.diverged} of {x.seeds} runs had a loss that was not finite." for x in lines if x.diverged]

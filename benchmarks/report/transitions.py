@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -37,18 +38,9 @@ def load_model(folder: str | Path, row: dict) -> torch.nn.Module:
 
 
 def transitions(layer: GatedRecurrence, logits: torch.Tensor) -> torch.Tensor:
-    r"""The transition matrices that a layer's gate logits stand for.
+    r"""The transitions, float64 `[B, T, H, M, M]`, that gate logits `[B, T, num_gates]` of a BD-LRU or an H-LRU stand for.
 
-    Args:
-        layer (GatedRecurrence):
-            A BD-LRU or an H-LRU.
-        logits (torch.Tensor):
-            What its `a_proj` returned, of shape `[B, T, num_gates]`.
-
-    Returns:
-        torch.Tensor:
-            float64 of shape `[B, T, H, M, M]`: h_t = A_t h_{t-1} + ...; for an H-LRU companion matrices that act on
-            [h_{t-1}, .., h_{t-M}].
+    h_t = A_t h_{t-1} + ..., for an H-LRU with companion matrices that act on [h_{t-1}, .., h_{t-M}].
 
     Example:
         >>> import torch
@@ -69,16 +61,12 @@ def transitions(layer: GatedRecurrence, logits: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def run_transitions(model: torch.nn.Module, tokens: torch.Tensor) -> list[torch.Tensor]:
     """Runs a model of the comparison on tokens `[B, T]`; `transitions` of each of its BD-LRU and H-LRU layers."""
-    found, hooks = [], []
-    for layer in model.modules():
-        if isinstance(layer, GatedRecurrence):
+    found = []
+    with ExitStack() as hooks:
+        for layer in (module for module in model.modules() if isinstance(module, GatedRecurrence)):
             keep = lambda module, args, logits, layer=layer: found.append(transitions(layer, logits))  # noqa: E731
-            hooks.append(layer.a_proj.register_forward_hook(keep))
-    try:
+            hooks.enter_context(layer.a_proj.register_forward_hook(keep))
         model(input_ids=tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
