@@ -72,7 +72,7 @@ class Display:
     """What a sweep shows while it runs, as a context manager: `update` tells it of a step, `finish` of the end of a cell."""
 
     def __init__(self, console: Console, cells: list[Cell], left: TimeLeft):
-        self.console, self.left, self.waiting = console, left, {cell.key: cell for cell in cells}
+        self.console, self.left, self.waiting = console, left, left.waiting
         self.count, self.total = len(cells), sum(cell.steps for cell in cells)
         self.running: dict[str, tuple] = {}
 
@@ -83,7 +83,6 @@ class Display:
         pass
 
     def finish(self, cell: Cell, summary: str, failed: bool = False) -> None:
-        del self.waiting[cell.key]
         self.left.finish(cell, failed)
 
     @property

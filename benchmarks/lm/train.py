@@ -120,9 +120,8 @@ class LMTrainer(Trainer):
         # sequences are equally long, so the mean of means is the mean; not every model's loss takes a count of tokens
         self.model_accepts_loss_kwargs = False
         self.clock = time.perf_counter()
-        self.stop = StopOnSignal(self)
-        self.add_callback(self.stop)
-        self.add_callback(MarkComplete(self))
+        self.checkpoints = Checkpoints(self)
+        self.add_callback(self.checkpoints)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, p in model.named_parameters() if decays(p)]
@@ -140,15 +139,18 @@ class LMTrainer(Trainer):
         super().log({**logs, "seconds": before + self.clock - last}, start_time)
 
 
-class StopOnSignal(TrainerCallback):
-    """On SIGINT or SIGTERM in any process, all of them save a checkpoint after the same step and stop."""
+class Checkpoints(TrainerCallback):
+    """Saves one and stops after the same step in every process, if any got a signal; marks those that all have written.
+
+    So a kill leaves none that only looks whole.
+    """
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.stopped = trainer, False
 
     @contextlib.contextmanager
-    def installed(self):
-        """Handles the signals inside; a second one acts at once."""
+    def on_signal(self):
+        """Handles SIGINT and SIGTERM inside; a second one acts at once."""
 
         def ask(number, _):
             signal.signal(number, previous[number])
@@ -160,13 +162,6 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.accelerator.check_trigger():
             self.stopped = control.should_save = control.should_training_stop = True
-
-
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint when every process has written its part: a kill leaves none that only looks whole."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()
@@ -253,9 +248,9 @@ def train(run: Run, corpus: Corpus, out: Path, device: str, fsdp: bool = False, 
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"{run.title}: goes on from {checkpoint}")
-    with trainer.stop.installed():
+    with trainer.checkpoints.on_signal():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.stop.stopped:
+    if trainer.checkpoints.stopped:
         raise Interrupted(f"stopped at step {trainer.state.global_step:,}, where a checkpoint was saved")
     if fsdp:
         local = sum(p.to_local().numel() for p in trainer.model_wrapped.parameters())

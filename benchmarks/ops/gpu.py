@@ -17,6 +17,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -84,20 +85,10 @@ class Timer:
 def work(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str) -> Callable[[], object]:
     """What is timed: the forward pass, or it and all gradients."""
     if mode == "fwd":
-
-        def forward():
-            with torch.no_grad():
-                return function(*inputs)
-
-        return forward
+        return partial(torch.no_grad()(function), *inputs)
     outputs = function(*inputs)
-    several = isinstance(outputs, tuple)
-    gradients = tuple(torch.randn_like(x) for x in outputs) if several else torch.randn_like(outputs)
-
-    def forward_and_backward():
-        return torch.autograd.grad(function(*inputs), inputs, gradients)
-
-    return forward_and_backward
+    gradients = tuple(map(torch.randn_like, outputs if isinstance(outputs, tuple) else (outputs,)))
+    return lambda: torch.autograd.grad(function(*inputs), inputs, gradients)
 
 
 def sets(case: Case, device: str) -> int:
@@ -125,11 +116,9 @@ def op_rows(timer: Timer, copy: float, small: bool, done: Callable[[dict], bool]
                 continue
             try:
                 steps = [work(*make(case, timer.device), mode) for _ in range(sets(case, timer.device))]
-                times, how = timer.graph(lambda steps=steps: [step() for step in steps])
-                ms, low, high = (time / len(steps) for time in times)
-                row |= {"ms": ms, "ms_p20": low, "ms_p80": high, "timer": how, "tokens_per_s": 1e3 * case.B * case.T / ms}
+                row |= timed(row, *timer.graph(lambda steps=steps: [step() for step in steps]), len(steps))
                 if contender in OURS or contender in SCANS:
-                    row["gb_per_s"] = case.least_bytes(mode) / ms / 1e6
+                    row["gb_per_s"] = case.least_bytes(mode) / row["ms"] / 1e6
                     row["copy_fraction"] = row["gb_per_s"] / copy
             except Exception as error:
                 row["note"] = describe(error)
@@ -153,18 +142,23 @@ def layer_rows(timer: Timer, small: bool, done: Callable[[dict], bool]) -> Itera
                 x = torch.randn(B, T, width, device=timer.device, dtype=dtype).requires_grad_()
                 inputs = (x, *(p for p in layer.parameters() if p.requires_grad))
                 step = work(lambda x, *_, layer=layer: layer(x)[0], inputs, "fwd+bwd")
-                (ms, low, high), how = timer.launched(step)
-                row |= {"ms": ms, "ms_p20": low, "ms_p80": high, "timer": how, "tokens_per_s": 1e3 * B * T / ms}
+                row |= timed(row, *timer.launched(step))
                 row["params"] = sum(p.numel() for p in layer.parameters())
                 del step, inputs
                 function, pairs = matrix_products(layer, B, T, dtype)
                 if pairs:
                     (row["matmul_ms"], _, _), _ = timer.launched(work(function, pairs, "fwd+bwd"))
-                    row["over_matmul"] = ms / row["matmul_ms"]
+                    row["over_matmul"] = row["ms"] / row["matmul_ms"]
             except Exception as error:
                 row["note"] = describe(error)
             free_memory(timer.device)
             yield row
+
+
+def timed(row: dict, times: tuple[float, float, float], timer: str, runs: int = 1) -> dict:
+    """What a row says of the time of so many runs, one after the other."""
+    ms, low, high = (time / runs for time in times)
+    return {"ms": ms, "ms_p20": low, "ms_p80": high, "timer": timer, "tokens_per_s": 1e3 * row["B"] * row["T"] / ms}
 
 
 def describe(error: Exception) -> str:

@@ -1,14 +1,16 @@
-"""The pictures of a comparison."""
+"""The pictures of a comparison, and matrices of shares and words, as a picture and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO
 
 import pandas as pd
 
+from benchmarks.records.naming import FAMILIES, task_label
 from benchmarks.records.style import (
     DOTTED,
     OTHER,
@@ -21,9 +23,12 @@ from benchmarks.records.style import (
     scale_lengths,
     variant_styles,
 )
-from benchmarks.records.summary import SOLVED, Line, counts_text
+from benchmarks.records.summary import OURS, SOLVED, Line, counts_text
 from benchmarks.records.tables import grows, short
 from benchmarks.tasks import get_task
+
+BLANK = "#f3f4f6"
+SLANTED = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"}
 
 
 def draw(lines: list[Line], task_name: str, settings: str, path: Path | BinaryIO) -> None:
@@ -94,3 +99,74 @@ def draw_curves(curves: dict[str, list[pd.DataFrame]], lengths: Sequence[int], t
             axes.axvline(last * i / len(lengths), color=OTHER, linewidth=1, linestyle=DOTTED)
         percent(axes.yaxis)
         label_ends(axes, ends)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A matrix: by (row, column) a share from 0 to 1, which is its colour, and a word."""
+
+    title: str  # stands above it
+    rows: list[str]
+    columns: list[str]
+    cells: dict[tuple[str, str], tuple[float, str]]  # what has not run is not there
+    borders: dict[str, str] | None = None  # by column, the row above which a border runs, if every column has one
+    bold: Collection[tuple[str, str]] = ()
+
+    @property
+    def slanted(self) -> bool:
+        """Whether the columns' names are too long to stand below them."""
+        return max(map(len, self.columns)) > 5
+
+    def draw(self, axes) -> None:
+        """Draws it into empty axes."""
+        from matplotlib import colormaps
+        from matplotlib.patches import Rectangle
+
+        for y, row in enumerate(self.rows):
+            for x, column in enumerate(self.columns):
+                share, word = self.cells.get((row, column), (None, ""))
+                colour = BLANK if share is None else colormaps["Blues"](0.08 + 0.8 * share)
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour))
+                ink = "white" if share is not None and share > 0.6 else "black"
+                weight = "bold" if (row, column) in self.bold else "normal"
+                axes.text(x, y, word, ha="center", va="center", size=8.5, color=ink, weight=weight)
+        places = [self.rows.index(row) for column in self.columns if (row := (self.borders or {}).get(column)) in self.rows]
+        if len(places) == len(self.columns):
+            edges = [(x + side, y - 0.5) for x, y in enumerate(places) for side in (-0.5, 0.5)]
+            axes.plot(*zip(*edges), color="#D55E00", linewidth=2.5, clip_on=False)
+        axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5))
+        axes.set_xticks(range(len(self.columns)), map(task_label, self.columns), **(SLANTED if self.slanted else {}))
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        for label, row in zip(axes.get_yticklabels(), self.rows):
+            label.set(weight="bold" if row.startswith((*OURS, *FAMILIES.values())) else "normal")
+        axes.set_title(self.title, loc="left", color=OTHER)
+        axes.grid(visible=False)
+        axes.tick_params(length=0, labeltop=self.slanted, labelbottom=not self.slanted)
+        axes.spines[:].set_visible(False)
+
+    def table(self) -> str:
+        """The same in Markdown."""
+        lines = [["", *self.columns], ["---", *[":-:"] * len(self.columns)]]
+        lines += [[row, *(self.cells.get((row, column), (0, ""))[1] for column in self.columns)] for row in self.rows]
+        return "\n".join(["**" + self.title + "**", "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels one below the other, with a title and a note."""
+
+    title: str
+    note: str
+    panels: list[Panel]
+
+    def draw(self, path: Path | BinaryIO) -> None:
+        """Draws all panels."""
+        heights = [len(panel.rows) + 1.5 + 4 * panel.slanted for panel in self.panels]
+        with picture(path, 1.1 + 0.3 * sum(heights), self.title, self.note) as figure:
+            axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+            for panel, place in zip(self.panels, axes):
+                panel.draw(place)
+
+    def table(self) -> str:
+        """All panels' tables."""
+        return "\n".join(panel.table() for panel in self.panels)

@@ -120,14 +120,14 @@ def read_rows(path: str | Path, columns: Mapping[str, Column] = COLUMNS) -> tupl
     return rows, broken
 
 
-def read_folder(folder: str | Path) -> dict[str, dict[str, Any]]:
+def read_folder(folder: str | Path, needed: bool = True) -> dict[str, dict[str, Any]]:
     """All finished runs of a folder, from every `compare*.csv` in it, or of one such file, by key.
 
     Of rows with one key the one that finished last counts, with what all of them were `matched` by (an older row that does not
-    say stays comparable with others that do not). ValueError, if there is no such file, or one with other columns.
+    say stays comparable with others that do not). ValueError, if there is none but one is `needed`, or it has other columns.
     """
     paths = [Path(folder)] if Path(folder).is_file() else sorted(Path(folder).glob("compare*.csv"))
-    if not paths:
+    if needed and not paths:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
     rows = [row for path in paths for row in read_rows(path)[0].values()]
     found: dict[str, dict[str, Any]] = {}

@@ -71,8 +71,7 @@ def _read(folder: Path) -> tuple[list[dict], list[dict]]:
     # rows of comparisons and of language models
     from benchmarks.records.store import read_folder
 
-    rows = list(read_folder(folder).values()) if any(folder.glob("compare*.csv")) else []
-    paths = sorted(folder.glob("lm*.csv"))
+    rows, paths = list(read_folder(folder, needed=False).values()), sorted(folder.glob("lm*.csv"))
     if not paths:
         return rows, []
     from benchmarks.lm.report import read
@@ -83,10 +82,9 @@ def _read(folder: Path) -> tuple[list[dict], list[dict]]:
 def _views(found: list[tuple[Comparison, Path]]) -> list[dict]:
     # what the page shows of each comparison, tasks in their usual order
     from benchmarks.records.summary import find_wins
-    from benchmarks.tasks import TASKS, get_task
+    from benchmarks.tasks import get_task, rank_task
 
-    order = {name: number for number, name in enumerate(TASKS)}
-    found = sorted(found, key=lambda entry: order.get(entry[0].task, len(order)))
+    found = sorted(found, key=lambda entry: rank_task(entry[0].task))
     variants = [{line.variant for line in c.lines} for c, _ in found]
     views = []
     for number, ((c, folder), own, words) in enumerate(zip(found, variants, _differences(found)), 1):

@@ -6,10 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.records.naming import task_label
-from benchmarks.records.style import picture
-from benchmarks.records.summary import LEARNED, OURS, TIE, Comparison
-from benchmarks.tasks import TASKS, get_task
+from benchmarks.records.plots import Figure, Panel
+from benchmarks.records.summary import LEARNED, TIE, Comparison
+from benchmarks.tasks import get_task, rank_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +30,8 @@ def overview(comparisons: list[Comparison]) -> pd.DataFrame:
     for comparison in comparisons:
         if len(comparison.lines) >= len(getattr(chosen.get(comparison.task), "lines", ())):
             chosen[comparison.task] = comparison
-    order = {task: place for place, task in enumerate(TASKS)}
-    chosen = dict(sorted(chosen.items(), key=lambda item: order.get(item[0], len(order))))
-    table = pd.DataFrame({task: {line.variant: median(line.tokens[0]) for line in c.lines} for task, c in chosen.items()})
+    tasks = sorted(chosen, key=rank_task)
+    table = pd.DataFrame({task: {line.variant: median(line.tokens[0]) for line in chosen[task].lines} for task in tasks})
     few = table.count(axis=1) < len(table.columns) / 2
     ranks = pd.DataFrame({"few": few, "score": -above_chance(table).mean(axis=1)})
     return table.loc[ranks.sort_values(["few", "score"], kind="stable").index]
@@ -46,32 +44,17 @@ def above_chance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_overview(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Draws the table: the darker, the further above guessing; what did not run is a dash.
+    """Draws the table: the darker, the further above guessing; what did not run is grey.
 
     The best of a task is bold where it has learned something and shares its place with none. ValueError, if there are not two
     tasks with two mixers.
     """
     if min(table.shape, default=0) < 2:
         raise ValueError("there are not two tasks and two mixers; run more, such as --task s3,parity.")
-    shades = above_chance(table)
-    note = "Token accuracy at the longest training length. White: guessing. Bold: best of a task, learned and not shared."
-    with picture(path, 2.5 + 0.27 * len(table), title, note) as figure:
-        axes = figure.subplots()
-        axes.imshow(shades.fillna(0).to_numpy(), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
-        for j, task in enumerate(table.columns):
-            near = table.index[table[task] > table[task].max() - TIE]
-            alone = near[0] if len(near) == 1 and shades.loc[near[0], task] >= LEARNED else None
-            for i, variant in enumerate(table.index):
-                value, shade = table.loc[variant, task], shades.loc[variant, task]
-                text = "-" if value != value else f"{value:.2f}"
-                colour, weight = "white" if shade > 0.6 else "black", "bold" if variant == alone else "normal"
-                axes.annotate(text, (j, i), ha="center", va="center", size=8.5, color=colour, weight=weight)
-        axes.set_xticks(
-            range(len(table.columns)), map(task_label, table.columns), size=9, rotation=40, ha="left", rotation_mode="anchor"
-        )
-        axes.set_yticks(range(len(table)), table.index, size=9)
-        for label in axes.get_yticklabels():
-            label.set_weight("bold" if label.get_text().startswith(OURS) else "normal")
-        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
+    shades, cells, bold = above_chance(table), {}, []
+    for task in table.columns:
+        cells |= {(name, task): (shades.loc[name, task], f"{x:.2f}") for name, x in table[task].dropna().items()}
+        near = table.index[table[task] > table[task].max() - TIE]
+        bold += [(name, task) for name in near if len(near) == 1 and shades.loc[name, task] >= LEARNED]
+    note = "Token accuracy at the longest trained length. Palest: guessing; grey: not run. Bold: best of a task, and learned."
+    Figure(title, note, [Panel("", list(table.index), list(table.columns), cells, bold=bold)]).draw(path)

@@ -57,7 +57,7 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     from benchmarks.compare.models import quiet
     from benchmarks.compare.plan import merge, plan
     from benchmarks.compare.settings import lay_out, read_grid
-    from benchmarks.records.store import ResultStore
+    from benchmarks.records.store import ResultStore, read_folder
     from benchmarks.studies.figures import FIGURES
 
     quiet()
@@ -65,25 +65,20 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     workers = comparison._fit_workers(console, workers, 1, device, False)
     parts = lay_out({}, *read_grid(grid))
     planned = merge([plan(p.task, p.mixers, p.match, p.budget, p.settings, device)[0] for p in parts])
-    rows = {key: row for folder in (stored, out) for key, row in _rows(folder).items() if key in planned}
+    folders = [folder for folder in (stored, out) if folder is not None]
+    rows = {key: row for folder in folders for key, row in read_folder(folder, needed=False).items() if key in planned}
     if status:
         _say_status(console, name, planned, rows, workers)
         return 0
     _carry_over(rows, ResultStore(out))
     code = comparison._compare(console, parts, comparison.Workers(device, workers, 1, None), out, False, False)
-    rows = [row for key, row in _rows(out).items() if key in planned]
+    rows = [row for key, row in read_folder(out, needed=False).items() if key in planned]
     if rows:
         figure = FIGURES[name](rows)
         figure.draw(out / f"{name}.png")
         (out / f"{name}.md").write_text(figure.table(), encoding="utf-8")
         console.print(f"figure: {out / name}.png\ntable: {out / name}.md", markup=False)
     return code
-
-
-def _rows(folder: Path | None) -> dict[str, dict]:
-    from benchmarks.records.store import read_folder
-
-    return read_folder(folder) if folder is not None and any(folder.glob("compare*.csv")) else {}
 
 
 def _carry_over(rows: dict[str, dict], store: ResultStore) -> None:

@@ -53,6 +53,11 @@ def get_task(name: str) -> Task:
     )
 
 
+def rank_task(name: str) -> int:
+    """A task's place in the order of `TASKS`; the others stand behind."""
+    return [*TASKS, name].index(name)
+
+
 __all__ = [
     "IGNORE",
     "TASKS",
@@ -73,4 +78,5 @@ __all__ = [
     "Task",
     "get_task",
     "make_generator",
+    "rank_task",
 ]
