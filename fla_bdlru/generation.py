@@ -16,10 +16,11 @@ from transformers.generation.logits_process import (
 )
 
 from fla_bdlru.decoding import rewind_cache
+from fla_bdlru.drafts import Assistant, Lookup, draw, stretched
 from fla_bdlru.ops.common.checks import check_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from fla.models.utils import Cache
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -126,83 +127,23 @@ class SpeculativeDecoding:
         begin, config = perf_counter(), generation_config
         self.check_call(model, input_ids, logits_processor, config, model_kwargs)
         given, mask = model_kwargs.get("past_key_values"), left_padding(input_ids, model_kwargs)
-        ids, do_sample = input_ids.to(model.device), bool(config.do_sample)
-        start, pad_token = ids.shape[1], None
-        if any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
-            pad_token = config._pad_token_tensor.to(ids.device)  # follows a row's end
-
-        def probabilities(ids: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Processed scores `[B, V]` and the distributions `[B, V]` that the next tokens are drawn from."""
-            scores = logits_processor(ids, logits.to(ids.device, torch.float32, copy=True))
-            return scores, scores.softmax(-1) if do_sample else F.one_hot(scores.argmax(-1), scores.shape[-1]).float()
-
+        text = Text(model, input_ids, mask, logits_processor, stopping_criteria, config)
         if self.assistant_model is None:
             drafter = Lookup(self.max_ngram, None if mask is None else (mask == 0).sum(1))
         else:
-            drafter = Assistant(self.assistant_model, mask, lambda *x: probabilities(*x)[1], do_sample)
+            drafter = Assistant(self.assistant_model, mask, lambda *x: text.probabilities(*x)[1], text.do_sample)
         self.stream(input_ids)
-        # all but the last token, which goes in with the first draft
-        cache = None if given is None else rewind_cache(given, 0)
-        done = 0 if cache is None else cache.get_seq_length()
-        for piece in ids[:, done:-1].split(config.prefill_chunk_size or start, 1) if done < start - 1 else ():
-            done += piece.shape[1]
-            seen = {"attention_mask": stretched(mask, done), "past_key_values": cache}
-            cache = model(piece, **seen, use_cache=True, logits_to_keep=1).past_key_values
-
-        # how many of its tokens a row knows, and with how many it ended, if it has; `ids` has drafts behind what is known
-        lengths, ends = ids.new_full((len(ids),), start), ids.new_zeros(len(ids))
-        scores, logits, calls, drafted, accepted, finished = [], [], 0, 0, 0, False
-        while not finished:
-            length = int(lengths.min())
-            most = max(min(self.num_tokens, config.max_length - length - 1), 0)
-            ids = F.pad(ids, (0, max(length + most + 1 - ids.shape[1], 0)))
-            draft, q = drafter(ids, lengths, most)
-            n = draft.shape[1]
-            known = torch.arange(length, length + n, device=ids.device) < lengths[:, None]
-            drafted += int((~known & (ends == 0)[:, None]).sum())
-            draft = draft if pad_token is None else torch.where((ends > 0)[:, None], pad_token, draft)
-            ids[:, length : length + n] = draft = torch.where(known, ids[:, length : length + n], draft)
-            seen = {"attention_mask": stretched(mask, length + n), "past_key_values": cache}
-            out = model(ids[:, length - 1 : length + n], **seen, use_cache=True, step_states=n, logits_to_keep=n + 1)
-            q = F.one_hot(draft, out.logits.shape[-1]) if q is None else q
-            right = lengths > 0  # rows whose drafts were accepted so far: all
-            for i in range(n + 1):
-                at = length + i
-                score, p = probabilities(ids[:, :at], out.logits[:, i])
-                keep(scores if config.output_scores else None, at - start, score, right)
-                keep(logits if config.output_logits else None, at - start, out.logits[:, i].float(), right)
-                token, new = ids[:, at], right & (lengths <= at)
-                agrees = torch.zeros_like(right)
-                if i < n:  # with probability min(1, p/q), of the drafted token
-                    chance = torch.rand(len(ids), device=ids.device) if do_sample else 0.5
-                    agrees = chance * chosen(q[:, i], token) < chosen(p, token)
-                    p = left_over(p, q[:, i])
-                drawn = torch.where(agrees, token, draw(torch.where(new[:, None], p, 1.0), do_sample))
-                if pad_token is not None:
-                    drawn = torch.where(ends > 0, pad_token, drawn)
-                    agrees = torch.where(ends > 0, (token == pad_token) & (i < n), agrees)
-                ids[:, at] = torch.where(new, drawn, token)
-                accepted += int((new & agrees & (ends == 0)).sum())
-                lengths = torch.where(new, at + 1, lengths)
-                stops = stopping_criteria(ids[:, : at + 1], tuple(scores[: at + 1 - start]) or None).to(ids.device)
-                ends = torch.where(new & stops & (ends == 0), at + 1, ends)
-                self.stream(ids[:, at])
-                right = right & (agrees | ~new)
-                finished = bool(ends.all() and lengths.min() >= ends.max())
-                if finished or not right.any():
-                    break
-            cache = rewind_cache(out.past_key_values, length + n + 1 - int(lengths.min()))  # all but the last token again
-            calls += 1
+        text.read_prompt(None if given is None else rewind_cache(given, 0))
+        while not text.finished:
+            most = text.make_room(self.num_tokens)
+            for token in text.verify(*drafter(text.ids, text.lengths, most)):
+                self.stream(token)
         if self.streamer is not None:
             self.streamer.end()
         if given is not None:
-            given.layers[:] = cache.layers  # as every way of generating leaves it
-        self.report = Report(int((ends - start).sum()), calls, drafted, accepted, perf_counter() - begin)
-        ids, most = ids[:, : ends.max()].to(input_ids.device), int(ends.max()) - start
-        if not config.return_dict_in_generate:
-            return ids
-        kept = {"scores": tuple(scores[:most]) or None, "logits": tuple(logits[:most]) or None}
-        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=cache, **kept)
+            given.layers[:] = text.cache.layers  # as every way of generating leaves it
+        self.report = Report(int((text.ends - text.start).sum()), *text.counts, perf_counter() - begin)
+        return text.output(input_ids.device)
 
     def stream(self, tokens: torch.Tensor) -> None:
         if self.streamer is not None:
@@ -236,6 +177,110 @@ class SpeculativeDecoding:
             raise ValueError(f"{name}={value!r} does not go together with speculative decoding; leave it out.")
 
 
+class Text:
+    """The rows of one call of `generate`: what is known of them, and the steps by which it becomes more.
+
+    Of `ids` `[B, L]` a row knows the first `lengths` `[B]`, and a draft stands behind; `ends` `[B]`: where it ended, 0 before.
+    `cache` holds all but the last of the tokens that every row knows. `counts` are those of `Report`.
+    """
+
+    def __init__(
+        self,
+        model: FLAPreTrainedModel,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        self.model, self.mask, self.config, self.do_sample = model, mask, config, bool(config.do_sample)
+        self.logits_processor, self.stopping_criteria = logits_processor, stopping_criteria
+        self.ids, self.start = input_ids.to(model.device), input_ids.shape[1]
+        self.lengths, self.ends = self.ids.new_full((len(input_ids),), self.start), self.ids.new_zeros(len(input_ids))
+        self.pad_token = None
+        if any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
+            self.pad_token = config._pad_token_tensor.to(model.device)  # follows a row's end
+        self.scores, self.logits, self.counts, self.finished = [], [], [0, 0, 0], False
+
+    def probabilities(self, ids: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Processed scores `[B, V]` and the distributions `[B, V]` that the next tokens are drawn from."""
+        scores = self.logits_processor(ids, logits.to(ids.device, torch.float32, copy=True))
+        return scores, scores.softmax(-1) if self.do_sample else F.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+
+    def call(self, ids: torch.Tensor, end: int, **options) -> Any:
+        """The model on tokens that end at `end`."""
+        seen = {"attention_mask": stretched(self.mask, end), "past_key_values": self.cache}
+        return self.model(ids, **seen, use_cache=True, **options)
+
+    def read_prompt(self, cache: Cache | None) -> None:
+        """Puts all of the prompt but its last token, which goes in with the first draft, behind what a given cache holds."""
+        self.cache, done = cache, 0 if cache is None else cache.get_seq_length()
+        pieces = self.ids[:, done:-1].split(self.config.prefill_chunk_size or self.start, 1)
+        for piece in pieces if done < self.start - 1 else ():
+            done += piece.shape[1]
+            self.cache = self.call(piece, done, logits_to_keep=1).past_key_values
+
+    def make_room(self, num_tokens: int) -> int:
+        """How long the next draft may be; `ids` has place for it and a token more."""
+        length = int(self.lengths.min())
+        most = max(min(num_tokens, self.config.max_length - length - 1), 0)
+        self.ids = F.pad(self.ids, (0, max(length + most + 1 - self.ids.shape[1], 0)))
+        return most
+
+    def place(self, draft: torch.Tensor, length: int) -> torch.Tensor:
+        """Puts a draft `[B, n]` behind the first `length` tokens, but where a row knows its own; returns what stands there."""
+        at = slice(length, length + draft.shape[1])
+        known = torch.arange(at.start, at.stop, device=draft.device) < self.lengths[:, None]
+        self.counts[1] += int((~known & (self.ends == 0)[:, None]).sum())
+        draft = draft if self.pad_token is None else torch.where((self.ends > 0)[:, None], self.pad_token, draft)
+        self.ids[:, at] = draft = torch.where(known, self.ids[:, at], draft)
+        return draft
+
+    def verify(self, draft: torch.Tensor, q: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        """One call of the model on a draft `[B, n]`, drawn from `q` `[B, n, V]`; the tokens `[B]` that a row gets by it."""
+        length, n = int(self.lengths.min()), draft.shape[1]
+        draft = self.place(draft, length)
+        out = self.call(self.ids[:, length - 1 : length + n], length + n, step_states=n, logits_to_keep=n + 1)
+        q = F.one_hot(draft, out.logits.shape[-1]) if q is None else q
+        right = self.lengths > 0  # rows whose drafts were accepted so far: all
+        for i in range(n + 1):
+            right = self.judge(length + i, out.logits[:, i], q[:, i] if i < n else None, right)
+            yield self.ids[:, length + i]
+            self.finished = bool(self.ends.all() and self.lengths.min() >= self.ends.max())
+            if self.finished or not right.any():
+                break
+        self.cache = rewind_cache(out.past_key_values, length + n + 1 - int(self.lengths.min()))  # all but the last again
+        self.counts[0] += 1
+
+    def judge(self, at: int, logits: torch.Tensor, q: torch.Tensor | None, right: torch.Tensor) -> torch.Tensor:
+        """Settles a token of the rows that are `right`; returns those that still are. Behind a draft `q` is `None`."""
+        score, p = self.probabilities(self.ids[:, :at], logits)
+        keep(self.scores if self.config.output_scores else None, at - self.start, score, right)
+        keep(self.logits if self.config.output_logits else None, at - self.start, logits.float(), right)
+        token, new, agrees = self.ids[:, at], right & (self.lengths <= at), torch.zeros_like(right)
+        if q is not None:  # with probability min(1, p/q), of the drafted token
+            chance = torch.rand(len(token), device=token.device) if self.do_sample else 0.5
+            agrees, p = chance * chosen(q, token) < chosen(p, token), left_over(p, q)
+        drawn = torch.where(agrees, token, draw(torch.where(new[:, None], p, 1.0), self.do_sample))
+        if self.pad_token is not None:
+            drawn = torch.where(self.ends > 0, self.pad_token, drawn)
+            agrees = torch.where(self.ends > 0, (token == self.pad_token) & (q is not None), agrees)
+        self.ids[:, at] = torch.where(new, drawn, token)
+        self.counts[2] += int((new & agrees & (self.ends == 0)).sum())
+        self.lengths = torch.where(new, at + 1, self.lengths)
+        stops = self.stopping_criteria(self.ids[:, : at + 1], tuple(self.scores[: at + 1 - self.start]) or None)
+        self.ends = torch.where(new & stops.to(new.device) & (self.ends == 0), at + 1, self.ends)
+        return right & (agrees | ~new)
+
+    def output(self, device: torch.device) -> torch.LongTensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns."""
+        ids, most = self.ids[:, : self.ends.max()].to(device), int(self.ends.max()) - self.start
+        if not self.config.return_dict_in_generate:
+            return ids
+        kept = {"scores": tuple(self.scores[:most]) or None, "logits": tuple(self.logits[:most]) or None}
+        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=self.cache, **kept)
+
+
 def check_model(field: str, model: object) -> None:
     """Raises `ValueError` unless `model` is a language model whose cache `rewind_cache` knows."""
     if not isinstance(model, FLAPreTrainedModel) or not model.can_generate():
@@ -254,11 +299,6 @@ def left_padding(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> torch
     return mask
 
 
-def stretched(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """The mask of the first `length` tokens, of which all behind the prompt are seen."""
-    return None if mask is None else F.pad(mask, (0, length - mask.shape[1]), value=1)
-
-
 def keep(rows: list[torch.Tensor] | None, at: int, values: torch.Tensor, right: torch.Tensor) -> None:
     """Puts `values` `[B, V]` of the rows that are `right` into `rows[at]`."""
     if rows is not None:
@@ -270,71 +310,7 @@ def chosen(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return p.gather(-1, tokens[:, None])[:, 0]
 
 
-def draw(p: torch.Tensor, do_sample: bool) -> torch.Tensor:
-    """Tokens `[B]` from distributions `[B, V]`."""
-    return torch.multinomial(p, 1)[:, 0] if do_sample else p.argmax(-1)
-
-
 def left_over(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """What the draft's distributions q leave of p, not normalised: a refused token is drawn anew from it."""
     rest = (p - q).clamp(min=0)
     return torch.where(rest.any(-1, keepdim=True), rest, p)  # equal but for rounding
-
-
-class Lookup:
-    """Drafts what followed the last tokens where they stood before."""
-
-    def __init__(self, max_ngram: int, padding: torch.Tensor | None = None) -> None:
-        self.max_ngram, self.padding = max_ngram, padding
-
-    def __call__(self, ids: torch.Tensor, lengths: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """At most `most` tokens `[B, n]` behind the first `min(lengths)` of `ids`, and what they were drawn from, `[B, n, V]`.
-
-        Where a row knows its token already it is that; `None` where nothing is drawn.
-        """
-        length, padding = int(lengths.min()), [0] * len(ids) if self.padding is None else self.padding.tolist()
-        drafts = [
-            torch.cat([row[length:known], self.follow(row[first:known], length + most - known)])[:most]
-            for row, first, known in zip(ids, padding, lengths.tolist())
-        ]
-        n = max(map(len, drafts))
-        return torch.stack([F.pad(draft, (0, n - len(draft))) for draft in drafts]), None
-
-    def follow(self, text: torch.Tensor, most: int) -> torch.Tensor:
-        """At most `most` tokens to follow `text`."""
-        for size in range(min(self.max_ngram, len(text) - 1) if most > 0 else 0, 0, -1):
-            ends = (text.unfold(0, size, 1)[:-1] == text[-size:]).all(1).nonzero()[:, 0] + size
-            if len(ends):
-                whole = ends[ends + most <= len(text)]  # the last one with enough behind it, or the one with most
-                end = whole[-1] if len(whole) else ends[0]
-                return text[end : end + most]
-        return text[:0]
-
-
-class Assistant:
-    """Drafts what a smaller model says, which starts again from the cache of the last token that all rows accepted."""
-
-    def __init__(
-        self,
-        model: FLAPreTrainedModel,
-        mask: torch.Tensor | None,
-        probabilities: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        do_sample: bool,
-    ) -> None:
-        self.model, self.probabilities, self.do_sample = model, probabilities, do_sample
-        self.mask = None if mask is None else mask.to(model.device)
-        self.caches: list[Cache] = []
-
-    def __call__(self, ids: torch.Tensor, lengths: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `Lookup`'s."""
-        length, ids, q = int(lengths.min()), ids.clone(), []
-        self.caches = [cache for cache in self.caches if cache.get_seq_length() < length][-1:]
-        for at in range(length, length + most):
-            cache = rewind_cache(self.caches[-1], 0) if self.caches else None  # another one, which the next token changes
-            new = ids[:, 0 if cache is None else cache.get_seq_length() : at].to(self.model.device)
-            seen = {"attention_mask": stretched(self.mask, at), "past_key_values": cache}
-            out = self.model(new, **seen, use_cache=True, logits_to_keep=1)
-            self.caches.append(out.past_key_values)
-            q.append(self.probabilities(ids[:, :at], out.logits[:, -1]))
-            ids[:, at] = torch.where(lengths > at, ids[:, at], draw(q[-1], self.do_sample))
-        return ids[:, length : length + most], torch.stack(q, 1) if q else None
