@@ -183,6 +183,22 @@ def test_bfloat16_is_rounded_to_nearest(own, monkeypatch):
     torch.testing.assert_close(got, x.bfloat16(), rtol=0, atol=tiny if own else 0, equal_nan=True)  # the instruction flushes
 
 
+@pytest.mark.parametrize("variable", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_ENABLE_AVX": "0"}], ids=str)
+def test_vectors_of_another_machine_than_this(variable):
+    """What numba is told to compile for, as for a cache that several machines share, has no instructions of this one."""
+    code = """
+import runpy, sys, numba, numpy
+vars().update(runpy.run_path("fla_bdlru/ops/cpu/lanes.py"))
+@numba.njit
+def f(x, y):
+    store(y, 0, larger(load(x, 0, None), load(x, 16, None)), None)
+x, y = numpy.arange(32, dtype=numpy.float32), numpy.zeros(16, numpy.float32)
+f(x, y)
+print((y == x[16:]).all(), _HAS.get("avx512f", False))
+"""
+    assert run_fresh("-c", code, env={**os.environ, **variable}).split() == ["True", "False"]
+
+
 # -------------------------------------------------------------------------------------------------------- activations
 
 

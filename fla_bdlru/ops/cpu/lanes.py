@@ -14,10 +14,10 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload, register_model
 
 LANES = 16
@@ -36,7 +36,8 @@ class _BFloat(ir.HalfType):
 
 _BFloat._create_instance()
 _F32S, _BF16S, _I32S, _I16S, _I1S = (ir.VectorType(x, LANES) for x in (_F32, _BFloat(), _I32, _I16, ir.IntType(1)))
-_HAS = get_host_cpu_features()
+# features of the machine that numba compiles for, which NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change
+_HAS = {name[1:]: name[0] == "+" for name in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if name}
 
 
 def _numba_type(name: str, llvm_type: ir.Type) -> types.Type:
