@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutputWithPast
 
-from fla_bdlru.models.modeling import MODELS, RecurrentConfig, RecurrentPreTrainedModel, families
+from fla_bdlru.models.modeling import RecurrentConfig, RecurrentPreTrainedModel, base_model, families
 
 
 class RecurrentForSequenceClassification(GenericForSequenceClassification, RecurrentPreTrainedModel):
@@ -69,7 +69,7 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
         super().__init__(config)
         if not config.bidirectional:
             raise ValueError(f"bidirectional=False: {type(self).__name__} reads what is behind a mask; set it to True.")
-        self.model = MODELS[config.model_type](config)
+        self.model = base_model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

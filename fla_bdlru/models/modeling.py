@@ -16,10 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_switch
-from fla_bdlru.mixers.registry import build_mixer, mixer_arguments
+from fla_bdlru.mixers.registry import mixer_arguments
 
 T = TypeVar("T", bound=FLAPreTrainedModel)
 
@@ -53,6 +54,11 @@ OTHER_NAMES = {
     **dict.fromkeys(("d_model", "dim", "hidden_dim", "n_embd"), "hidden_size"),
     **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
 }
+
+
+def is_own(cls: type) -> bool:
+    """Whether a class is one of this package, not derived from one."""
+    return cls.__module__.startswith("fla_bdlru.")
 
 
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
@@ -108,8 +114,13 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         super().__init__(**tokens, **kwargs)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
-        """Shows the layer's arguments in the constructor's signature, for editors and `help`."""
+        """Gives a class without a constructor one whose signature shows the layer's arguments, for editors and `help`."""
+        generic = "__init__" not in vars(cls)
+        if generic:  # transformers would write a dataclass's, which knows no field
+            cls.__init__ = lambda self, **kwargs: super(cls, self).__init__(**kwargs)
         super().__init_subclass__(*args, **kwargs)
+        if not generic:
+            return
         *own, rest = inspect.signature(RecurrentConfig.__init__).parameters.values()
         names = {parameter.name for parameter in own}
         layer = [p for name, p in mixer_arguments(cls.layer_class).items() if name not in {*names, "layer_idx"}]
@@ -119,7 +130,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     @classmethod
     def check_fields(cls, fields: dict) -> None:
         """Raises `ValueError` for what looks like a misspelt field; transformers' own and unknown ones pass."""
-        known = [field for field in inspect.signature(cls.__init__).parameters if not field.endswith("_token_id")]
+        signatures = (inspect.signature(base.__init__) for base in cls.__mro__ if issubclass(base, RecurrentConfig))
+        known = {field for signature in signatures for field in signature.parameters if not field.endswith("_token_id")}
         theirs = vars(PreTrainedConfig())
         for field, value in fields.items():
             near = [OTHER_NAMES[field]] if field in OTHER_NAMES else get_close_matches(field, known, n=1, cutoff=0.8)
@@ -128,6 +140,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
         """As transformers does, with what names this package: a line of code for `trust_remote_code`, and a model card."""
+        if not is_own(type(self)):
+            return super().save_pretrained(save_directory, *args, **kwargs)
         family = type(self).__name__.removesuffix("Config")
         self.auto_map = {auto: f"{REMOTE}.{family}{part}" for auto, part in REMOTE_PARTS.items()}
         names = sorted(family + part for part in REMOTE_PARTS.values())
@@ -143,7 +157,9 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing to do: a saved folder names this package, and needs no copy of its sources."""
+        """Nothing to do for our own: a saved folder names this package, and needs no copy of its sources."""
+        if not is_own(cls):
+            super().register_for_auto_class(auto_class)
 
 
 class RecurrentBlock(GradientCheckpointingLayer):
@@ -157,7 +173,7 @@ class RecurrentBlock(GradientCheckpointingLayer):
         if self.attn is None:
             fields = [field for field in mixer_arguments(config.layer_class) if field != "layer_idx"]
             arguments = {field: getattr(config, field) for field in fields}
-            both = [build_mixer(config.model_type, layer_idx=layer_idx, **arguments) for _ in range(1 + config.bidirectional)]
+            both = [config.layer_class(layer_idx=layer_idx, **arguments) for _ in range(1 + config.bidirectional)]
             self.attn = Bidirectional(*both) if config.bidirectional else both[0]
         self.mlp_norm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(
@@ -183,7 +199,9 @@ class RecurrentPreTrainedModel(FLAPreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing to do, as for the config."""
+        """As for the config."""
+        if not is_own(cls):
+            super().register_for_auto_class(auto_class)
 
 
 class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
@@ -200,6 +218,11 @@ class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
         self.post_init()
 
 
+def base_model(config: RecurrentConfig) -> RecurrentModel:
+    """The model without a head that a config, or one that was derived from it, is for."""
+    return (BDLRUModel if isinstance(config, BDLRUConfig) else HLRUModel)(config)
+
+
 class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerationMixin):
     """A `RecurrentModel` with a language-modelling head; `forward` and generation are FLA's."""
 
@@ -209,7 +232,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
         super().__init__(config)
         if config.bidirectional:
             raise ValueError(f"bidirectional=True: {type(self).__name__} would see the tokens that it is to predict.")
-        self.model = MODELS[config.model_type](config)
+        self.model = base_model(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = None
@@ -246,10 +269,6 @@ class BDLRUConfig(RecurrentConfig):
     model_type = "bdlru"
     layer_class = BDLRU
 
-    def __init__(self, **kwargs) -> None:
-        # transformers would write a dataclass constructor of its own for a class without one
-        super().__init__(**kwargs)
-
 
 class HLRUConfig(RecurrentConfig):
     r"""Configuration of a H-LRU model.
@@ -273,10 +292,6 @@ class HLRUConfig(RecurrentConfig):
     model_type = "hlru"
     layer_class = HLRU
 
-    def __init__(self, **kwargs) -> None:
-        # transformers would write a dataclass constructor of its own for a class without one
-        super().__init__(**kwargs)
-
 
 def families(base: type[T], auto: type) -> list[type[T]]:
     """`base` for BD-LRU and for H-LRU, under their names, which transformers' class `auto` finds by their configs."""
@@ -285,6 +300,8 @@ def families(base: type[T], auto: type) -> list[type[T]]:
         name = base.__name__.replace("Recurrent", config.layer_class.__name__)
         classes.append(type(name, (base,), {"config_class": config, "__module__": base.__module__}))
         auto.register(config, classes[-1], exist_ok=True)
+        if auto is AutoModelForCausalLM:  # Trainer smooths labels that it does not shift for others
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = name
     return classes
 
 
@@ -292,4 +309,3 @@ for _config in (BDLRUConfig, HLRUConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
 BDLRUModel, HLRUModel = families(RecurrentModel, AutoModel)
 BDLRUForCausalLM, HLRUForCausalLM = families(RecurrentForCausalLM, AutoModelForCausalLM)
-MODELS = {model.config_class.model_type: model for model in (BDLRUModel, HLRUModel)}

@@ -109,6 +109,40 @@ def test_the_signature_has_every_field(name):
     assert (fields["gate_norm"].default, fields["num_hidden_layers"].default) == ("softmax", 24)
 
 
+@each_family
+def test_families_of_ones_own(name, tmp_path):
+    """Derived classes, with a constructor and without, under a type of their own."""
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
+
+    class OwnConfig(Config):
+        model_type = f"own-{name}"
+
+    class OwnFieldConfig(OwnConfig):
+        def __init__(self, scale=2.0, **kwargs):
+            self.scale = scale
+            super().__init__(**kwargs)
+
+    class Own(CausalLM):
+        config_class = OwnConfig
+
+    x = torch.randint(0, 40, (2, 7))
+    for config in (OwnConfig(**SIZES, **options), OwnFieldConfig(scale=3.0, **SIZES, **options)):
+        model = Own(config).eval()
+        assert type(model.model.layers[0].attn) is layer_class
+        assert config.num_hidden_layers == 2
+        model.save_pretrained(tmp_path)
+        assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+        loaded = Own.from_pretrained(tmp_path, config=type(config).from_pretrained(tmp_path)).eval()
+        assert torch.equal(loaded(x).logits, model(x).logits)
+    assert loaded.config.scale == 3.0
+    with pytest.raises(ValueError, match="did you mean 'gate_norm'"):
+        OwnFieldConfig(gate_nrom="tanh")
+    AutoConfig.register(OwnConfig.model_type, OwnConfig)
+    AutoModelForCausalLM.register(OwnConfig, Own)
+    Own(OwnConfig(**SIZES)).save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is Own
+
+
 def test_a_block_size_that_does_not_divide_is_named():
     with pytest.raises(ValueError, match="block_size=5 does not divide"):
         BDLRUForCausalLM(BDLRUConfig(**SIZES, block_size=5))
