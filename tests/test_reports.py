@@ -119,19 +119,45 @@ def test_a_model_is_resized_pickled_and_called_from_threads(model):
     assert model(x + 7, labels=x).logits.shape == (2, 6, 47)
 
 
+def trainer_of(model, folder, rows, **options):
+    quiet = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "max_steps": 1}
+    return Trainer(model, TrainingArguments(folder, **quiet, **options), train_dataset=rows, eval_dataset=rows)
+
+
+@torch.no_grad()
+def test_smoothed_labels_are_those_of_the_next_token(model, tmp_path):
+    """transformers' Trainer shifts labels for the names that it knows, with `label_smoothing_factor`."""
+    x = draw(2, 8)
+    trainer = trainer_of(model, tmp_path, [{"input_ids": row} for row in x], label_smoothing_factor=1e-6)
+    close(trainer.compute_loss(model, {"input_ids": x, "labels": x.clone()}), model(x, labels=x).loss)
+
+
+def test_generating_with_checkpointed_blocks_is_refused(model):
+    """In training they drop the cache, and every token but the last would be forgotten."""
+    x, cache = draw(2, 6), model(draw(2, 3), use_cache=True).past_key_values
+    expected = model.generate(x, **GREEDY)
+    model.gradient_checkpointing_enable()
+    assert torch.equal(model.generate(x, **GREEDY), expected)
+    model.train()
+    for call in (lambda: model.generate(x, **GREEDY), lambda: model(x, past_key_values=cache)):
+        with pytest.raises(ValueError, match=r"gradient_checkpointing in training drops the cache"):
+            call()
+    model(x, labels=x, use_cache=True).loss.backward()
+    assert torch.equal(model.generate(x, use_cache=False, **GREEDY), expected)
+    model.gradient_checkpointing_disable()
+    assert torch.equal(model.generate(x, **GREEDY), expected)
+
+
 def test_accumulated_gradients_are_those_of_the_batch(model, tmp_path):
     """transformers' Trainer leaves the division to models that take its `num_items_in_batch`; rows have unequal labels."""
     rows = [{"input_ids": row, "labels": row.clone()} for row in draw(4, 8)]
     rows[0]["labels"][:5] = -100
     steps = []
     for batch, accumulated in ((4, 1), (1, 4)):
-        options = TrainingArguments(
-            tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated, max_steps=1, optim="sgd",
-            learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0, report_to=[], use_cpu=True, save_strategy="no",
-            disable_tqdm=True,
-        )  # fmt: skip
+        options = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0}
+        options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
         trained = copy.deepcopy(model)
-        trainer = Trainer(trained, options, train_dataset=rows, eval_dataset=rows)
+        trainer = trainer_of(trained, tmp_path, rows, **options)
         trainer.train()
         steps.append(torch.cat([(p - q).flatten() for p, q in zip(trained.parameters(), model.parameters())]))
     close(*steps)

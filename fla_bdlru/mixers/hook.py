@@ -10,13 +10,16 @@ from types import SimpleNamespace
 import torch
 from fla.models.configuration_utils import get_attention_spec
 from fla.models.modeling_utils import FLAPreTrainedModel
+from fla.models.utils import Cache
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.initialization import guard_torch_init_functions
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
-from fla_bdlru.patches import wrap
+from fla_bdlru.patches import record, wrap
 
 MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
 
@@ -167,9 +170,13 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     `labels`, which need none, unless it is asked for.
 
     Raises:
-        ValueError: for token ids outside the vocabulary, which on a GPU are a device assert, a cache together with attention
-            and a mask that pads elsewhere than on the left, or as `check_context_parallel`.
+        ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
+            cache together with attention and a mask that pads elsewhere than on the left, or as `check_checkpointing` and
+            `check_context_parallel`.
     """
+    cache = kwargs.get("past_key_values")
+    if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
+        raise ValueError(f"past_key_values must be a fla.models.utils.Cache; got {type(cache).__name__}.")
     ids = kwargs.get("input_ids", args[0] if args else None)
     vocabulary = getattr(model.config, "vocab_size", None)
     if os.environ.get(DEBUG_VAR) == "1" and torch.is_tensor(ids) and ids.numel() and vocabulary:
@@ -177,17 +184,28 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         if low < 0 or high >= vocabulary:
             raise ValueError(f"input_ids must lie between 0 and {vocabulary - 1} (vocab_size - 1); got {low} to {high}.")
     # what is given by position may be a cache
-    asked = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None or len(args) > 3
+    asked = kwargs.get("use_cache") or cache is not None or len(args) > 3
     misread = kwargs.get("cu_seqlens") is None and misreads_mask(model, kwargs.get("attention_mask", (*args, None, None)[1]))
     if misread and asked and kwargs.get("use_cache") is not False:
         raise ValueError(
             "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad "
             "on the left, or pass use_cache=False."
         )
+    if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        check_checkpointing(cache)
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
     return args, kwargs
+
+
+def check_checkpointing(past_key_values: Cache | None) -> None:
+    """Raises `ValueError` where blocks that are checkpointed, and drop a cache, are called for its sake."""
+    if (past_key_values is not None and past_key_values.get_seq_length()) or not torch.is_grad_enabled():
+        raise ValueError(
+            "gradient_checkpointing in training drops the cache, so that what follows would not know what came before: call "
+            "model.eval() or model.gradient_checkpointing_disable() before generate(), or pass use_cache=False."
+        )
 
 
 def refuse_continuous_batching(*args, **kwargs) -> None:
@@ -264,6 +282,11 @@ def install_hook() -> None:
     why = "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`"
     wrap(f"{MODEL}.post_init", _swap_before, why)
     wrap(f"{MODEL}.initialize_weights", _reset_before, "the bias of gates keeps its start (`gate_bias`)")
+    for config, model in AutoModelForCausalLM._model_mapping._extra_content.items():
+        if config.__module__.startswith("fla."):
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config.model_type, model.__name__)
+    why = "`Trainer` with label smoothing shifts the labels of models that this table names; FLA's were not in it"
+    record("transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", why)
 
 
 def install_refusal() -> None:

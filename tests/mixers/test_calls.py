@@ -4,6 +4,7 @@ import pytest
 import torch
 from fla.models import RWKV7Config, RWKV7ForCausalLM, TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
+from transformers import DynamicCache
 from usage import lively
 
 from fla_bdlru import rewind_cache
@@ -12,6 +13,7 @@ from fla_bdlru.mixers.packing import documents
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 
 SIZES = {"hidden_size": 32, "num_heads": 4, "vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 64}
+NATIVE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40}
 LAYERS = {"bdlru": BDLRU, "hlru": HLRU, "lstm": LSTM}
 each_layer = pytest.mark.parametrize("layer_class", LAYERS.values(), ids=LAYERS)
 
@@ -41,7 +43,7 @@ def test_a_cache_of_another_batch_size(layer_class):
 
 @torch.no_grad()
 def test_several_sequences_from_a_prefix():
-    model, tokens = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40))), None
+    model, tokens = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))), None
     tokens = torch.randint(3, 40, (1, 6))
     cache = model(tokens[:, :4], use_cache=True).past_key_values
     options = {"max_new_tokens": 3, "do_sample": True, "num_return_sequences": 2, "pad_token_id": 0, "eos_token_id": None}
@@ -59,6 +61,13 @@ def test_positions_that_are_all_the_same():
     for value in (0, 7):
         with pytest.raises(ValueError, match=f"position_ids hold {value} for every token"):
             documents(1, 4, position_ids=torch.full((1, 4), value))
+
+
+@pytest.mark.parametrize("make", [lambda: BDLRUForCausalLM(BDLRUConfig(**NATIVE)), hybrid], ids=["native", "hybrid"])
+def test_a_cache_of_another_library(make):
+    """FLA puts an empty one of its own in its place: what the caller holds stays empty, and each call forgets the last."""
+    with pytest.raises(ValueError, match=r"past_key_values must be a fla.models.utils.Cache; got DynamicCache"):
+        make().eval()(torch.randint(3, 40, (1, 4)), past_key_values=DynamicCache(), use_cache=True)
 
 
 @torch.no_grad()
@@ -113,7 +122,7 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
     with pytest.raises(ValueError, match=message):
         model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
     assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
-    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=40))).eval()
+    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
 
 
