@@ -256,15 +256,10 @@ def layer_flops(mixer: str, width: int, args: dict, context: int) -> tuple[int |
     return flops, flops - linear_flops_per_token(layer)
 
 
-def reference_args(width: int) -> tuple[str, dict]:
-    """The mixer that sets the budget: BD-LRU of block size 4 whose state is as wide as the model."""
-    return "bdlru", {"block_size": 4, "num_blocks": width // 4}
-
-
 def default_budget(match: str, width: int) -> int:
-    """The reference mixer's number of parameters or state elements."""
-    mixer, args = reference_args(width)
-    return layer_params(mixer, width, args) if match == "params" else layer_state(mixer, width, args)
+    """Parameters or state elements of the reference mixer, a BD-LRU of block size 4 whose state is as wide as the model."""
+    measure = layer_params if match == "params" else layer_state
+    return measure("bdlru", width, {"block_size": 4, "num_blocks": width // 4})
 
 
 @dataclass(frozen=True)

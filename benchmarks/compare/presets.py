@@ -18,55 +18,29 @@ class Preset(Setup):
 
 
 STATE_TRACKING, MAD = "state tracking", "mad"
-# what differs between MAD's tasks, arXiv 2403.17844: `paper` is 200 epochs of batches of 128
-_SHORT: dict[str, dict] = {
-    "recall": {},
-    "noisy_recall": {},
-    "fuzzy_recall": {"lengths": (32, 64)},
-    "memorization": {"lengths": (32,)},
-    "selective_copying": {"lengths": (64,)},
-    "compression": {"lengths": (32,)},
+# what differs between MAD's tasks, arXiv 2403.17844: in short, and in `paper`, 200 epochs of batches of 128
+MAD_TASKS: dict[str, tuple[dict, dict]] = {
+    "recall": ({}, {}),
+    "noisy_recall": ({}, {}),
+    "fuzzy_recall": ({"lengths": (32, 64)}, {}),
+    "memorization": ({"lengths": (32,)}, {"lengths": (32,), "train_examples": 256, "steps": 400}),
+    "selective_copying": ({"lengths": (64,)}, {"lengths": (256,)}),
+    "compression": ({"lengths": (32,)}, {"lengths": (32,)}),
 }
-MAD_TASKS: dict[str, dict[str, dict]] = {
-    "quick": _SHORT,
-    "cpu": _SHORT,
-    "paper": {
-        "recall": {},
-        "noisy_recall": {},
-        "fuzzy_recall": {},
-        "memorization": {"lengths": (32,), "train_examples": 256, "steps": 400},
-        "selective_copying": {"lengths": (256,)},
-        "compression": {"lengths": (32,)},
-    },
-}
+_NIGHT = Preset(
+    lengths=(4, 8, 16, 32, 64),
+    multiples=(1, 2, 4, 8),
+    steps=5_000,
+    lrs=(1e-3, 3e-3, 1e-2),
+    seeds=(0, 1, 2, 3, 4),
+    eval_examples=1024,
+)
+_SHORT_MAD = Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,))
 PRESETS: dict[str, dict[str, Preset]] = {
-    "quick": {
-        STATE_TRACKING: Preset(),
-        MAD: Preset(lengths=(16, 32, 64), layers=2, lrs=(3e-3,)),
-    },
-    "cpu": {
-        STATE_TRACKING: Preset(
-            lengths=(4, 8, 16, 32, 64),
-            multiples=(1, 2, 4, 8),
-            steps=5_000,
-            lrs=(1e-3, 3e-3, 1e-2),
-            seeds=(0, 1, 2, 3, 4),
-            eval_examples=1024,
-        ),
-        MAD: Preset(lengths=(16, 32, 64), layers=2, steps=5_000, lrs=(1e-3, 3e-3), seeds=(0, 1, 2), eval_examples=1024),
-    },
+    "quick": {STATE_TRACKING: Preset(), MAD: _SHORT_MAD},
+    "cpu": {STATE_TRACKING: _NIGHT, MAD: replace(_SHORT_MAD, steps=5_000, lrs=(1e-3, 3e-3), eval_examples=1024)},
     "paper": {
-        STATE_TRACKING: Preset(
-            width=128,
-            mlp_width=256,
-            lengths=(4, 8, 16, 32, 64),
-            multiples=(1, 2, 4, 8),
-            batch_size=128,
-            steps=10_000,
-            lrs=(1e-3, 3e-3, 1e-2),
-            seeds=(0, 1, 2, 3, 4),
-            eval_examples=1280,
-        ),
+        STATE_TRACKING: replace(_NIGHT, width=128, mlp_width=256, batch_size=128, steps=10_000, eval_examples=1280),
         MAD: Preset(
             width=128,
             layers=2,
@@ -82,24 +56,23 @@ PRESETS: dict[str, dict[str, Preset]] = {
             eval_examples=1280,
         ),
     },
+    # found in a study of S5 (docs: results, state tracking): 2,048 tokens a step, and exact gates by noise
+    "tracking": {
+        STATE_TRACKING: Preset(
+            lengths=(2, 3, 4, 6, 8, 12, 16, 24, 32),
+            multiples=(1, 2, 8),
+            steps=2500,
+            lrs=(1e-2, 2e-2),
+            schedule="trapezoid",
+            eval_examples=256,
+            curriculum="restarting",
+            tokens=2048,
+            bos=True,
+            readout_noise=1.0,
+            initializer_range=0.05,
+        )
+    },
 }
-
-
-# found in a study of S5 (docs: results, state tracking): 2,048 tokens a step, and exact gates by noise
-_TRACKING = Preset(
-    lengths=(2, 3, 4, 6, 8, 12, 16, 24, 32),
-    multiples=(1, 2, 8),
-    steps=2500,
-    lrs=(1e-2, 2e-2),
-    schedule="trapezoid",
-    eval_examples=256,
-    curriculum="restarting",
-    tokens=2048,
-    bos=True,
-    readout_noise=1.0,
-    initializer_range=0.05,
-)
-PRESETS["tracking"] = {STATE_TRACKING: _TRACKING}
 _GROUP = "[zsadq][0-9]+(x[zsadq][0-9]+)?"
 
 
@@ -107,6 +80,6 @@ def get_preset(name: str, task: str) -> Preset:
     """The settings of preset `name` for a task; `ValueError` if it has none."""
     if name == "tracking" and task != "parity" and not re.fullmatch(_GROUP, task):
         raise ValueError(f"{name!r} is for groups (s5, z7, q8, s3xz2, parity); got task {task!r}.")
-    if task in MAD_TASKS.get(name, ()):
-        return replace(PRESETS[name][MAD], **MAD_TASKS[name][task])
+    if task in MAD_TASKS:
+        return replace(PRESETS[name][MAD], **MAD_TASKS[task][name == "paper"])
     return PRESETS[name][STATE_TRACKING]

@@ -16,7 +16,6 @@ from benchmarks.compare.models import build_model
 from benchmarks.compare.recipe import CHECK, EXAMPLES, LEFT, LOUD, Curriculum, noisy
 from benchmarks.records.cell import SCHEDULES, Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
-from benchmarks.tasks.base import Begun
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
 
 EVAL_BATCH = 256
@@ -173,7 +172,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     restarting = cell.curriculum == "restarting"
     if restarting and cell.schedule != "trapezoid":
         raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
-    task = Begun(get_task(cell.task)) if cell.bos else get_task(cell.task)
+    task = get_task(cell.task, cell.bos)
     span, finishing = _Span(0, cell.steps), False
     model, optimizer, schedule = _start(cell, task, 0, span, device)
     every = max(1, cell.steps // CURVE_POINTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("fwd", "fwd+bwd")
 LENGTHS = (512, 2048, 8192, 32_768, 131_072)
 TOKENS = 16_384  # at least so many in a batch

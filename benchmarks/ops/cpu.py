@@ -16,7 +16,7 @@ import time
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
@@ -32,18 +32,10 @@ from benchmarks.records.tables import start_table
 
 
 class Op(str, Enum):
-    """The recurrence to time."""
+    """The recurrence to time; typer takes a list of nothing else."""
 
     bdlru = "bdlru"
     hlru = "hlru"
-
-
-class DType(str, Enum):
-    """The type of the inputs of the native op."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 OPS = {  # columns of the two tables; times are milliseconds
@@ -169,7 +161,7 @@ def main(
     heads: Annotated[int, typer.Option("--heads", "-H", min=1, help="Blocks of the op (H-LRU: channels).")] = 32,
     width: Annotated[int, typer.Option(min=1, help="Width and state of the layers.")] = 256,
     m: Annotated[list[int] | None, typer.Option(min=1, help="Block size or order; may be repeated.")] = None,
-    dtype: Annotated[DType, typer.Option(help="Type of the op's inputs.")] = DType.float32,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the op's inputs.")] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, each with every contender once.")] = 15,
     roofline: Annotated[bool, typer.Option(help="Shares of a copy's bandwidth instead.")] = False,
     csv_path: Annotated[Path | None, typer.Option("--csv", help="Also write the rows here.")] = None,
@@ -182,7 +174,7 @@ def main(
     console = Console()
     found = provenance("cpu")
     console.print(", ".join(f"{key} {value}" for key, value in found.items()))
-    shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype.value, "repeats": repeats}
+    shape = {"B": batch, "T": time_steps, "H": heads, "dtype": dtype, "repeats": repeats}
     size, rows = f"B={batch}, T={time_steps}", []
     if roofline:
         keep_memory()
@@ -193,7 +185,7 @@ def main(
             if roofline:
                 times = measure_roofline(name, batch, time_steps, heads, M, repeats)
             else:
-                times = measure_op(name, batch, time_steps, heads, M, getattr(torch, dtype.value), repeats)
+                times = measure_op(name, batch, time_steps, heads, M, getattr(torch, dtype), repeats)
                 times |= measure_layer(name, batch, time_steps, width, M, repeats)
             own.append({"op": name, **shape, "m": M, **times, **found})
         rows += own
@@ -201,7 +193,7 @@ def main(
             title = f"{name}: {size}, H={heads}, least bytes over time, of what a copy moves"
             console.print(_table(title, COLUMNS, own))
             continue
-        console.print(_table(f"{name}, the op alone: {size}, H={heads}, {dtype.value}; ms; scan: fwd+bwd", OPS, own))
+        console.print(_table(f"{name}, the op alone: {size}, H={heads}, {dtype}; ms; scan: fwd+bwd", OPS, own))
         title = f"{name}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
         console.print(_table(title, LAYERS, own))
     if csv_path is not None:

@@ -26,7 +26,8 @@ def main(
     from benchmarks.compare.models import quiet
     from benchmarks.compare.train import evaluate
     from benchmarks.records.store import read_folder
-    from benchmarks.report.transitions import find_task, load_model
+    from benchmarks.report.transitions import load_model
+    from benchmarks.tasks import get_task
 
     quiet()
     try:
@@ -42,7 +43,7 @@ def main(
             if not (folder / "weights" / f"{row['key']}.safetensors").exists():
                 print(f"{row['variant']} seed {row['seed']}: no weights were kept")
                 continue
-            model, task = load_model(folder, row), find_task(row)
+            model, task = load_model(folder, row), get_task(row["task"], row["bos"])
             for length in tested:
                 scores = evaluate(model, task, length, examples, "cpu")
                 found = [f"{scores[name]:.6f}" for name in COLUMNS[-2:]]

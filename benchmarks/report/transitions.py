@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.compare.models import build_model
-from benchmarks.tasks import Task, get_task, make_generator
-from benchmarks.tasks.base import Begun
+from benchmarks.tasks import get_task, make_generator
 from fla_bdlru.layers import BDLRU
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.ops import normalize_gates
@@ -19,18 +18,12 @@ REAL = 1e-3  # an eigenvalue whose imaginary part is smaller counts as real
 ZERO = 1e-3  # and a real one this close to zero has no sign
 
 
-def find_task(row: dict) -> Task:
-    """The task of a finished run, with BOS if it was trained with it."""
-    task = get_task(row["task"])
-    return Begun(task) if row["bos"] else task
-
-
 def load_model(folder: str | Path, row: dict) -> torch.nn.Module:
     """The model of a finished run with its trained weights, on the CPU; ValueError, if they were not kept in `folder`."""
     path = Path(folder) / "weights" / f"{row['key']}.safetensors"
     if not path.exists():
         raise ValueError(f"{path} is not there: the run {row['variant']} seed {row['seed']} kept no weights (--rerun does).")
-    task = find_task(row)
+    task = get_task(row["task"], row["bos"])
     sizes = (task.vocab_size, row["width"], row["layers"], row["mlp_width"])
     model = build_model(row["mixer"], row["mixer_args"], *sizes, readout=task.readout)
     model.load_state_dict(load_file(path))
@@ -73,7 +66,7 @@ def run_transitions(model: torch.nn.Module, tokens: torch.Tensor) -> list[torch.
 def stored_transitions(folder: str | Path, row: dict, examples: int = 16) -> list[torch.Tensor]:
     """`run_transitions` of a stored run on test sequences of its longest training length."""
     length = max(row["lengths"])
-    inputs, _ = find_task(row).sample(make_generator(row["task"], "test", length), examples, length)
+    inputs, _ = get_task(row["task"], row["bos"]).sample(make_generator(row["task"], "test", length), examples, length)
     return run_transitions(load_model(folder, row), inputs)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from benchmarks.tasks.base import IGNORE, Batch, Task, make_generator
+from benchmarks.tasks.base import IGNORE, Batch, Begun, Task, make_generator
 from benchmarks.tasks.brackets import ModularArithmeticBrackets
 from benchmarks.tasks.compression import Compression
 from benchmarks.tasks.copying import SelectiveCopying
@@ -31,16 +31,17 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, bos: bool = False) -> Task:
     r"""The task called `name`: one of `TASKS`, `z<n>` for the cyclic group of any n, or a product of two groups.
 
-    Raises:
-        ValueError: if there is none.
+    With `bos` its sequences begin with a token of their own. ValueError, if there is none.
 
     Example:
         >>> from benchmarks.tasks import get_task
         >>> assert get_task("s3").vocab_size == 6 and get_task("z7").vocab_size == 7 and get_task("s3xz2").vocab_size == 12
     """
+    if bos:
+        return Begun(get_task(name))
     if name in TASKS:
         return TASKS[name]()
     if re.fullmatch("z[1-9][0-9]*", name):

@@ -54,8 +54,7 @@ class Begun(Task):
 
     Example:
         >>> from benchmarks.tasks import get_task, make_generator
-        >>> from benchmarks.tasks.base import Begun
-        >>> inputs, targets = Begun(get_task("s3")).sample(make_generator("demo"), 2, 5)
+        >>> inputs, targets = get_task("s3", bos=True).sample(make_generator("demo"), 2, 5)
         >>> assert inputs.shape == (2, 6) and (inputs[:, 0] == 6).all() and (targets[:, 0] == IGNORE).all()
     """
 
