@@ -33,37 +33,10 @@ class HLRU(GatedRecurrence):
             Number of channels over `hidden_size`, unless `num_channels` is given. Default: 1.0.
         readout (str, Optional):
             What `o_proj` reads: `"window"`, all of `[h_t, .., h_{t-M+1}]`, or `"state"`, h_t only. Default: `"window"`.
-        gate_norm (str, Optional):
-            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
-        selective (bool, Optional):
-            Whether gates depend on the input (`a_proj`); if not they are learned constants (`a_proj.bias`). Default: `True`.
-        gate_bias (str, Optional):
-            How the bias of the gates starts: `"uniform"` (zero, as in the paper) or `"memory"` (near the identity, time
-            constants spread log-uniformly over `memory_range`). Default: `"uniform"`.
-        memory_range (tuple[float, float], Optional):
-            Shortest and longest time constant of `gate_bias="memory"`, in steps. Default: `(2.0, 1024.0)`.
-        use_short_conv (bool, Optional):
-            Whether a short causal convolution with SiLU follows `v_proj`. Default: `False`.
-        conv_size (int, Optional):
-            Kernel size of the short convolution. Default: 4.
-        conv_bias (bool, Optional):
-            Whether the short convolution has a bias. Default: `False`.
-        use_output_gate (bool, Optional):
-            Whether a normalised output gate (`g_proj`, `o_norm`) precedes `o_proj`. Default: `False`.
-        output_gate_activation (str, Optional):
-            Activation of the output gate: `"swish"`, `"silu"` or `"sigmoid"`. Default: `"swish"`.
-        norm_eps (float, Optional):
-            Epsilon of the output gate's norm. Default: 1e-5.
-        mode (str, Optional):
-            Op to use: `"chunk"` or `"fused_recurrent"`; a single step without gradients always takes the latter.
-            Default: `"chunk"`.
-        layer_idx (int, Optional):
-            Index of the layer in its model, which a cache needs. Default: `None`.
-        recompute_gates (bool, Optional):
-            Whether to keep the layer's input for the backward instead of the gate logits, which are computed again: the
-            same gradients, in less memory and more time. Default: `False`.
-        initial_state (str, Optional):
-            What sequences and packed documents begin with: `"zero"`, or `"learned"`, the parameter `h0`. Default: `"zero"`.
+        **options:
+            `gate_norm`, `selective`, `gate_bias`, `memory_range`, `use_short_conv`, `conv_size`, `conv_bias`,
+            `use_output_gate`, `output_gate_activation`, `norm_eps`, `mode`, `layer_idx`, `recompute_gates` and
+            `initial_state`, as in `BDLRU`.
 
     Raises:
         ValueError: if an option is not known, or the widths do not divide.

@@ -28,28 +28,7 @@ def naive_recurrent_bdlru(
 
     With p = norm(g) along the last axis, `h_t[i] = sum_j p_t[i, j] h_{t-1}[j] + p_t[i, M] v_t[i]`, and `o_t = h_t`.
     Half types are computed in float32, float32 and float64 in their own precision. Gradients are autograd's.
-
-    Args:
-        v (torch.Tensor):
-            Inputs of shape `[B, T, H, M]`: H blocks of M channels.
-        g (torch.Tensor):
-            Gate logits of shape `[B, T, H, M, M+1]`; `g[..., i, j]` weighs channel j for row i, `g[..., i, M]` the input.
-        initial_state (torch.Tensor, Optional):
-            State of shape `[B, H, M]` (`[num_seqs, H, M]` with `cu_seqlens`). Default: zeros.
-        output_final_state (bool):
-            Whether to return the last state. Default: `False`.
-        gate_norm (str):
-            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
-        cu_seqlens (torch.LongTensor, Optional):
-            Document boundaries of shape `[num_seqs+1]`; needs B = 1. Default: `None`.
-
-    Returns:
-        (torch.Tensor, torch.Tensor | None):
-            Outputs `[B, T, H, M]` in the dtype of `v` and the final state, `[B, H, M]` in float32 or wider.
-
-    Raises:
-        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, or `cu_seqlens` that do not run from
-            0 to T or come with B > 1.
+    Arguments, results and errors are those of `chunk_bdlru` but for `cp_context`; the state of float64 inputs is float64.
 
     Source: arXiv 2602.12021, block-diagonal LRU.
 

@@ -87,8 +87,7 @@ def fused_recurrent_bdlru(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Block-diagonal linear recurrent unit in one pass over time, for short inputs and decoding.
 
-    The same function as `chunk_bdlru`, arguments, results and errors included; on a CPU
-    it is the same code.
+    The same function as `chunk_bdlru`, arguments, results and errors included; on a CPU it is the same code.
 
     Source: arXiv 2602.12021, block-diagonal LRU.
 

@@ -28,28 +28,7 @@ def naive_recurrent_hlru(
 
     With p = norm(g) along the last axis, `h_t = sum_{i=1..M} p_t[i-1] h_{t-i} + p_t[M] v_t` per channel, and `o_t = h_t`.
     Half types are computed in float32, float32 and float64 in their own precision. Gradients are autograd's.
-
-    Args:
-        v (torch.Tensor):
-            Inputs of shape `[B, T, N]`: N channels.
-        g (torch.Tensor):
-            Gate logits of shape `[B, T, N, M+1]` for order M; `g[..., i]` weighs `h_{t-1-i}`, `g[..., M]` the input.
-        initial_state (torch.Tensor, Optional):
-            The last M values, newest first, of shape `[B, N, M]` (`[num_seqs, N, M]` with `cu_seqlens`). Default: zeros.
-        output_final_state (bool):
-            Whether to return the last state. Default: `False`.
-        gate_norm (str):
-            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
-        cu_seqlens (torch.LongTensor, Optional):
-            Document boundaries of shape `[num_seqs+1]`; needs B = 1. Default: `None`.
-
-    Returns:
-        (torch.Tensor, torch.Tensor | None):
-            Outputs `[B, T, N]` in the dtype of `v` and the final state, `[B, N, M]` in float32 or wider, newest first.
-
-    Raises:
-        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, or `cu_seqlens` that do not run from
-            0 to T or come with B > 1.
+    Arguments, results and errors are those of `chunk_hlru` but for `cp_context`; the state of float64 inputs is float64.
 
     Source: arXiv 2602.12021, higher-order LRU.
 

@@ -39,30 +39,19 @@ def chunk_hlru(
             Gate logits of shape `[B, T, N, M+1]` for order M; `g[..., i]` weighs `h_{t-1-i}`, `g[..., M]` the input.
         initial_state (torch.Tensor, Optional):
             The last M values, newest first, of shape `[B, N, M]` (`[num_seqs, N, M]` with `cu_seqlens`). Default: zeros.
-        output_final_state (bool):
-            Whether to return the last state. Default: `False`.
-        gate_norm (str):
-            One of `fla_bdlru.ops.GATE_NORMS`. Default: `"softmax"`.
-        cu_seqlens (torch.LongTensor, Optional):
-            Document boundaries of shape `[num_seqs+1]`, from 0 to T; needs B = 1. Default: `None`.
-        cp_context (FLACPContext, Optional):
-            What `fla.ops.cp.build_cp_context` returns: inputs are this rank's slice of the packed sequence, and its
-            `cu_seqlens` win. States are those of this rank's documents; the initial state of one that began on an earlier
-            rank is not read, the final state of one that goes on is what it hands over. All ranks of the group run forward
-            and backward together. Default: `None`.
+        output_final_state, gate_norm, cu_seqlens, cp_context:
+            As in `chunk_bdlru`.
 
     Returns:
         (torch.Tensor, torch.Tensor | None):
             Outputs `[B, T, N]` in the dtype of `v`, and the final state `[B, N, M]` in float32, newest first, or `None`.
 
     Raises:
-        ValueError: on shapes, dtypes or devices that do not fit, an unknown `gate_norm`, B > 1 with `cu_seqlens`, or a
-            `cp_context` that cannot be heeded.
+        ValueError: as `chunk_bdlru` does.
 
     Note:
         Memory is gate-major: `v` and `g.transpose(2, 3)` contiguous (N has stride 1) cost no copy, any other layout one
-        copy each. The state comes as a view of that layout.
-        Second derivatives need the PyTorch path (`FLA_BDLRU_BACKEND=torch`); elsewhere they raise `RuntimeError`.
+        copy each. The state comes as a view of that layout. Second derivatives are as `chunk_bdlru` has them.
 
     Source: arXiv 2602.12021, higher-order LRU.
 
@@ -87,8 +76,7 @@ def fused_recurrent_hlru(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Higher-order linear recurrent unit in one pass over time, for short inputs and decoding.
 
-    The same function as `chunk_hlru`, arguments, results and errors included; on a CPU it
-    is the same code.
+    The same function as `chunk_hlru`, arguments, results and errors included; on a CPU it is the same code.
 
     Source: arXiv 2602.12021, higher-order LRU.
 
