@@ -17,32 +17,37 @@ def _check(activation, weight) -> None:
         raise ValueError("weight=None is not supported; expected a tensor of shape [D, W].")
 
 
-def _shifted(x, shift, sequence, position, initial_state):
-    """x[t - shift] of the same sequence; before its start, the initial state's last columns or zero."""
-    # x: [tokens, D], initial_state: [N, D, W], its last column is the input before the first token
-    before = x.new_zeros(())
-    if initial_state is not None:
-        W = initial_state.shape[-1]
-        before = initial_state[sequence, :, (position + W - shift).clamp_max(W - 1)]
-    # selected, not multiplied: what another sequence holds may be NaN
-    return F.pad(x, (0, 0, shift, 0))[: x.shape[0]].where((position >= shift)[:, None], before)
+def _earlier(x, shifts, initial_state, cu_seqlens):
+    """x[t - 1] to x[t - shifts] of the same sequence; before its start, the initial state's last columns or zero."""
+    # x: [B, T, D], initial_state: [N, D, W], its last column is the input before the first token
+    check_documents(x.shape[0], cu_seqlens, initial_state)
+    if cu_seqlens is None:  # slices of what begins earlier
+        before = x.new_zeros(x.shape[0], shifts, x.shape[2]) if initial_state is None else initial_state[..., -shifts:].mT
+        long = torch.cat([before, x], 1)
+        return [long[:, shifts - n : long.shape[1] - n] for n in range(1, shifts + 1)]
+    sequence, position = token_positions(x, cu_seqlens)
+    found, before = [], x.new_zeros(())
+    for n in range(1, shifts + 1):
+        if initial_state is not None:
+            W = initial_state.shape[-1]
+            before = initial_state[sequence, :, (position + W - n).clamp_max(W - 1)]
+        # selected, not multiplied: what another sequence holds may be NaN
+        found.append(F.pad(x, (0, 0, n, 0))[:, : x.shape[1]].where((position >= n)[:, None], before))
+    return found
 
 
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
     """The convolution in fp32; x: [B, T, D], weight: [D, W]."""
-    check_documents(x.shape[0], cu_seqlens, initial_state)
-    sequence, position = token_positions(x, cu_seqlens)
-    s, w = upcast(x).flatten(0, 1), upcast(weight)
+    s, w = upcast(x), upcast(weight)
     state = None if initial_state is None else upcast(initial_state)
     W = w.shape[-1]
     y = s * w[:, -1]
-    for shift in range(1, W):
-        y = torch.addcmul(y, _shifted(s, shift, sequence, position, state), w[:, W - 1 - shift])
+    for n, earlier in enumerate(_earlier(s, W - 1, state, cu_seqlens), 1):
+        y = torch.addcmul(y, earlier, w[:, W - 1 - n])
     if bias is not None:
         y = y + upcast(bias)
     if activation is not None:
         y = F.silu(y)
-    y = y.view(x.shape)
     return y if residual is None else y + upcast(residual).view(x.shape)
 
 
@@ -138,8 +143,7 @@ def causal_conv1d_update(x, cache, residual, weight, bias, activation):
 def token_shift_fwd(x, cu_seqlens=None, cache=None, output_cache=False):
     # y[t] = x[t - 1] - x[t], with the cache ([N, D]) or zero before the first token
     cache = None if cache is None else cache.view(-1, x.shape[-1], 1)
-    check_documents(x.shape[0], cu_seqlens, cache)
-    y = _shifted(x.flatten(0, 1), 1, *token_positions(x, cu_seqlens), cache).view_as(x) - x
+    y = _earlier(x, 1, cache, cu_seqlens)[0] - x
     N, T = (x.shape[0], x.shape[1]) if cu_seqlens is None else (len(cu_seqlens) - 1, int(cu_seqlens.diff().max()))
     cache_out = _final_state(x, 1, cache, cu_seqlens)[..., 0] if output_cache else None
     return y, N, T, True, cache_out
