@@ -121,6 +121,23 @@ def test_naive_chunk_equals_recurrent(name, shape, M, T):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("cu_seqlens", CU_SEQLENS, ids=["dense", "packed"])
+@pytest.mark.parametrize("name, shape, M", [("bdlru", (2, 2), 2), ("hlru", (2,), 3)])
+def test_naive_chunk_second_derivatives(name, shape, M, cu_seqlens):
+    """Its backward is written by hand, and so is that one's: both equal what autograd makes of the loop."""
+    cu_seqlens = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    num_seqs = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    shapes = (1, 9, *shape), (1, 9, *shape, M + 1), (num_seqs, 2, M)
+    leaves = [torch.randn(x, dtype=torch.float64, requires_grad=True) for x in shapes]
+    results = []
+    for naive, chunk in ((NAIVE[name], {}), (REFERENCES[f"naive_chunk_{name}"], {"chunk_size": 4})):
+        o, ht = naive(*leaves, True, cu_seqlens=cu_seqlens, **chunk)
+        first = torch.autograd.grad(o.sin().sum() + ht.sin().sum(), leaves, create_graph=True)
+        results.append((*first, *torch.autograd.grad(sum(x.square().sum() for x in first), leaves)))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 @each_reference
 def test_naive_keeps_float32_under_autocast(naive):
     """Forward and backward, as if autocast were off: a state kept in bfloat16 forgets."""
