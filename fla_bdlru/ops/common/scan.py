@@ -123,7 +123,10 @@ class Scan(torch.autograd.Function):
 
 
 def product(A: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-    """`A x + y` for A [M, M, ..., H] and vectors x [M, ..., H] or matrices [M, M, ..., H], a column of A at a time."""
+    """`A x + y` for A [M, M, ..., H] and vectors x [M, ..., H] or matrices [M, M, ..., H]."""
+    if is_traced():  # few nodes
+        x = ((A.unsqueeze(2) if x.ndim == A.ndim else A) * x).sum(1)
+        return x if y is None else x + y
     for j in range(A.shape[1]):
         a = A[:, j].unsqueeze(1) if x.ndim == A.ndim else A[:, j]
         y = a * x[j] if y is None else torch.addcmul(y, a, x[j])
@@ -134,12 +137,12 @@ def scan_chunks(
     A: torch.Tensor, b: torch.Tensor, h0: torch.Tensor, cu_seqlens: torch.LongTensor | None, C: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`scan` in chunks of C steps."""
-    T, M = b.shape[1:3]
+    B, T, M = b.shape[:3]
     NC = -(-T // C)
 
     def chunks(x):
         """[B, T, ..., H] as [C, ..., B, NC, H]; the steps added at the end are not looked at."""
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, NC * C - T)).unflatten(1, (NC, C))
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, NC * C - T)).reshape(B, NC, C, *x.shape[2:])
         return x.movedim(2, 0).movedim((1, 2), (-3, -2)).contiguous()
 
     A, b, starts, states = chunks(A), chunks(b), None, None
@@ -166,7 +169,7 @@ def scan_chunks(
     for t in range(C):
         x = product(A[t], restart(x, t), b[t])
         o.append(x)
-    o = torch.stack(o).movedim((-3, -2), (0, 1)).flatten(1, 2)[:, :T]
+    o = torch.stack(o).movedim((-3, -2), (0, 1)).reshape(B, NC * C, M, b.shape[-1])[:, :T]
     if starts is None:
         return o, o[:, -1]
     # 4. last states of the documents; an empty one keeps its initial state
