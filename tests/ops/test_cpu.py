@@ -144,7 +144,7 @@ def test_native_none_is_zeros(op):
 )
 def test_native_half_types(op, dtypes, poisoned_empty):
     """v and g each in its type: at most twice the error of the naive recurrence, plus the rounding of the results."""
-    v, g, h0, do, dht = make_inputs(op, T=33, width=19)
+    v, g, h0, do, dht = make_inputs(op, T=70, M=3 if dtypes[1] == torch.float16 else 2, width=19)
     v, g, do = v.to(dtypes[0]), g.to(dtypes[1]), do.to(dtypes[0])
     exact, plain = (reference(op, v, g, h0, do, dht, dtype=x) for x in (torch.float64, torch.float32))
     got = native(op, v, g, h0, do, dht)
@@ -162,6 +162,9 @@ def test_native_states_are_kept_for_a_backward_only(op):
     assert torch.equal(same[1], ht)
     assert torch.equal(h.bfloat16(), o)
     assert same[2].numel() == 0
+    v, g, h0, *_ = (x.bfloat16() for x in make_inputs(op, B=1, T=70, M=2))
+    o, _, h = cpu_scan.cpu_fwd(v, g, h0.float(), None, "softmax")  # of small blocks only each 32nd, which the next step reads
+    assert torch.equal(h[1:, 0].bfloat16(), o[0, [31, 63]] if op == "hlru" else o[0, [31, 63], 0])
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -242,6 +245,20 @@ def test_exp_at_the_edges():
     assert got[5] == got[8] == 1
     assert np.isfinite(got[6])
     assert np.isnan(got[7])
+
+
+def test_larger_without_avx512(monkeypatch):
+    """By comparing, as on other machines; the other way is LLVM's own intrinsic."""
+    monkeypatch.setattr(lanes, "_HAS", {})
+
+    @njit
+    def apply(a, b, target):
+        store(target, 0, lanes.larger(load(a, 0, None), load(b, 0, None)), None)
+
+    a, b = (np.random.default_rng(seed).standard_normal(LANES, dtype=np.float32) for seed in (0, 1))
+    got = np.empty_like(a)
+    apply(a, b, got)
+    assert np.array_equal(got, np.maximum(a, b))
 
 
 # -------------------------------------------------------------------------------------------------------- hard regime
@@ -333,6 +350,8 @@ def test_native_states_reach_zero(op):
     tiny = torch.finfo(torch.float32).tiny
     assert ((o == 0) | (o.abs() >= tiny)).all()
     assert (o[:, -1] == 0).all()
+    _, _, dh0 = cpu_scan.cpu_bwd(v, g, o, h0, None, torch.ones_like(h0), None, "softmax")
+    assert (dh0 == 0).all()
 
 
 @each_op
@@ -439,14 +458,14 @@ def test_kernels_are_read_from_disk_by_the_next_process(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     make = cpu_scan.forward_kernel.__wrapped__
     monkeypatch.setattr(cpu_scan, "forward_kernel", lambda *constants: compiled)
-    compiled = make(1, cpu_gates.NONE, False)
+    compiled = make(1, cpu_gates.NONE, False, 0)
     v, g, h0 = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16), torch.ones(1, 1, 16)
     cpu_scan.cpu_fwd(v, g, h0, None, "none")
     assert (sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())) == (0, 1)
     code = (
         "import torch; from fla_bdlru.ops.cpu import scan as cpu; "
         "v, g = torch.ones(1, 2, 1, 16), torch.ones(1, 2, 1, 2, 16); "
-        "cpu.cpu_fwd(v, g, None, None, 'none'); stats = cpu.forward_kernel(1, 8, False).stats; "
+        "cpu.cpu_fwd(v, g, None, None, 'none'); stats = cpu.forward_kernel(1, 8, False, 0).stats; "
         "assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses"
     )
     run_fresh("-c", code, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
@@ -501,6 +520,12 @@ def test_a_full_disk_is_warned_of_and_leaves_nothing(run_kernel, tmp_path, monke
     monkeypatch.undo()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert run_kernel()[1] == []
+
+
+def test_kernels_leave_the_gil_to_others():
+    """Else threads would wait for each other."""
+    for make in (cpu_scan.forward_kernel, cpu_scan.backward_kernel):
+        assert make(1, cpu_gates.NONE, False, 0).targetoptions["nogil"]
 
 
 def test_kernel_compiles_where_nothing_can_be_cached():

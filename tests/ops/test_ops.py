@@ -375,11 +375,12 @@ def test_compile_equals_eager(name, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_custom_ops_pass_opcheck(dtype):
-    v, g = torch.randn(1, 5, 3, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 3, 4, 4).to(dtype).requires_grad_()
-    cu_seqlens, h0 = torch.tensor([0, 2, 5]), torch.randn(2, 3, 4, requires_grad=True)
+    v, g = torch.randn(1, 35, 2, 4).to(dtype).requires_grad_(), torch.randn(1, 35, 2, 3, 4).to(dtype).requires_grad_()
+    cu_seqlens, h0 = torch.tensor([0, 2, 35]), torch.randn(2, 2, 4, requires_grad=True)
     torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, h0, cu_seqlens, "tanh", True))
     torch.library.opcheck(torch.ops.fla_bdlru.bdlru, (v, g, None, None, "softmax", False))
     v, g = torch.randn(1, 5, 4).to(dtype).requires_grad_(), torch.randn(1, 5, 4, 4).to(dtype).requires_grad_()
+    cu_seqlens = torch.tensor([0, 2, 5])
     torch.library.opcheck(torch.ops.fla_bdlru.hlru, (v, g, torch.randn(2, 3, 4, requires_grad=True), cu_seqlens, "silu", True))
 
 

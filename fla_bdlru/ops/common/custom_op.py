@@ -113,8 +113,10 @@ class Recurrence:
             if NC > 1:
                 M, n = g.shape[-2] - 1, g.shape[-1]
                 h, P = (v.shape[0], NC, M, n), (v.shape[0], NC, M, M, n)
-        elif v.dtype != torch.float32:
-            h = v.shape
+        elif v.dtype != torch.float32 and not v.is_meta:
+            from fla_bdlru.ops.cpu.scan import shape_of_kept
+
+            h = shape_of_kept(v, g.shape[-2] - 1)
         state = empty_state(v, g, cu_seqlens)
         return torch.empty_like(v), state, state.new_empty(h), state.new_empty(P)
 

@@ -115,6 +115,17 @@ def _softmax_row(g, offset, stride, mask, K, f):
 
 
 @njit(forceinline=True)
+def _softmax_pair(g, offset, stride, mask, K, f):
+    """`_softmax_row` of two, of which one is exp(0), to the same bits."""
+    x, y = load(g, offset, mask), load(g, offset + stride, mask)
+    top = larger(y, x)
+    e = exp((x - top) + (y - top))
+    put(f, 0, where(x < y, e, 1.0))
+    put(f, 1, where(x < y, 1.0, e))
+    return e + 1.0
+
+
+@njit(forceinline=True)
 def _sinh_row(g, offset, stride, mask, K, f, df):
     top = splat(0.0)
     for k in range(K):
@@ -150,11 +161,12 @@ def gate_row(g, offset, ahead, stride, mask, K, norm, f, df):
 @overload(gate_row, prefer_literal=True, jit_options={"forceinline": True})
 def _gate_row(g, offset, ahead, stride, mask, K, norm, f, df):
     if norm.literal_value == SOFTMAX:
+        softmax = _softmax_pair if K.literal_value == 2 else _softmax_row
 
         def row(g, offset, ahead, stride, mask, K, norm, f, df):
             for k in range(K):
                 prefetch_read(g, offset + ahead + k * stride)
-            return _softmax_row(g, offset, stride, mask, K, f)
+            return softmax(g, offset, stride, mask, K, f)
 
         return row
 

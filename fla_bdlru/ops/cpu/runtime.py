@@ -102,9 +102,9 @@ if sys.platform == "linux":
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`torch.empty_like`, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
-    x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """`torch.empty` on the CPU, with huge pages where it is large: the first touch of 4 KiB pages costs more than a kernel."""
+    x = torch.empty(shape, dtype=dtype, device="cpu")
     size = x.numel() * x.element_size()
     if size >= HUGE_PAGE_BYTES and _madvise is not None:
         start = -(-x.data_ptr() // _PAGE) * _PAGE

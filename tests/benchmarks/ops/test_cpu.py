@@ -2,11 +2,13 @@
 
 import csv
 import math
+import sys
 from functools import partial
 from itertools import count
 
 import pytest
 import torch
+from fresh import run_fresh
 from typer.testing import CliRunner
 
 pytest.importorskip("numba")
@@ -63,10 +65,12 @@ def test_layers_that_are_compared_have_one_width_and_state(op):
     assert math.isclose(row["products_ratio"], row["layer_ms"] / row["products_ms"])
 
 
-def test_shares_of_a_copy(monkeypatch):
+@pytest.mark.parametrize("threads, clock", [(1, "thread_time"), (2, "perf_counter")])
+def test_shares_of_a_copy(monkeypatch, threads, clock):
     """A clock that ticks once a call: an op and the copy take as long as each other, and bfloat16 as float32."""
-    monkeypatch.setattr(roofline.time, "perf_counter", count().__next__)
-    monkeypatch.setattr(roofline.time, "thread_time", count().__next__)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for name in ("thread_time", "perf_counter"):
+        monkeypatch.setattr(roofline.time, name, count().__next__ if name == clock else lambda: 0.0)
     row = roofline.measure_roofline("bdlru", 2, 5, 3, 4, repeats=2, copied=1000)
     assert row.keys() == roofline.COLUMNS.keys() - {"m"}
     elements = {"fwd": 4 * 5 + 2 * 4, "both": 3 * 4 * 5 + 6 * 4}  # gates, and v, o, then do, dv
@@ -75,6 +79,24 @@ def test_shares_of_a_copy(monkeypatch):
         assert math.isclose(row[f"bfloat16_{mode}_share"], number * 2 * 5 * 3 / 4000)
         assert row[f"{mode}_ratio"] == 1
     assert math.isclose(row["copy_gb_per_s"], 8000 / 1e9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_is_kept():
+    """What was freed is there, without a first touch of its pages."""
+    run_fresh(
+        "-c",
+        "import resource, torch; from benchmarks.ops.roofline import keep_memory; keep_memory(); torch.ones(1 << 24); "
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; before = faults(); torch.ones(1 << 24); "
+        "assert faults() - before < 1000, faults() - before",
+    )
+
+
+@pytest.mark.parametrize("op", NAIVE)
+def test_inputs_are_gate_major(op):
+    for x in make_inputs(op, 2, 3, 5, 4):
+        gates = x.ndim == (5 if op == "bdlru" else 4)
+        assert (x.movedim(2, -1) if gates or op == "bdlru" else x).is_contiguous()
 
 
 def test_roofline_writes_whole_rows(tmp_path, monkeypatch):
