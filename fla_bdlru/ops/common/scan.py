@@ -169,7 +169,7 @@ def scan_chunks(
     for t in range(C):
         x = product(A[t], restart(x, t), b[t])
         o.append(x)
-    o = torch.stack(o).movedim((-3, -2), (0, 1)).reshape(B, NC * C, M, b.shape[-1])[:, :T]
+    o = torch.stack(o).movedim((-3, -2), (0, 1)).reshape(B, NC * C, M, b.shape[-1]).narrow(1, 0, T)
     if starts is None:
         return o, o[:, -1]
     # 4. last states of the documents; an empty one keeps its initial state
