@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
+import references
 import torch
+from references import run
 
 import fla_bdlru.ops as ops
 from fla_bdlru.ops import GATE_NORMS, normalize_gates
@@ -17,23 +20,7 @@ NAMES = ("bdlru", "hlru")
 SEVERAL_CHUNKS = 260  # steps
 SIZES = (1, 2, 3, 4, 5, 6, 8, 16)
 each_op = pytest.mark.parametrize("name", NAMES)
-
-
-def make_inputs(device, name, B=2, T=130, width=70, M=2, num_seqs=None, scale=1.0):
-    shape = (B, T, width, M) if name == "bdlru" else (B, T, width)
-    v, g = torch.randn(shape, device=device), scale * torch.randn(*shape, M + 1, device=device)
-    return v, g, torch.randn(num_seqs or B, width, M, device=device)
-
-
-def run(op, v, g, h0, do, dht, **kwargs):
-    """Outputs, final state and all gradients, float64."""
-    v, g = (x.detach().clone().requires_grad_() for x in (v, g))
-    h0 = None if h0 is None else h0.detach().clone().requires_grad_()
-    o, ht = op(v, g, h0, True, **kwargs)
-    loss = sum((x.double() * dx).sum() for x, dx in ((o, do), (ht, dht)) if dx is not None)
-    loss.backward()
-    results = {"o": o, "ht": ht, "dv": v.grad, "dg": g.grad} | ({} if h0 is None else {"dh0": h0.grad})
-    return {key: x.detach().double() for key, x in results.items()}
+make_inputs = partial(references.make_inputs, T=130, width=70, M=2)
 
 
 def gradients_of(v, g, num_seqs):
@@ -43,7 +30,7 @@ def gradients_of(v, g, num_seqs):
 
 def errors(got, exact):
     """Per result, the largest error over the largest value."""
-    return {key: ((got[key] - x).abs().max() / x.abs().max().clamp_min(1e-30)).item() for key, x in exact.items()}
+    return {key: ((got[key].double() - x).abs().max() / x.abs().max().clamp_min(1e-30)).item() for key, x in exact.items()}
 
 
 def plain(name):
@@ -72,7 +59,7 @@ def plain(name):
 def test_float32(device, name, M, gate_norm, kind):
     if M == 16 and gate_norm not in ("softmax", "silu"):
         pytest.skip("the other norms share all of their code with these; compiling M = 16 takes 20 s a norm")
-    v, g, h0 = make_inputs(device, name, M=M, T=SEVERAL_CHUNKS if kind == "chunk" else 33)
+    v, g, h0 = make_inputs(name, device=device, M=M, T=SEVERAL_CHUNKS if kind == "chunk" else 33)
     g = g / (M + 1) if gate_norm == "none" else g
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -89,7 +76,7 @@ def test_float32(device, name, M, gate_norm, kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types(device, name, M, gate_norm, dtype):
     """At most twice the error of PyTorch computing in the same type."""
-    v, g, h0 = make_inputs(device, name, M=M, T=SEVERAL_CHUNKS)
+    v, g, h0 = make_inputs(name, device=device, M=M, T=SEVERAL_CHUNKS)
     v, g = v.to(dtype), g.to(dtype)
     do, dht = gradients_of(v, g, 2)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -102,7 +89,7 @@ def test_half_types(device, name, M, gate_norm, dtype):
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 63, 64, 65, 127, 129, 1000])
 @pytest.mark.parametrize("width", [1, 31, 33, 128, 300])
 def test_awkward_shapes(device, name, T, width):
-    v, g, h0 = make_inputs(device, name, B=3, T=T, width=width, M=4)
+    v, g, h0 = make_inputs(name, device=device, B=3, T=T, width=width, M=4)
     do, dht = gradients_of(v, g, 3)
     exact = run(getattr(ops, f"naive_recurrent_{name}"), v.double(), g.double(), h0.double(), do, dht)
     for states in (h0, None):
@@ -118,7 +105,7 @@ def test_awkward_shapes(device, name, T, width):
 def test_packed(device, name, M, kind):
     """Documents of no steps, of one, and over chunk boundaries."""
     cu_seqlens = torch.tensor([0, 0, 1, 65, 65, 200, 201, 1023, 1500, 1500], device=device)
-    v, g, h0 = make_inputs(device, name, B=1, T=1500, width=40, M=M, num_seqs=9)
+    v, g, h0 = make_inputs(name, device=device, B=1, T=1500, width=40, M=M, num_seqs=9)
     do, dht = gradients_of(v, g, 9)
     naive = getattr(ops, f"naive_recurrent_{name}")
     exact = run(naive, v.double(), g.double(), h0.double(), do, dht, cu_seqlens=cu_seqlens)
@@ -130,7 +117,7 @@ def test_packed(device, name, M, kind):
 def test_a_hundred_thousand_documents(device, name):
     """As many one-step and two-step documents: equal to their batch."""
     num = 100_000
-    v, g, h0 = make_inputs(device, name, B=num // 2, T=2, width=3, M=2)
+    v, g, h0 = make_inputs(name, device=device, B=num // 2, T=2, width=3, M=2)
     packed = {"v": v.flatten(0, 1).unsqueeze(0), "g": g.flatten(0, 1).unsqueeze(0)}
     op = getattr(ops, f"chunk_{name}")
     o, ht = op(v, g, h0, True)
@@ -150,7 +137,7 @@ def test_a_hundred_thousand_documents(device, name):
 @pytest.mark.parametrize("T", [65_537, 2**20])
 def test_long_sequences(device, name, T):
     """Against the naive recurrence in float64, chunk by chunk where it would take minutes."""
-    v, g, h0 = make_inputs(device, name, B=1, T=T, width=3, M=2)
+    v, g, h0 = make_inputs(name, device=device, B=1, T=T, width=3, M=2)
     do, dht = gradients_of(v, g, 1)
     naive = getattr(ops, f"naive_chunk_{name}")
     exact = run(naive, v.double(), g.double(), h0.double(), do, dht, chunk_size=1024)
@@ -163,7 +150,7 @@ def test_long_sequences(device, name, T):
 def test_no_decay(device, name, M):
     """Permutations with signs: nothing is forgotten, and errors add up."""
     T, width = 2048, 8
-    v, _, h0 = make_inputs(device, name, B=1, T=T, width=width, M=M)
+    v, _, h0 = make_inputs(name, device=device, B=1, T=T, width=width, M=M)
     if name == "bdlru":
         index = torch.rand(1, T, width, M, device=device).argsort(-1).unsqueeze(-1)
     else:
@@ -181,7 +168,7 @@ def test_no_decay(device, name, M):
 @each_op
 def test_large_logits(device, name):
     for gate_norm in ("softmax", "sigmoid", "tanh", "silu"):
-        v, g, h0 = make_inputs(device, name, M=4, scale=30.0)
+        v, g, h0 = make_inputs(name, device=device, M=4, scale=30.0)
         do, dht = gradients_of(v, g, 2)
         naive = getattr(ops, f"naive_recurrent_{name}")
         exact = run(naive, v.double(), g.double(), h0.double(), do, dht, gate_norm=gate_norm)
@@ -193,7 +180,7 @@ def test_large_logits(device, name):
 @pytest.mark.parametrize("gate_norm", GATE_NORMS)
 def test_a_nan_is_not_hidden(device, name, gate_norm):
     """One logit that is not a number: the outputs after it say so."""
-    v, g, h0 = make_inputs(device, name, M=4)
+    v, g, h0 = make_inputs(name, device=device, M=4)
     g[0, 5, 3] = float("nan")
     o, _ = getattr(ops, f"chunk_{name}")(v, g, h0, gate_norm=gate_norm)
     assert o[0, 5, 3].isnan().all()
@@ -203,7 +190,7 @@ def test_a_nan_is_not_hidden(device, name, gate_norm):
 
 @each_op
 def test_runs_are_bit_equal(device, name):
-    v, g, h0 = make_inputs(device, name, B=4, T=2000, width=300, M=4)
+    v, g, h0 = make_inputs(name, device=device, B=4, T=2000, width=300, M=4)
     do, dht = gradients_of(v, g, 4)
     first, second = (run(getattr(ops, f"chunk_{name}"), v, g, h0, do, dht) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -220,7 +207,7 @@ def test_compile(device, name, dynamic):
 
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic or None)
     for T in (300, 301, 2000) if dynamic else (300,):
-        v, g, h0 = make_inputs(device, name, T=T, M=4)
+        v, g, h0 = make_inputs(name, device=device, T=T, M=4)
         do, dht = gradients_of(v, g, 2)
         eager = run(lambda v, g, h0, _: function(v, g, h0), v, g, h0, do, dht)
         found = errors(run(lambda v, g, h0, _: compiled(v, g, h0), v, g, h0, do, dht), eager)
@@ -232,7 +219,7 @@ def test_compile(device, name, dynamic):
 def test_cuda_graph(cuda, name, T):
     """Captured once, replayed on other inputs; forward and backward."""
     op = getattr(ops, f"chunk_{name}")
-    v, g, h0 = make_inputs(cuda, name, T=T, M=4)
+    v, g, h0 = make_inputs(name, device=cuda, T=T, M=4)
     inputs = tuple(x.requires_grad_() for x in (v, g, h0))
 
     def step(v, g, h0):
@@ -280,7 +267,7 @@ def test_offsets_beyond_int32(cuda, name):
 def test_another_device_than_the_current_one(cuda):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    v, g, h0 = make_inputs("cuda:1", "bdlru")
+    v, g, h0 = make_inputs("bdlru", device="cuda:1")
     assert torch.cuda.current_device() == 0
     o, _ = ops.chunk_bdlru(v, g, h0)
     torch.testing.assert_close(o, ops.naive_recurrent_bdlru(v, g, h0)[0], rtol=1e-5, atol=1e-5)
@@ -288,7 +275,7 @@ def test_another_device_than_the_current_one(cuda):
 
 @each_op
 def test_tuned_and_fixed_configurations_agree(cuda, name, monkeypatch):
-    v, g, h0 = make_inputs(cuda, name, B=8, T=2048, width=256, M=2)
+    v, g, h0 = make_inputs(name, device=cuda, B=8, T=2048, width=256, M=2)
     do, dht = gradients_of(v, g, 8)
     tuned = run(getattr(ops, f"chunk_{name}"), v, g, h0, do, dht)
     monkeypatch.setenv("FLA_BDLRU_AUTOTUNE", "0")

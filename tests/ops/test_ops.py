@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import OPS, REFERENCES
+from references import OPS, REFERENCES, make_inputs, run
 
 from fla_bdlru.ops import GATE_NORMS, chunk_bdlru, chunk_hlru, hlru_window, naive_recurrent_bdlru, normalize_gates
 
@@ -21,24 +21,10 @@ def backend(request, monkeypatch):
     return request.param
 
 
-def make_inputs(name, B=2, T=7, width=5, M=3, num_seqs=None, scale=1.0, dtype=torch.float32):
-    shape = (B, T, width, M) if "bdlru" in name else (B, T, width)
-    v, g = torch.randn(shape).to(dtype), (scale * torch.randn(*shape, M + 1)).to(dtype)
-    return v, g, torch.randn(B if num_seqs is None else num_seqs, width, M)
-
-
-def run(op, v, g, h0, do, dht, **kwargs):
-    """Outputs, last state, and the gradients of all three inputs through both."""
-    v, g, h0 = (x.detach().clone().requires_grad_() for x in (v, g, h0))
-    o, ht = op(v, g, h0, True, **kwargs)
-    ((o.double() * do).sum() + (ht.double() * dht).sum()).backward()
-    return {"o": o, "ht": ht, "dv": v.grad, "dg": g.grad, "dh0": h0.grad}
-
-
 def assert_same(got, expected, tolerance=2e-6, factor=1.0):
     for key, x in expected.items():
-        x = x.detach().double()
-        error = (got[key].detach().double() - x).abs().max() if x.numel() else torch.zeros(())
+        x = x.double()
+        error = (got[key].double() - x).abs().max() if x.numel() else torch.zeros(())
         assert error <= factor * tolerance * max(1.0, x.abs().max().item() if x.numel() else 0), (key, error.item())
 
 

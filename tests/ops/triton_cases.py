@@ -4,21 +4,24 @@ The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps,
 """
 
 import os
+from functools import partial
 from importlib import import_module
 
 import pytest
+import references
 import slices
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
-from references import NAIVE, OPS
+from references import NAIVE, OPS, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fla_bdlru.ops.gpu.runtime as runtime
 from fla_bdlru.ops import GATE_NORMS
 
 each_op = pytest.mark.parametrize("name", NAIVE)
+make_inputs = partial(references.make_inputs, B=1, T=9, M=2)
 PACKED = [0, 0, 1, 4, 4, 9, 11, 11]
 
 
@@ -31,22 +34,6 @@ def _triton(monkeypatch):
 def chunks(monkeypatch):
     """Cuts time into chunks of 4 steps, though it is short."""
     monkeypatch.setattr(runtime, "chunk_length", lambda B, T, n, M, warps: min(4, T))
-
-
-def make_inputs(name, B=1, T=9, width=5, M=2, num_seqs=None, dtype=torch.float32, scale=1.0):
-    shape = (B, T, width, M) if name == "bdlru" else (B, T, width)
-    v, g = torch.randn(shape).to(dtype), (scale * torch.randn(*shape, M + 1)).to(dtype)
-    return v, g, torch.randn(num_seqs or B, width, M)
-
-
-def run(op, v, g, h0, do, dht, **kwargs):
-    v, g = (x.detach().clone().requires_grad_() for x in (v, g))
-    h0 = None if h0 is None else h0.detach().clone().requires_grad_()
-    o, ht = op(v, g, h0, True, **kwargs)
-    loss = sum((x.double() * dx).sum() for x, dx in ((o, do), (ht, dht)) if dx is not None)
-    loss.backward()
-    results = {"o": o, "ht": ht, "dv": v.grad, "dg": g.grad} | ({} if h0 is None else {"dh0": h0.grad})
-    return {key: x.detach() for key, x in results.items()}
 
 
 def compare(name, v, g, h0, fused=False, grad_o=True, grad_state=True, **kwargs):
@@ -193,7 +180,7 @@ def test_random_shapes_norms_chunks_and_documents(name, data, monkeypatch):
     else:
         B = data.draw(st.integers(1, 2))
     num_seqs = len(kwargs["cu_seqlens"]) - 1 if "cu_seqlens" in kwargs else B
-    v, g, h0 = make_inputs(name, B, T, width, M, num_seqs)
+    v, g, h0 = make_inputs(name, B=B, T=T, width=width, M=M, num_seqs=num_seqs)
     if kwargs["gate_norm"] in ("linear", "silu", "tanh", "square", "sinh"):
         g = g.abs() + 0.1 * g.sign() + 0.2  # away from denominators near zero, where rounding is the error of any float32
     compare(name, v, g, h0 if data.draw(st.booleans()) else None, fused=data.draw(st.booleans()), **kwargs)
