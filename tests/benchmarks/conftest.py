@@ -1,6 +1,7 @@
 import csv
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.records.store import COLUMNS, LATER_COLUMNS, read_row, read_rows, write_row
 
@@ -52,3 +53,11 @@ def older_results(tmp_path):
         writer.writeheader()
         writer.writerows(text.values())
     return {key: read_row(row) for key, row in text.items()}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that a test has written."""
+    written, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (written.append(figure), save(figure, *args, **more)))
+    return written

@@ -2,10 +2,11 @@
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from benchmarks.records.plots import draw, draw_curves
+from benchmarks.records.plots import BLANK, Panel, draw, draw_curves
 from benchmarks.records.summary import summarise
 
 
@@ -17,9 +18,7 @@ def test_the_picture_is_drawn_for_any_names_and_seeds(make_row, tmp_path, seeds)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_test_length_makes_no_lines_and_guessing_stands_clear_of_the_axis(make_row, monkeypatch, tmp_path):
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
+def test_one_test_length_makes_no_lines_and_guessing_stands_clear_of_the_axis(make_row, figures, tmp_path):
     for eval_lengths, task in (("32", "s3"), ("32 64", "s5")):
         draw(summarise([make_row("lstm", 0.5, eval_lengths=eval_lengths)]), task, "title", tmp_path / "picture.png")
         lengths = [axes for axes in figures[-1].axes if axes.get_xlabel().startswith("test length")]
@@ -33,3 +32,36 @@ def test_curves_of_several_seeds_are_drawn(tmp_path):
     curves = {"bdlru-m4": [curve, curve], "lstm": [curve[:50], curve[:40]]}  # two of them ended early
     draw_curves(curves, [4, 8], "title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_are_smoothed_and_the_range_of_seeds_is_shaded(figures, tmp_path):
+    steps = range(1, 21)
+    seeds = [pd.DataFrame({"step": steps, "token_accuracy": [(step + shift) % 2 for step in steps]}) for shift in (0, 1, 1)]
+    draw_curves({"lstm": seeds}, [4, 8], "title", tmp_path / "curves.png")
+    (axes,) = figures[0].axes
+    line, border = axes.lines
+    assert all(0.3 < y < 0.7 for y in line.get_ydata())
+    assert border.get_xdata() == [10, 10]
+    (shade,) = axes.collections
+    assert shade.get_paths()[0].get_extents().intervaly.tolist() == [0, 1]
+    assert figures[0].get_supxlabel().endswith("lengths 4, 8 in turn. Line: median of 3 seeds; shade: their range.")
+
+
+def test_a_panel_shows_shares_as_colours_with_words_that_can_be_read():
+    cells = {("lstm", "parity"): (1.0, "1.00"), ("bdlru-m4", "parity"): (0.1, "0.10"), ("lstm", "s3"): (0.5, "0.50")}
+    panel, axes = Panel("", ["lstm", "bdlru-m4"], ["s3", "parity"], cells, bold=[("lstm", "s3")]), Figure().subplots()
+    panel.draw(axes)
+    words = {text.get_text(): text for text in axes.texts if text.get_text()}
+    assert {word: text.get_color() for word, text in words.items()} == {"1.00": "white", "0.50": "black", "0.10": "black"}
+    assert [word for word, text in words.items() if text.get_weight() == "bold"] == ["0.50"]
+    assert [label.get_weight() for label in axes.get_yticklabels()] == ["normal", "bold"]
+    assert [to_hex(tile.get_facecolor()) for tile in axes.patches].count(BLANK) == 1
+    assert panel.slanted
+    assert axes.xaxis.get_tick_params()["labeltop"]
+    assert not Panel("", ["lstm"], ["s3", "z60"], {}).slanted
+    assert panel.table().splitlines()[2:] == [
+        "|  | s3 | parity |",
+        "| --- | :-: | :-: |",
+        "| lstm | 0.50 | 1.00 |",
+        "| bdlru-m4 |  | 0.10 |",
+    ]

@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 from matplotlib.text import Text
 
-from benchmarks.records.style import label_points, picture, plot_ranges, scale_lengths, spread_apart
+from benchmarks.records.style import label_points, picture, plot_ranges, scale_lengths, spread_apart, variant_styles
 
 
 @pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])
@@ -70,3 +70,12 @@ def test_lines_are_medians_and_bars_reach_from_seed_to_seed():
     assert container.lines[0].get_ydata().tolist() == [0.9, 0.2]
     (bars,) = container.lines[2]
     assert [sorted(segment[:, 1]) for segment in bars.get_segments()] == [pytest.approx([0.2, 1.0]), pytest.approx([0.1, 0.3])]
+
+
+def test_a_family_has_one_colour_and_its_largest_member_the_solid_line():
+    styles = variant_styles(["bdlru-m1", "lstm", "bdlru-m4", "gated_deltanet", "delta_net", "my_own"])
+    assert styles["bdlru-m4"]["color"] == styles["bdlru-m1"]["color"] != styles["lstm"]["color"]
+    assert styles["gated_deltanet"]["color"] == styles["delta_net"]["color"]
+    assert [styles[name]["linestyle"] for name in ("bdlru-m4", "bdlru-m1", "lstm")] == ["-", "--", "-"]
+    assert styles["bdlru-m4"]["linewidth"] > styles["lstm"]["linewidth"]
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(styles)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.records.summary import summarise
-from benchmarks.records.tables import make_table, say_what_was_seen
+from benchmarks.records.tables import make_table, say_what_diverged, say_what_was_seen, short
 
 
 def render(rows):
@@ -109,3 +109,19 @@ def test_what_was_seen_counts_seeds(make_row):
     assert say_what_was_seen(summarise(rows), "S3") == seen
     none = say_what_was_seen(summarise([make_row("gla", 0.5)]), "S3")
     assert none == "S3: solved by none; gla is first with 0.500 at length 32."
+
+
+def test_one_other_mixer_is_the_other_mixer(make_row):
+    rows = [make_row("lstm", 1.0), make_row("gla", 0.2)]
+    assert say_what_was_seen(summarise(rows), "S3") == "S3: solved by lstm with 1 of 1 seed, not by the other mixer."
+    assert say_what_was_seen([], "S3") == "S3: nothing ran."
+
+
+def test_losses_that_were_not_finite_are_counted(make_row):
+    rows = [make_row("lstm", 0.5, seed, diverged=str(seed == 1)) for seed in range(3)] + [make_row("gla", 0.4)]
+    assert say_what_diverged(summarise(rows)) == ["lstm: 1 of 3 runs had a loss that was not finite."]
+
+
+@pytest.mark.parametrize("number, text", [(0, "0"), (999, "999"), (28_992, "29.0k"), (4.2e6, "4.2M"), (3.1e12, "3100.0G")])
+def test_large_numbers_are_short(number, text):
+    assert short(number) == text

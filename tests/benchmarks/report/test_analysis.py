@@ -11,6 +11,7 @@ import benchmarks.analysis.__main__ as command
 from benchmarks.compare.plan import make_row, merge, plan
 from benchmarks.compare.presets import Preset
 from benchmarks.compare.run import run_cell
+from benchmarks.compare.train import evaluate
 from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
@@ -27,6 +28,7 @@ from benchmarks.report.transitions import (
     time_constants,
     transitions,
 )
+from benchmarks.tasks import get_task
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.ops import GATE_NORMS
 
@@ -73,9 +75,6 @@ def test_transitions_are_what_the_layer_applies(build, gate_norm):
 
 def test_stored_weights_are_those_that_were_scored(trained):
     folder, stored = trained
-    from benchmarks.compare.train import evaluate
-    from benchmarks.tasks import get_task
-
     for row in stored.values():
         scores = evaluate(load_model(folder, row), get_task("s3"), 8, 32, "cpu")
         assert scores["token_accuracy"] == pytest.approx(float(row["token_accuracy_1x"]), abs=1e-6)
@@ -339,5 +338,8 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
     assert len(table) == 2 * len(rows)
     for key, accuracy in table[table["length"] == 8].set_index("key")["token_accuracy"].items():
         assert accuracy == pytest.approx(float(rows[key]["token_accuracy_1x"]), abs=1e-6)
+    last = table.iloc[-1]
+    scores = evaluate(load_model(folder, rows[last["key"]]), get_task("s3"), 64, 32, "cpu")
+    assert (last["length"], last["token_accuracy"]) == (64, pytest.approx(scores["token_accuracy"], abs=1e-6))
     wrong = CliRunner().invoke(lengths_app, [str(tmp_path / "nowhere")])
     assert wrong.exit_code == 2

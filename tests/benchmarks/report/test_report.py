@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.records.store import ResultStore, read_folder
 from benchmarks.records.summary import compare
-from benchmarks.report.__main__ import app, make_report
+from benchmarks.report.__main__ import _shade, app, make_report
 
 # longest names and most columns that a page has to hold
 ACCURACIES = {
@@ -115,6 +115,23 @@ def test_newer_rows_of_the_same_runs_do_not_tear_an_older_comparison_apart(older
     shutil.copy("benchmarks/results/compare-s3-block-sizes.csv", tmp_path)
     (older,) = [c for c in compare(list(read_folder(tmp_path).values())) if not c.matched]
     assert {key for line in older.lines for key in line.keys} == set(older_results)
+
+
+def test_cells_are_shaded_from_guessing_to_all_right():
+    assert [_shade(accuracy, 0.5) for accuracy in (0.2, 0.5, 0.75, 1.0)] == ["0.000", "0.000", "0.275", "0.550"]
+
+
+def test_comparisons_are_told_apart_by_what_people_know_and_smaller_ones_say_so(make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        for budget, names in (("params 9", ("lstm", "gla", "attn")), ("params 7", ("lstm", "gla"))):
+            for name in names:
+                store.add(make_row(name, 0.5, matched=budget, key=name + budget, commit="" if name == "gla" else "abc"))
+    page = make_report(tmp_path)
+    title = "Composing permutations of three things (S3)"  # not by budgets
+    assert set(re.findall(r"<h2>(.*?)</h2>", page)) == {f"{title}, {n} mixers, 1 seed" for n in (2, 3)}
+    assert page.count("<small>2 of 3 mixers</small>") == 2  # at each length
+    assert "<b>device</b>: not recorded</p>" in page
+    assert "<b>commit</b>: abc</p>" in page
 
 
 def test_command_line(folder, tmp_path):
