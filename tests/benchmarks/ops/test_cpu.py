@@ -2,13 +2,11 @@
 
 import csv
 import math
-import sys
 from functools import partial
 from itertools import count
 
 import pytest
 import torch
-from fresh import run_fresh
 from typer.testing import CliRunner
 
 pytest.importorskip("numba")
@@ -79,18 +77,6 @@ def test_shares_of_a_copy(monkeypatch, threads, clock):
         assert math.isclose(row[f"bfloat16_{mode}_share"], number * 2 * 5 * 3 / 4000)
         assert row[f"{mode}_ratio"] == 1
     assert math.isclose(row["copy_gb_per_s"], 8000 / 1e9)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_memory_is_kept():
-    """What was freed is there, without a first touch of its pages."""
-    run_fresh(
-        "-c",
-        "import resource, torch; from benchmarks.ops.roofline import keep_memory; keep_memory()\n"
-        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(4):\n    before = faults(); torch.ones(1 << 24)\n"
-        "assert faults() - before < 1000, faults() - before",
-    )
 
 
 @pytest.mark.parametrize("op", NAIVE)
