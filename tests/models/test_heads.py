@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from usage import lively
 
 import fla_bdlru
 from fla_bdlru.layers import Bidirectional
@@ -36,10 +37,7 @@ each_head = pytest.mark.parametrize("head, bidirectional", [
 def build(family, head, bidirectional=False, **fields):
     config = getattr(fla_bdlru, f"{family}Config")(**SIZES, bidirectional=bidirectional, **fields)
     model = AUTO[head].from_config(config) if head in AUTO else getattr(fla_bdlru, family + head)(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return lively(model).eval()
 
 
 @each_family
