@@ -31,3 +31,4 @@ def test_words_about_a_run():
     other = replace(CELL, steps=1200, tokens=2048, layers=2, curriculum="adaptive", bos=True, readout_noise=0.5)
     expected = "1,200 steps of 2,048 tokens, width 16, 2 blocks, adaptive curriculum, BOS, readout noise 0.5"
     assert other.words == expected
+    assert replace(other, initializer_range=0.05).words == expected.replace("BOS,", "BOS, weights of 0.05,")

@@ -5,9 +5,20 @@ import itertools
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
-from benchmarks.records.style import label_points, picture, plot_ranges, scale_lengths, spread_apart, variant_styles
+from benchmarks.records.style import (
+    label_points,
+    percent,
+    picture,
+    plot_ranges,
+    plot_seeds,
+    scale_lengths,
+    spread_apart,
+    variant_styles,
+)
 
 
 @pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])
@@ -43,6 +54,7 @@ def test_equal_lines_stand_beside_each_other_and_every_one_is_named():
     assert max(box.x1 for box in boxes) <= figure.bbox.width  # nothing is cut off
     file.seek(0)
     assert matplotlib.image.imread(file).shape[1] == 1660  # 830 pixels wide, twice as fine
+    assert Image.open(file).mode == "P"  # few bytes
 
 
 def test_names_beside_points_stand_on_no_other_name_point_or_range():
@@ -79,3 +91,19 @@ def test_a_family_has_one_colour_and_its_largest_member_the_solid_line():
     assert [styles[name]["linestyle"] for name in ("bdlru-m4", "bdlru-m1", "lstm")] == ["-", "--", "-"]
     assert styles["bdlru-m4"]["linewidth"] > styles["lstm"]["linewidth"]
     assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(styles)
+
+
+def test_seeds_are_dots_beside_each_other_and_the_first_name_is_on_top():
+    axes, words = Figure().subplots(), ["1 of 3", "0 of 1"]
+    plot_seeds(axes, [("bdlru-m4", "b", [0.2, 0.9, 0.5]), ("lstm", "k", [0.1])], {"solved": (12, words)})
+    dots, bar, lone = axes.lines
+    assert list(dots.get_xdata()) == [0.2, 0.9, 0.5]
+    assert len(set(dots.get_ydata())) == 3
+    assert list(bar.get_xdata()) == [0.5, 0.5]
+    assert bar.get_ydata()[0] < min(dots.get_ydata()) < max(dots.get_ydata()) < bar.get_ydata()[1]
+    assert (*lone.get_xdata(), *lone.get_ydata()) == (0.1, 1)
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert [text.get_text() for text in axes.texts] == ["solved", *words]
+    assert [label.get_weight() for label in axes.get_yticklabels()] == ["bold", "normal"]
+    percent(axes.xaxis)
+    assert axes.xaxis.get_major_formatter()(0.5) == "50%"

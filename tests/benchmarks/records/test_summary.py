@@ -83,7 +83,12 @@ def test_the_winner_at_each_length_may_differ(make_row):
 
 @pytest.mark.parametrize(
     "best, other, verdict",
-    [((0.9, 0.8), (0.7, 0.6), "seeds do not overlap"), ((0.9, 0.6), (0.7, 0.6), "seeds overlap"), ((1, 1), (1, 1), "tie")],
+    [
+        ((0.9, 0.8), (0.7, 0.6), "seeds do not overlap"),
+        ((0.9, 0.6), (0.7, 0.6), "seeds overlap"),
+        ((0.9, 0.8), (0.8, 0.7), "seeds overlap"),  # one of each side is as good
+        ((1, 1), (1, 1), "tie"),
+    ],
 )
 def test_the_verdict_looks_at_the_seeds(make_row, best, other, verdict):
     rows = [make_row(name, value, seed) for name, v in (("lstm", best), ("hlru-m2", other)) for seed, value in enumerate(v)]
