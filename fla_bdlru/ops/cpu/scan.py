@@ -58,8 +58,8 @@ def _forward_steps(v, g, h0, seq, o, h, ht, origin, begin, end, N, x0, x1, width
             for j in range(M):
                 put(state, (x - x0) // LANES * M + j, load(h0, (seq * M + j) * N + x, mask))
         for t in range(begin, end):
-            if CELL > 0 and t % max(CELL, 1) == 0:
-                keep(h, t // max(CELL, 1), state, half, newest, N, x0, x1, mask)
+            if CELL > 0 and t % CELL == 0:
+                keep(h, t // CELL, state, half, newest, N, x0, x1, mask)
             oldest = newest - 1 if newest > 0 else M - 1
             for i in range(ROWS):
                 row = t * ROWS + i
@@ -120,9 +120,9 @@ def backward_kernel(M: int, NORM: int, COMPANION: bool, CELL: int):
                 start, origin = begin, 0
                 h_in, number, states = h0, seq, h  # the state before step `start`, and those after it, from step `origin` on
                 if CELL > 0:
-                    origin = start = max(begin, (end - 1) // max(CELL, 1) * CELL)
+                    origin = start = max(begin, (end - 1) // CELL * CELL)
                     if start > begin:
-                        h_in, number = h, start // max(CELL, 1)
+                        h_in, number = h, start // CELL
                     states = made
                     forward_steps(
                         v, g, h_in, number, made, None, None, start, start, end, N, x0, x1, width, mask, M, NORM, COMPANION, 0
