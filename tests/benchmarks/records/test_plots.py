@@ -23,6 +23,7 @@ def test_one_test_length_makes_no_lines_and_guessing_stands_clear_of_the_axis(ma
         draw(summarise([make_row("lstm", 0.5, eval_lengths=eval_lengths)]), task, "title", tmp_path / "picture.png")
         lengths = [axes for axes in figures[-1].axes if axes.get_xlabel().startswith("test length")]
         assert len(lengths) == len(figures[-1].axes) - 1 == eval_lengths.count(" ")
+    assert figures[0].get_figheight() + 3 < figures[1].get_figheight()
     (word,) = (text for text in lengths[0].texts if text.get_text() == "guessing 0.0083")
     assert Text.get_window_extent(word).y0 > lengths[0].bbox.y0
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.records.summary import compare, find_wins, summarise
+from benchmarks.records.summary import compare, counts_text, find_wins, summarise, tell
 
 
 def test_runs_of_other_settings_are_another_comparison(make_row):
@@ -170,3 +170,11 @@ def test_two_rows_of_one_seed_are_one_seed(make_row):
     ((line,),) = [c.lines for c in compare(rows)]
     assert (line.seeds, sorted(line.tokens[0])) == (2, [0.8, 0.9])
     assert "old" not in line.keys
+
+
+def test_words_about_seeds_and_budgets(make_row):
+    one, three = ([make_row(name, 0.5, seed) for seed in range(n)] for name, n in (("lstm", 1), ("gla", 3)))
+    assert counts_text(summarise(one)) == "1 seed"
+    assert counts_text(summarise(three)) == "3 seeds"
+    assert counts_text(summarise(one + three)) == "1 to 3 seeds"
+    assert tell({"budget": None, "lengths": (4, 8)}) == ["a budget of default", "lengths 4 8"]

@@ -111,6 +111,13 @@ def test_what_was_seen_counts_seeds(make_row):
     assert none == "S3: solved by none; gla is first with 0.500 at length 32."
 
 
+def test_who_solved_with_most_seeds_is_named_first(make_row):
+    rows = [make_row("lstm", 1.0, seed) for seed in range(2)] + [
+        make_row("bdlru-m4", value, i) for i, value in enumerate((1, 0.2))
+    ]
+    assert say_what_was_seen(summarise(rows), "S3") == "S3: solved by lstm with 2 of 2 seeds, bdlru-m4 with 1 of 2 seeds."
+
+
 def test_one_other_mixer_is_the_other_mixer(make_row):
     rows = [make_row("lstm", 1.0), make_row("gla", 0.2)]
     assert say_what_was_seen(summarise(rows), "S3") == "S3: solved by lstm with 1 of 1 seed, not by the other mixer."
