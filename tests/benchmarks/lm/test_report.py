@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lm.report import CURVE_COLUMNS, group, rank_models, read, read_curves, speed
+from benchmarks.lm.report import CURVE_COLUMNS, OCTAVES, group, rank_models, read, read_curves, speed
 
 STORED = Path("benchmarks/results/lm-quick.csv")
 
@@ -31,8 +31,14 @@ def test_speed_is_the_mean_of_the_runs():
 
 
 def test_runs_of_another_training_are_another_group():
-    first, second, third = rows(lstm=((2.0, 9),), gla=((2.0, 9),), attn=((2.0, 9),))
-    assert group([first, {**second, "lr": 1.0}, third]) == [[first, third], [{**second, "lr": 1.0}]]
+    first, seed, second, third = rows(lstm=((2.0, 9), (2.0, 9)), gla=((2.0, 9),), attn=((2.0, 9),))
+    assert group([first, seed, {**second, "lr": 1.0}, third]) == [[first, seed, third], [{**second, "lr": 1.0}]]
+
+
+def test_losses_by_octave_are_pairs():
+    pairs = ((1, 2.5), (8, 0.25))
+    assert OCTAVES.write(pairs) == "1:2.500000 8:0.250000"
+    assert OCTAVES.read(OCTAVES.write(pairs)) == pairs
 
 
 def test_curves_are_read_by_key_where_they_are():
