@@ -73,6 +73,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         )
     },
 }
+# half of the starts on A5 lead astray, and runs begin anew more than once
+_STEPS = {"a5": 5000}
 _GROUP = "[zsadq][0-9]+(x[zsadq][0-9]+)?"
 
 
@@ -82,4 +84,5 @@ def get_preset(name: str, task: str) -> Preset:
         raise ValueError(f"{name!r} is for groups (s5, z7, q8, s3xz2, parity); got task {task!r}.")
     if task in MAD_TASKS:
         return replace(PRESETS[name][MAD], **MAD_TASKS[task][name == "paper"])
-    return PRESETS[name][STATE_TRACKING]
+    preset = PRESETS[name][STATE_TRACKING]
+    return replace(preset, steps=_STEPS.get(task, preset.steps)) if name == "tracking" else preset

@@ -109,21 +109,26 @@ def _block_sizes(name: str) -> str:
 
 def _lengths(name: str) -> str:
     """How many seeds of a mixer get every sequence of a group right, by test length (`benchmarks.report.lengths`)."""
+    from benchmarks.studies.figures import best_runs
+
     table = pd.read_csv(RESULTS / name / "lengths.csv")
-    table["whole"] = table.sequence_accuracy == 1
-    of = table.groupby(["task", "variant", "lr", "length"])
-    right = of.whole.sum().unstack()
-    cells = right.astype(str) + " of " + of.seed.nunique().unstack().astype(str)
-    best = right.sum(axis=1).sort_values(ascending=False, kind="stable").index
-    cells = cells.loc[best].sort_index(level="task", sort_remaining=False)
-    runs = pd.DataFrame(read_folder(RESULTS / name).values()).groupby(["task", "variant", "lr"])
-    rows = []
-    for (task, variant, lr), row in cells.rename(columns="length {:,}".format).to_dict("index").items():
-        run = runs.get_group((task, variant, lr))
-        cost = {"state": str(run.state_size.iloc[0]), "FLOPs a token": f"{run.mixer_flops.iloc[0]:,}"}
-        rows.append({"": f"{task.upper()}, `{variant}`, lr {lr:g}", **row, **cost, "s": f"{run.seconds.median():.0f}"})
+    rows = list(read_folder(RESULTS / name).values())
+    scores = dict(zip(zip(table.key, table.length), table.sequence_accuracy == 1))
+    lengths, lines = sorted(table.length.unique()), []
+    for task in sorted({row["task"] for row in rows}):
+        of = [row for row in rows if row["task"] == task]
+        for (variant, _), runs in best_runs(of).items():
+            if any((run["key"], lengths[0]) not in scores for run in runs):
+                continue
+            right = [sum(scores[run["key"], length] for run in runs) for length in lengths]
+            rates = len({row["lr"] for row in of if row["variant"] == variant})
+            cells = {f"length {n:,}": f"{count} of {len(runs)}" for n, count in zip(lengths, right)}
+            lr = f"{runs[0]['lr']:g}" + f", best of {rates}" * (rates > 1)
+            size = {"state": str(runs[0]["state_size"]), "FLOPs a token": f"{runs[0]['mixer_flops']:,}"}
+            seconds = f"{median(run['seconds'] for run in runs):.0f}"
+            lines.append((task, -right[0], {"": f"{task.upper()}, `{variant}`", **cells, "lr": lr, **size, "s": seconds}))
     note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; FLOPs of the whole mixer; s: training, median."
-    return f"{_markdown(rows)}\n{note}\n"
+    return f"{_markdown([line for *_, line in sorted(lines, key=lambda line: line[:2])])}\n{note}\n"
 
 
 def _law(name: str) -> str:

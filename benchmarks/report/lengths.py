@@ -1,6 +1,8 @@
 """Scores the trained weights of a results folder at other lengths than they were scored at, for instance 256 times as long.
 
 python -m benchmarks.report.lengths results --lengths 32,256,8192
+
+What stands in the file is not scored again.
 """
 
 from __future__ import annotations
@@ -36,23 +38,27 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     out = out or folder / "lengths.csv"
-    with out.open("w", newline="", encoding="utf-8") as file:
+    with out.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        done = {(line["key"], int(line["length"]), int(line["examples"])) for line in csv.DictReader(file)}
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        if not file.tell():
+            writer.writerow(COLUMNS)
         for row in rows:
+            missing = [length for length in tested if (row["key"], length, examples) not in done]
+            if not missing:
+                continue
             if not (folder / "weights" / f"{row['key']}.safetensors").exists():
                 print(f"{row['variant']} seed {row['seed']}: no weights were kept")
                 continue
             model, task = load_model(folder, row), get_task(row["task"], row["bos"])
-            for length in tested:
+            for length in missing:
                 scores = evaluate(model, task, length, examples, "cpu")
                 found = [f"{scores[name]:.6f}" for name in COLUMNS[-2:]]
                 writer.writerow([*(row[name] for name in COLUMNS[:5]), length, examples, *found])
-                print(
-                    f"{row['task']} {row['variant']} seed {row['seed']} @{length}: token, sequence {', '.join(found)}",
-                    flush=True,
-                )
-            file.flush()
+                file.flush()
+                run = f"{row['task']} {row['variant']} seed {row['seed']}"
+                print(f"{run} @{length}: token, sequence {', '.join(found)}", flush=True)
 
 
 if __name__ == "__main__":

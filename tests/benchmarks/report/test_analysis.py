@@ -341,5 +341,9 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
     last = table.iloc[-1]
     scores = evaluate(load_model(folder, rows[last["key"]]), get_task("s3"), 64, 32, "cpu")
     assert (last["length"], last["token_accuracy"]) == (64, pytest.approx(scores["token_accuracy"], abs=1e-6))
+    first = out.read_text()
+    longer = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,16", "--examples", "32", "--out", str(out)])
+    assert longer.stdout.count("@") == longer.stdout.count("@16") == len(rows)  # what is there is kept, and not scored again
+    assert out.read_text().startswith(first)
     wrong = CliRunner().invoke(lengths_app, [str(tmp_path / "nowhere")])
     assert wrong.exit_code == 2
