@@ -2,7 +2,7 @@
 
 Bytes are the fewest, every input read once and every output written once; a copy of 256 MiB before and after each call, on the
 same threads, says what the machine moves just then. One thread is timed by its processor time, which other processes stretch
-less. Memory that is freed stays with the process (glibc), so that nobody's first touch of a page is timed.
+less. Memory that is freed stays with the process (glibc), so that fewer first touches of a page are timed.
 """
 
 from __future__ import annotations
