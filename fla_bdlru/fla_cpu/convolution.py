@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import swish
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.common import full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 ACTIVATIONS = (None, "silu", "swish")
@@ -17,13 +17,19 @@ def _check(activation, weight) -> None:
         raise ValueError("weight=None is not supported; expected a tensor of shape [D, W].")
 
 
+def _behind(x, shifts, initial_state):
+    """Whole sequences behind the `shifts` inputs before their start, [B, shifts + T, D]; zeros without a state."""
+    if initial_state is None:
+        return F.pad(x, (0, 0, shifts, 0))
+    return torch.cat([initial_state[..., initial_state.shape[-1] - shifts :].mT, x], 1)
+
+
 def _earlier(x, shifts, initial_state, cu_seqlens):
     """x[t - 1] to x[t - shifts] of the same sequence; before its start, the initial state's last columns or zero."""
     # x: [B, T, D], initial_state: [N, D, W], its last column is the input before the first token
     check_documents(x.shape[0], cu_seqlens, initial_state)
-    if cu_seqlens is None:  # slices of what begins earlier
-        before = x.new_zeros(x.shape[0], shifts, x.shape[2]) if initial_state is None else initial_state[..., -shifts:].mT
-        long = torch.cat([before, x], 1)
+    if cu_seqlens is None:
+        long = _behind(x, shifts, initial_state)
         return [long[:, shifts - n : long.shape[1] - n] for n in range(1, shifts + 1)]
     sequence, position = token_positions(x, cu_seqlens)
     found, before = [], x.new_zeros(())
@@ -36,16 +42,26 @@ def _earlier(x, shifts, initial_state, cu_seqlens):
     return found
 
 
+@full_precision
+def _sequences(x, w, bias, initial_state):
+    """The convolution of whole sequences; as one of images, for whose layout PyTorch has a fast one per channel."""
+    images = _behind(x, w.shape[-1] - 1, initial_state).mT[:, :, None]
+    return F.conv2d(images, w[:, None, None], bias, groups=x.shape[-1])[:, :, 0].mT
+
+
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
     """The convolution in fp32; x: [B, T, D], weight: [D, W]."""
-    s, w = upcast(x), upcast(weight)
-    state = None if initial_state is None else upcast(initial_state)
-    W = w.shape[-1]
-    y = s * w[:, -1]
-    for n, earlier in enumerate(_earlier(s, W - 1, state, cu_seqlens), 1):
-        y = torch.addcmul(y, earlier, w[:, W - 1 - n])
-    if bias is not None:
-        y = y + upcast(bias)
+    s = upcast(x)
+    w, bias, state = (None if t is None else t.to(s.dtype) for t in (weight, bias, initial_state))
+    if cu_seqlens is None and x.numel():
+        check_documents(x.shape[0], cu_seqlens, initial_state)
+        y = _sequences(s, w, bias, state)
+    else:
+        W = w.shape[-1]
+        y = s * w[:, -1]
+        for n, earlier in enumerate(_earlier(s, W - 1, state, cu_seqlens), 1):
+            y = torch.addcmul(y, earlier, w[:, W - 1 - n])
+        y = y if bias is None else y + bias
     if activation is not None:
         y = F.silu(y)
     return y if residual is None else y + upcast(residual).view(x.shape)

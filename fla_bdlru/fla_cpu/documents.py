@@ -36,11 +36,11 @@ def split_documents(cu_seqlens: torch.Tensor | None, *tensors: torch.Tensor | No
     return zip(*([None] * len(lengths) if t is None else t.split(lengths, 1) for t in tensors))
 
 
-def run_documents(fn: Callable, tensors: tuple, initial_state: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple:
+def run_documents(fn: Callable, tensors: tuple, initial_state: torch.Tensor | None, cu_seqlens: torch.Tensor | None) -> tuple:
     """Runs `fn` on every document of packed inputs, [1, T, ...] or `None`, a bucket of similar lengths at a time.
 
     `fn(*tensors, initial_state)`, on [N, T, ...] inputs and one state a document, returns the output [N, T, ...] and the final
-    state; a step whose inputs are all zero has to leave the state as it is. Without `cu_seqlens` it gets all as it is.
+    state or None; a step whose inputs are all zero has to leave the state as it is. Without `cu_seqlens` it gets all as it is.
     """
     if cu_seqlens is None:
         return fn(*tensors, initial_state)
@@ -51,13 +51,14 @@ def run_documents(fn: Callable, tensors: tuple, initial_state: torch.Tensor, cu_
         mask = steps < lengths[members, None]
         tokens = (starts[members, None] + steps)[mask]
         padded = [None if t is None else _pad(t[0, tokens], mask) for t in tensors]
-        output, state = fn(*padded, initial_state[members])
+        output, state = fn(*padded, None if initial_state is None else initial_state[members])
         outputs.append(output[mask])
         states.append(state)
         order.append(tokens)
         documents.append(members)
     output = torch.cat(outputs)[torch.cat(order).argsort()]
-    return output[None], torch.cat(states)[torch.cat(documents).argsort()]
+    states = None if states[0] is None else torch.cat(states)[torch.cat(documents).argsort()]
+    return output[None], states
 
 
 def _pad(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def mamba_slow_forward(self, input_states, last_state=None, use_cache=False, att
 
 
 def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_mask):
-    """`fla.layers.mamba2.Mamba2.torch_forward`: output, convolution state [B, D, W] and SSM state [B, H, P, N]."""
+    """`fla.layers.mamba2.Mamba2.torch_forward`: output, convolution state [B, D, W] and SSM state [B, H, P, N], if kept."""
     _check("Mamba2", input_states, last_state, None)
     attention_mask = attention_mask if last_state is None else None
     B, T, _ = input_states.shape
@@ -81,16 +81,14 @@ def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_ma
     k, q = (upcast(t).view(B, T, -1, N).repeat_interleave(H // self.n_groups, 2) for t in (k, q))
     dt = F.softplus(upcast(dt) + upcast(self.dt_bias)).clamp(*self.dt_limit)[..., None]
     g = -dt * upcast(self.A_log).exp()[:, None]
-    state = x.new_zeros(B, H, N, P)
-    if last_state is not None:
-        state = last_state["recurrent_state"].to(x.dtype).transpose(-1, -2)
+    state = None if last_state is None else last_state["recurrent_state"].to(x.dtype).transpose(-1, -2)
     q, k, v, g = (t.transpose(1, 2) for t in (q, k, x * dt, g))
-    y, state = chunk_linear_attention(q, k, v, None, g, state)
+    y, state = chunk_linear_attention(q, k, v, None, g, state, bool(use_cache) or last_state is not None)
     y = y.transpose(1, 2) + x * upcast(self._get_D(expand_to_head_dim=True))
     y = y.reshape(B, T, -1)
     y = self.norm(y, gate) if self.rmsnorm else y * self.act(gate)
     y = self.out_proj(y.to(input_states.dtype))
-    return y, conv_state, state.transpose(-1, -2).contiguous()
+    return y, conv_state, None if state is None else state.transpose(-1, -2).contiguous()
 
 
 def mamba2_forward(
@@ -104,6 +102,7 @@ def mamba2_forward(
     last_state = get_layer_cache(self, past_key_values)
     _check("Mamba2", hidden_states, last_state, kwargs.get("cu_seqlens"))
     hidden_states = hidden_states if last_state is not None else _mask(hidden_states, attention_mask)
-    output, conv_state, state = self.torch_forward(hidden_states, last_state, use_cache, attention_mask)
+    keep = bool(use_cache) or past_key_values is not None
+    output, conv_state, state = self.torch_forward(hidden_states, last_state, keep, attention_mask)
     update_layer_cache(self, past_key_values, recurrent_state=state, conv_state=conv_state, offset=hidden_states.shape[1])
     return output, None, past_key_values

@@ -5,43 +5,55 @@ import torch
 from fla_bdlru.fla_cpu.common import full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
 
-# Steps a chunk: a scalar decay needs one [C, C] matrix, a decay per key channel a [C, C, K] tensor.
+# Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
+# [C, C, K] tensor.
 SCALAR_CHUNK = 32
 VECTOR_CHUNK = 8
 
 
 @full_precision
-def chunk_linear_attention(q, k, v, beta, g, initial_state) -> tuple[torch.Tensor, torch.Tensor]:
+def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple[torch.Tensor, torch.Tensor | None]:
     r"""Linear attention with decay, and the delta rule if `beta` is given; returns o and the final state.
 
         S' = exp(g_t) S_{t-1},   u_t = v_t   or   beta_t (v_t - S'^T k_t),
         S_t = S' + k_t u_t^T,    o_t = S_t^T q_t
 
-    q (scaled), k: [B, H, T, K], v, o: [B, H, T, V], beta: [B, H, T, 1], g: [B, H, T, 1 or K], states: [B, H, K, V].
+    q (scaled), k: [B, H, T, K], v, o: [B, H, T, V], beta: [B, H, T, 1], g: [B, H, T, 1 or K], states: [B, H, K, V]. An initial
+    state of None is zero; with `final=False` nobody asks for the final one, and None comes in its place.
     """
+    if k.shape[2] == 0:
+        state = k.transpose(-1, -2) @ v if initial_state is None else initial_state
+        return v, state if final else None
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
-    count = -(-k.shape[2] // size)
-    chunks = [[None] * count if t is None else t.split(size, 2)[:count] for t in (q, k, v, beta, g)]
-    outputs, state = [v[:, :, :0]], initial_state
-    for c_q, c_k, c_v, c_beta, c_g in zip(*chunks):
-        q_in, k_in, k_out, between, decay = c_q, c_k, c_k, None, None
+    count = max(1, (2 * k.shape[2] + size) // (2 * size))
+    # of equal size: one step in a chunk of its own would cost as much as a whole chunk
+    chunks = [[None] * count if t is None else t.tensor_split(count, 2) for t in (q, k, v, beta, g)]
+    outputs, state = [], initial_state
+    for i, (c_q, c_k, c_v, c_beta, c_g) in enumerate(zip(*chunks), 1):
+        between = since = until = None
         if c_g is not None:
             # In float64: the sums cancel in `between`, and so do their gradients.
             total = c_g.double().cumsum(2)
-            # from the chunk's start to step i, from step i to its end, from step j to step i, over the chunk
+            # from the chunk's start to step i, from step i to its end, from step j to step i
             since, until = total.to(q.dtype).exp(), (total[:, :, -1:] - total).to(q.dtype).exp()
-            q_in, k_in, k_out = c_q * since, c_k * since, c_k * until
             between = _decay_between(total, q.dtype)
-            decay = since[:, :, -1, :, None]
         u = c_v
         if c_beta is not None:
             # (I + A) u = beta (v - what the state at the chunk's start predicts), A strictly lower triangular
             A = c_beta * _scores(c_k, c_k, between).tril(-1)
-            rhs = c_beta * (c_v - k_in @ state)
+            rhs = c_beta * (c_v if state is None else c_v - _times(c_k, since) @ state)
             u = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True)
-        outputs.append(q_in @ state + _scores(c_q, c_k, between).tril() @ u)
-        state = (state if decay is None else decay * state) + k_out.transpose(-1, -2) @ u
-    return torch.cat(outputs, 2), state
+        o = _scores(c_q, c_k, between).tril() @ u
+        outputs.append(o if state is None else _times(c_q, since) @ state + o)
+        if final or i < count:
+            update = _times(c_k, until).transpose(-1, -2) @ u
+            decayed = state if state is None or since is None else since[:, :, -1, :, None] * state
+            state = update if decayed is None else decayed + update
+    return outputs[0] if count == 1 else torch.cat(outputs, 2), state if final else None
+
+
+def _times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    return x if factor is None else x * factor
 
 
 def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -158,10 +170,8 @@ def linear_attention(
     if g is not None:
         g = g[..., None]
         gk = g if gk is None else gk + g
-    if initial_state is None:
-        state = v.new_zeros(B if cu_seqlens is None else len(cu_seqlens) - 1, HV, K, V)
-    else:
-        state = upcast(initial_state).transpose(-1, -2) if state_v_first else upcast(initial_state)
+    state = None if initial_state is None else upcast(initial_state)
+    state = state.transpose(-1, -2) if state is not None and state_v_first else state
 
     def turn(t):  # [N, T, HV, ...] to [N, HV, T, ...]
         return None if t is None else t.transpose(1, 2).flip(2) if reverse else t.transpose(1, 2)
@@ -170,8 +180,9 @@ def linear_attention(
         *tensors, state = inputs
         q, k, v, beta, gk, gv, a, b = map(turn, tensors)
         if a is None and gv is None and (beta is None or beta.shape[-1] == 1):
-            o, state = chunk_linear_attention(q, k, v, beta, gk, state)
+            o, state = chunk_linear_attention(q, k, v, beta, gk, state, output_final_state)
         else:
+            state = v.new_zeros(*v.shape[:2], K, V) if state is None else state
             o, state = step_linear_attention(q, k, v, beta, gk, gv, a, b, state)
         return (o.flip(2) if reverse else o).transpose(1, 2), state
 
