@@ -131,7 +131,7 @@ class Workers:
 
 def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, weights: bool, rerun: bool) -> int:
     from benchmarks.compare.models import quiet
-    from benchmarks.compare.plan import join_labels, make_row, merge, plan
+    from benchmarks.compare.plan import join_labels, make_row, merge, narrow, plan
     from benchmarks.compare.run import Interrupted, WorkerDied, run_cells
     from benchmarks.records.store import ResultStore
 
@@ -142,34 +142,40 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
             store = stack.enter_context(ResultStore(out))
         except ValueError as error:
             return _error(console, error)
-        planned = merge([grid for grid, _ in grids])
-        todo = [p.cell for p in planned.values() if rerun or p.cell.key not in store.rows]
-        _announce(console, store, parts, list(planned), todo, machine)
+        laid_out = merge([grid for grid, _ in grids])
+        planned, later = narrow(laid_out, store.rows)
+        todo = [p.cell for key, p in planned.items() if rerun or key not in store.rows]
+        _announce(console, store, parts, list(planned), todo, len(later), machine)
         labels = {key: row["matched"] for key, row in store.rows.items()}
-        for key, p in planned.items():
+        for key, p in laid_out.items():
             if key in labels and join_labels(labels[key], p.matched) != labels[key]:
                 store.add({**store.rows[key], "matched": join_labels(labels[key], p.matched)})
 
         def finished(cell: Cell, result: dict) -> str:
-            row = make_row(planned[cell.key], result, labels.get(cell.key, ""))
+            row = make_row(laid_out[cell.key], result, labels.get(cell.key, ""))
             store.add(row, result["curve"], result["weights"] if weights else None)
             return _summary(cell, result)
 
         def failed(cell: Cell, result: dict) -> str:
             return f"failed: {result['error']} (see {store.keep_error(cell.key, result['traceback'])})"
 
+        failures, ran = {}, set()
         try:
-            failures = run_cells(
-                todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address, failed
-            )
+            while todo:
+                failures |= run_cells(
+                    todo, finished, machine.device, machine.workers, machine.threads, console, machine.ray_address, failed
+                )
+                ran |= {cell.key for cell in todo}
+                planned, later = narrow(laid_out, store.rows)
+                todo = [p.cell for key, p in planned.items() if key not in ran and (rerun or key not in store.rows)]
         except ValueError as error:
             return _error(console, error)
         except Interrupted:
-            return _stopped(console, store, planned, "Stopped.", 130)
+            return _stopped(console, store, planned, later, "Stopped.", 130)
         except OSError as error:
-            return _stopped(console, store, planned, _unwritten(error), 1)
+            return _stopped(console, store, planned, later, _unwritten(error), 1)
         except WorkerDied:
-            return _stopped(console, store, planned, "A worker died (out of memory? --workers 1 needs less).", 1)
+            return _stopped(console, store, planned, later, "A worker died (out of memory? --workers 1 needs less).", 1)
         for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
             rows = {p.cell.key: {**store.rows[p.cell.key], "matched": p.matched} for p in grid if p.cell.key in store.rows}
             if rows:
@@ -196,15 +202,15 @@ def _error(console: Console, error: ValueError | str) -> int:
     return 2
 
 
-def _stopped(console, store, planned, reason: str, code: int) -> int:
+def _stopped(console, store, planned, later, reason: str, code: int) -> int:
     done = sum(key in store.rows for key in planned)
     where = f" in {store.path}" if store.path.exists() else ""
-    _say(console, f"{reason} {done} of {len(planned)} runs are kept{where}.")
+    _say(console, f"{reason} {done} of {len(planned) + len(later)} runs are kept{where}.")
     _say(console, "The same command goes on from there.")
     return code
 
 
-def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], machine: Workers) -> None:
+def _announce(console, store, parts: list[Part], planned: list[str], todo: list[Cell], later: int, machine: Workers) -> None:
     from benchmarks.records.machine import commit
 
     for number in store.dropped:
@@ -215,6 +221,8 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
         words = f"task {part.task}, {MATCHES[part.match]}: {s.words}"
         _say(console, f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
+    if later:
+        _say(console, f"then {later} more, at each mixer's best learning rate and weight decay")
     new = {cell.key for cell in todo}
     old = {store.rows[key]["commit"] for key in planned if key not in new} - {commit()}
     if old:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from benchmarks.compare.models import (
@@ -18,6 +19,7 @@ from benchmarks.compare.presets import Preset
 from benchmarks.records.cell import NAMES, Cell
 from benchmarks.records.machine import commit, now
 from benchmarks.records.store import COLUMNS
+from benchmarks.records.summary import best_lines
 from benchmarks.tasks import get_task
 
 
@@ -33,6 +35,8 @@ class Planned:
     # what was made equal, and the budget of a layer: "params 28992", with the rule that was used in brackets if that is
     # another: "state 64 (by params 28992)"; several are separated by semicolons
     matched: str
+    # whether its seed is one that tries every rate
+    tries: bool = True
 
 
 def plan(
@@ -60,10 +64,10 @@ def plan(
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
         flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
         for lr in preset.lrs:
-            for seed in preset.seeds:
+            for i, seed in enumerate(preset.seeds):
                 own = {"mlp_width": preset.mlp_width + matched.extra_mlp, "eval_lengths": eval_lengths, "lr": lr, "seed": seed}
                 cell = Cell(**{**shared, **own}, task=task, variant=name, mixer=mixer, mixer_args=matched.args)
-                cells.append(Planned(cell, mixer_params, state, *flops, label + by))
+                cells.append(Planned(cell, mixer_params, state, *flops, label + by, i < (preset.tune or math.inf)))
     return cells, matches
 
 
@@ -86,6 +90,27 @@ def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
             planned if before is None else replace(before, matched=join_labels(before.matched, planned.matched))
         )
     return cells
+
+
+def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str, Planned], list[Planned]]:
+    """The cells to run, by what `rows` say about rates, and those that follow once these are there, at a rate yet unknown.
+
+    Seeds that do not try every rate (`Preset.tune`) run at the learning rate and weight decay that did best on validation data
+    with those that do.
+    """
+    mixers: dict[str, list[Planned]] = {}
+    for p in planned.values():
+        mixers.setdefault(replace(p.cell, lr=1.0, weight_decay=0.0, seed=0).key, []).append(p)
+    known, later = [], []
+    for cells in mixers.values():
+        tried, rest = [p for p in cells if p.tries], [p for p in cells if not p.tries]
+        known += tried
+        found = [rows.get(p.cell.key) for p in tried]
+        unknown = None in found
+        best = vars(tried[0].cell) if unknown else best_lines(found)[0].runs[0]
+        at_best = [p for p in rest if (p.cell.lr, p.cell.weight_decay) == (best["lr"], best["weight_decay"])]
+        (later if unknown else known).extend(at_best)
+    return {p.cell.key: p for p in known}, later
 
 
 def make_row(planned: Planned, result: dict, labels: str = "") -> dict:

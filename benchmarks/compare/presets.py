@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from benchmarks.records.cell import Setup
+from benchmarks.records.fields import option, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,11 @@ class Preset(Setup):
     multiples: tuple[int, ...] = (1, 2, 4)
     lrs: tuple[float, ...] = (1e-2,)
     seeds: tuple[int, ...] = (0, 1, 2)
+    tune: int = option(
+        0,
+        whole(0, "a whole number from 0 on"),
+        help="So many seeds try all lr and weight_decay, the others run at each mixer's best. Default: 0, all try all.",
+    )
 
 
 STATE_TRACKING, MAD = "state tracking", "mad"

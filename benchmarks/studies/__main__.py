@@ -55,7 +55,7 @@ def main(
 def _comparison(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:
     from benchmarks.compare import __main__ as comparison
     from benchmarks.compare.models import quiet
-    from benchmarks.compare.plan import merge, plan
+    from benchmarks.compare.plan import merge, narrow, plan
     from benchmarks.compare.settings import lay_out, read_grid
     from benchmarks.records.store import ResultStore, read_folder
     from benchmarks.studies.figures import FIGURES
@@ -68,7 +68,9 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     folders = [folder for folder in (stored, out) if folder is not None]
     rows = {key: row for folder in folders for key, row in read_folder(folder, needed=False).items() if key in planned}
     if status:
-        _say_status(console, name, planned, rows, workers)
+        known, later = narrow(planned, rows)
+        rows = {key: row for key, row in rows.items() if key in known}
+        _say_status(console, name, [*known.values(), *later], rows, workers)
         return 0
     _carry_over(rows, ResultStore(out))
     code = comparison._compare(console, parts, comparison.Workers(device, workers, 1, None), out, False, False)
@@ -87,14 +89,14 @@ def _carry_over(rows: dict[str, dict], store: ResultStore) -> None:
             store.add(row)
 
 
-def _say_status(console: Console, name: str, planned: dict[str, Planned], rows: dict[str, dict], workers: int) -> None:
+def _say_status(console: Console, name: str, planned: list[Planned], rows: dict[str, dict], workers: int) -> None:
     import pandas as pd
 
     from benchmarks.records.tables import start_table
 
     stored = list(rows.values())
     runs = pd.DataFrame(
-        [(p.cell.task, key in rows, 0 if key in rows else _seconds(p, stored) or 0) for key, p in planned.items()],
+        [(p.cell.task, done := p.cell.key in rows, 0 if done else _seconds(p, stored) or 0) for p in planned],
         columns=["task", "done", "left"],
     )
     table = start_table("task", ("runs", "done", "left", "hours left"), f"{name}: {len(planned)} runs")

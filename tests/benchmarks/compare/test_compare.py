@@ -408,3 +408,62 @@ def test_without_matplotlib_a_comparison_ends_well(tmp_path, monkeypatch):
     assert "matplotlib is not installed" in text
     assert "solved by none" in text
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    # runs that take no time; what validation data says of a rate is given, and the cells that ran come in order
+    ran, good = [], {"lr": 3e-3, "weight_decay": 0.1}
+
+    def run_cells(cells, finished, *_):
+        for cell in cells:
+            ran.append((cell.lr, cell.weight_decay, cell.seed))
+            score = 0.01 * cell.seed + 0.5 * (cell.lr == good["lr"]) + 0.2 * (cell.weight_decay == good["weight_decay"])
+            scores = [{"token_accuracy": score, "sequence_accuracy": 0.0, "loss": 1.0} for _ in cell.eval_lengths]
+            result = {"params": 1, "linear_flops": 1, "scores": scores, "validation": score, "train_loss": 1.0, "seconds": 1.0}
+            result |= {"diverged": False, "steps_done": cell.steps, "restarts": 0, "curve": [], "weights": b""}
+            finished(cell, result)
+        return {}
+
+    monkeypatch.setattr("benchmarks.compare.run.run_cells", run_cells)
+    return ran, good
+
+
+def test_some_seeds_try_all_rates_and_the_others_run_at_the_best(told, tmp_path):
+    ran, good = told
+    sweep = ["--lr", "1e-3,3e-3", "--weight-decay", "0,0.1", "--seeds", "4,5,6", "--tune", "1", "--task", "s3"]
+    arguments = [*ONE, *sweep, "--out", str(tmp_path / "out")]
+    said = " ".join(CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output.split())
+    assert "4 runs, 0 of them" in said
+    assert "then 2 more, at each mixer's best learning rate and weight decay" in said
+    assert sorted(ran[:4]) == [(lr, decay, 4) for lr in (1e-3, 3e-3) for decay in (0, 0.1)]
+    assert ran[4:] == [(3e-3, 0.1, 5), (3e-3, 0.1, 6)]
+
+    # nothing is left; with more seeds that try, what follows from fewer is not run again
+    ran.clear()
+    said = " ".join(CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output.split())
+    assert "6 runs, 6 of them" in said
+    assert "more, at each" not in said
+    assert not ran
+    CliRunner().invoke(app, [*arguments, "--tune", "2"])
+    assert sorted(ran) == [(1e-3, 0, 5), (1e-3, 0.1, 5), (3e-3, 0, 5)]
+    # without it every seed tries every rate
+    ran.clear()
+    CliRunner().invoke(app, [*arguments, "--tune", "0"])
+    assert sorted(ran) == [(1e-3, 0, 6), (1e-3, 0.1, 6), (3e-3, 0, 6)]
+
+    # again from the start, where another rate is the best by now
+    ran.clear()
+    good["lr"] = 1e-3
+    CliRunner().invoke(app, [*arguments, "--rerun"])
+    assert ran[-2:] == [(1e-3, 0.1, 5), (1e-3, 0.1, 6)]
+
+
+def test_a_sweep_that_stops_counts_what_follows_from_the_rates(told, tmp_path, monkeypatch):
+    def stop(*_):
+        raise Interrupted
+
+    monkeypatch.setattr("benchmarks.compare.run.run_cells", stop)
+    result = CliRunner().invoke(app, [*ONE, "--lr", "1e-3,3e-3", "--seeds", "3", "--tune", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert "0 of 4 runs are kept" in " ".join(result.output.split())

@@ -149,3 +149,12 @@ def test_language_models_have_a_status(tmp_path):
         store.add({"key": "one", "seconds": 7200})
     said = command("lm", "--status", "--out", tmp_path)[1]
     assert "lm: 1 of 27 runs done, 26 left: about 52.0 h, one at a time" in said
+
+
+def test_the_status_counts_what_follows_from_rates_yet_unknown(small):
+    path = studies.FOLDER / "law.toml"
+    text = path.read_text().replace("seeds = 1", "seeds = 4").replace("lr = 1e-2", "lr = [1e-2, 2e-2]")
+    path.write_text(text + "\nweight_decay = [0, 0.1]\ntune = 1\n")
+    said = command("law", "--status", "--out", small / "out")[1]
+    assert "law: 14 runs" in said
+    assert "z2 7 0 7" in said
