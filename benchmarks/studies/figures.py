@@ -53,7 +53,7 @@ def _solved_panels(rows: list[dict], labels: dict[str, str], borders: dict[str, 
 
 
 def _groups(rows: list[dict]) -> list[str]:
-    return sorted({row["task"] for row in rows}, key=lambda task: (smallest_block(task), find_group(task).order))
+    return sorted({row["task"] for row in rows}, key=lambda task: (smallest_block(task), find_group(task).order, task))
 
 
 def state_tracking(rows: list[dict]) -> Figure:
