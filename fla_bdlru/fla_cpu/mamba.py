@@ -83,7 +83,7 @@ def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_ma
     g = -dt * upcast(self.A_log).exp()[:, None]
     state = None if last_state is None else last_state["recurrent_state"].to(x.dtype).transpose(-1, -2)
     q, k, v, g = (t.transpose(1, 2) for t in (q, k, x * dt, g))
-    y, state = chunk_linear_attention(q, k, v, None, g, state, bool(use_cache) or last_state is not None)
+    y, state = chunk_linear_attention(q, k, v, None, g, state, bool(use_cache))
     y = y.transpose(1, 2) + x * upcast(self._get_D(expand_to_head_dim=True))
     y = y.reshape(B, T, -1)
     y = self.norm(y, gate) if self.rmsnorm else y * self.act(gate)

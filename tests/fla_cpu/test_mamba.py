@@ -82,6 +82,13 @@ def test_cache(cls, name):
     assert cache.get_seq_length() == 9
 
 
+def test_a_cache_that_is_given_is_kept_up_to_date():
+    layer, x, cache = make(Mamba2, "plain"), torch.randn(2, 9, 12), Cache()
+    with torch.no_grad():
+        outputs = [layer(part, past_key_values=cache)[0] for part in (x[:, :7], x[:, 7:8], x[:, 8:])]
+    assert torch.allclose(torch.cat(outputs, 1), layer(x)[0], atol=1e-5)
+
+
 @each_case
 def test_left_padding(cls, name):
     layer, x = make(cls, name), torch.randn(2, 9, 12)

@@ -146,6 +146,15 @@ def test_no_state_in_and_none_out(name):
     assert chunk_simple_gla(*inputs[:3])[1] is None
 
 
+@pytest.mark.parametrize("T", [6, 60, 130])
+def test_a_state_that_nobody_asks_for_changes_nothing(T):
+    q, k, v, g, beta, _ = (x.float() for x in inputs_of("chunk_gated_delta_rule", T))
+    for fn, inputs in ((chunk_simple_gla, (q, k, v, g)), (chunk_gated_delta_rule, (q, k, v, g, beta))):
+        o, state = fn(*inputs)
+        assert state is None
+        assert torch.equal(o, fn(*inputs, output_final_state=True)[0])
+
+
 @each_op
 def test_split_at_any_step_is_the_whole(name):
     fn, _, _ = OPS[name]
