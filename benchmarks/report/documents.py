@@ -114,6 +114,7 @@ def _lengths(name: str) -> str:
     table = pd.read_csv(RESULTS / name / "lengths.csv")
     rows = list(read_folder(RESULTS / name).values())
     scores = dict(zip(zip(table.key, table.length), table.sequence_accuracy == 1))
+    tokens = dict(zip(zip(table.key, table.length), table.token_accuracy))
     lengths, lines = sorted(table.length.unique()), []
     for task in sorted({row["task"] for row in rows}):
         of = [row for row in rows if row["task"] == task]
@@ -123,11 +124,15 @@ def _lengths(name: str) -> str:
             right = [sum(scores[run["key"], length] for run in runs) for length in lengths]
             rates = len({row["lr"] for row in of if row["variant"] == variant})
             cells = {f"length {n:,}": f"{count} of {len(runs)}" for n, count in zip(lengths, right)}
+            told = {f"tokens @{n:,}": _cell([tokens[run["key"], n] for run in runs]) for n in lengths[1:2]}
             lr = f"{runs[0]['lr']:g}" + f", best of {rates}" * (rates > 1)
             size = {"state": str(runs[0]["state_size"]), "FLOPs a token": f"{runs[0]['mixer_flops']:,}"}
             seconds = f"{median(run['seconds'] for run in runs):.0f}"
-            lines.append((task, -right[0], {"": f"{task.upper()}, `{variant}`", **cells, "lr": lr, **size, "s": seconds}))
-    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; FLOPs of the whole mixer; s: training, median."
+            lines.append(
+                (task, -right[0], {"": f"{task.upper()}, `{variant}`", **cells, **told, "lr": lr, **size, "s": seconds})
+            )
+    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; tokens: accuracy, median and range."
+    note += " FLOPs of the whole mixer; s: training, median."
     return f"{_markdown([line for *_, line in sorted(lines, key=lambda line: line[:2])])}\n{note}\n"
 
 
