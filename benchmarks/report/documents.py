@@ -131,7 +131,7 @@ def _lengths(name: str) -> str:
             lines.append(
                 (task, -right[0], {"": f"{task.upper()}, `{variant}`", **cells, **told, "lr": lr, **size, "s": seconds})
             )
-    note = f"Seeds with every one of {table.examples.iloc[0]} sequences right; tokens: accuracy, median and range."
+    note = f"Seeds with all of {table.examples.iloc[0]} sequences right; tokens: accuracy, median and range."
     note += " FLOPs of the whole mixer; s: training, median."
     return f"{_markdown([line for *_, line in sorted(lines, key=lambda line: line[:2])])}\n{note}\n"
 
