@@ -29,6 +29,8 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
     # of equal size: one step in a chunk of its own would cost as much as a whole chunk
     chunks = [[None] * count if t is None else t.tensor_split(count, 2) for t in (q, k, v, beta, g)]
     outputs, state = [], initial_state
+    if state is None and final:  # a step from nothing costs what any step does: it is counted (layers.measure)
+        state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     for i, (c_q, c_k, c_v, c_beta, c_g) in enumerate(zip(*chunks), 1):
         between = since = until = None
         if c_g is not None:
