@@ -49,7 +49,7 @@ def check_text(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def make_runs(settings: Settings, corpus: Corpus, processes: int) -> list[Run]:
-    """The runs in order: every model with every seed, checked; the entries are settled, and `processes` devices share a batch.
+    """The runs in order: every seed with every model, checked; the entries are settled, and `processes` devices share a batch.
 
     ValueError, if a model cannot be made, or the batch does not divide.
     """
@@ -61,12 +61,14 @@ def make_runs(settings: Settings, corpus: Corpus, processes: int) -> list[Run]:
             del common["training"][f.name]
     if common["data"].pop("text") is not None:  # its digest counts, wherever it lies
         del common["data"]["dataset"]
-    runs = []
+    models = []
     for entry in settings.mixers:
-        config = make_config(settings, entry, corpus.vocab_size)
         model = {"model": settings.model, "entry": {**asdict(entry), "name": None}, "text": corpus.digest}
-        for seed in t.seeds:
-            spec = json.dumps({**common, **model, "seed": seed}, sort_keys=True)
+        models.append((entry, make_config(settings, entry, corpus.vocab_size), {**common, **model}))
+    runs = []
+    for seed in t.seeds:  # of a comparison that stops early, every model has the first seeds
+        for entry, config, said in models:
+            spec = json.dumps({**said, "seed": seed}, sort_keys=True)
             runs.append(Run(hashlib.sha256(spec.encode()).hexdigest()[:16], entry, seed, config, settings))
     return runs
 
