@@ -165,9 +165,9 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
 
     Returns `params`, `linear_flops` (per token, of all linear maps), `scores` (one dict per evaluated length, in order),
     `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of training,
-    `diverged` (a loss that was not finite), `steps_done`, `restarts`, `curve`, a list of (step, length, learning rate, loss,
-    token accuracy), and `weights`, the trained state dict in safetensors' format. ValueError, if the curriculum restarts and
-    the learning rate's schedule is no trapezoid.
+    `diverged` (the last loss was not finite; such a run stops, or begins anew where a curriculum has steps left for it),
+    `steps_done`, `restarts`, `curve`, a list of (step, length, learning rate, loss, token accuracy), and `weights`, the
+    trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid.
     """
     restarting = cell.curriculum == "restarting"
     if restarting and cell.schedule != "trapezoid":
@@ -176,7 +176,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     span, finishing = _Span(0, cell.steps), False
     model, optimizer, schedule = _start(cell, task, 0, span, device)
     every = max(1, cell.steps // CURVE_POINTS)
-    curve, diverged, restarts = [], False, 0
+    curve, restarts = [], 0
 
     for inputs, targets in {x.shape: (x, y) for x, y in batches(task, replace(cell, steps=len(cell.lengths)))}.values():
         # kernels are compiled on first use: not part of the time
@@ -201,6 +201,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
+        broken = step % CHECK == 0 and not math.isfinite(loss.item())  # for good: no optimiser returns from that
         if curriculum is not None and step % CHECK == 0:
             curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
             if restarting and not finishing:
@@ -210,21 +211,21 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
                 told = (told - task.chance) / (1 - task.chance)
                 if curriculum.holds(told):
                     finishing, span.end = True, min(cell.steps, step + int(LAST * cell.steps))
-                elif curriculum.fades(told) and step <= (1 - LEFT) * cell.steps:
-                    restarts += 1
+                elif (broken or curriculum.fades(told)) and step <= (1 - LEFT) * cell.steps:
+                    broken, restarts = False, restarts + 1
                     span.start = step
                     curriculum.start()
                     stack.close()
                     model, optimizer, schedule = _start(cell, task, restarts, span, device)
                     noise = stack.enter_context(noisy(_mixers(model)))
             noise.level = curriculum.noise
-        if step % every == 0 or step == span.end:
+        over = broken or step == span.end
+        if over or step % every == 0:
             right, asked, _, _ = score(logits.detach(), targets)
             curve.append((step, inputs.shape[1], lr, loss.item(), right / asked))
-            diverged = diverged or not math.isfinite(curve[-1][3])
             if report is not None:
                 report(step, curve[-1][3], curve[-1][4])
-            if step == span.end or _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
+            if over or _is_solved(model, task, cell, inputs.shape[1], right / asked, device):
                 break
     seconds = time.perf_counter() - start
     stack.close()
@@ -236,7 +237,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         "validation": validation["token_accuracy"],
         "train_loss": curve[-1][3],
         "seconds": seconds,
-        "diverged": diverged,
+        "diverged": not math.isfinite(curve[-1][3]),
         "steps_done": step,
         "restarts": restarts,
         "curve": curve,

@@ -243,6 +243,28 @@ def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
         train_cell(replace(cell, schedule="cosine"))
 
 
+def test_a_run_that_diverges_stops():
+    result = train_cell(replace(CELL, lr=1e38, steps=200))
+    assert result["diverged"]
+    assert result["steps_done"] == CHECK
+    assert result["curve"][-1][0] == CHECK
+
+
+def test_a_run_that_diverges_begins_anew_while_steps_are_left(monkeypatch):
+    lost, steps, loss = {CHECK, 80}, iter(range(-1, 10**6)), train._loss  # two lengths are tried before step 1
+    monkeypatch.setattr(train, "_loss", lambda *args: loss(*args) * (float("nan") if next(steps) in lost else 1.0))
+    monkeypatch.setattr(train, "_last_accuracy", lambda *_: 0.5)  # neither fades nor holds
+    cell = replace(CELL, task="z3", lengths=(2, 3), schedule="trapezoid", curriculum="restarting", tokens=32, steps=100)
+    result = train_cell(cell)
+    assert result["restarts"] == 1
+    assert result["steps_done"] == 80  # too late for another
+    assert result["diverged"]
+    lost.discard(80)
+    steps = iter(range(-1, 10**6))
+    result = train_cell(cell)
+    assert (result["restarts"], result["steps_done"], result["diverged"]) == (1, 100, False)
+
+
 def test_training_learns():
     cell = replace(CELL, task="s2", lengths=(4,), eval_lengths=(4,), steps=150, batch_size=32)
     result = train_cell(cell)
