@@ -37,6 +37,8 @@ class Planned:
     matched: str
     # whether its seed is one that tries every rate
     tries: bool = True
+    # cells of a lower one run first: one seed and rate of all mixers, then the next rate, then the next seed
+    turn: int = 0
 
 
 def plan(
@@ -63,11 +65,12 @@ def plan(
         growing = state_grows(mixer, preset.width, matched.args, device)
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
         flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
-        for lr in preset.lrs:
+        for rate, lr in enumerate(preset.lrs):
             for i, seed in enumerate(preset.seeds):
                 own = {"mlp_width": preset.mlp_width + matched.extra_mlp, "eval_lengths": eval_lengths, "lr": lr, "seed": seed}
                 cell = Cell(**{**shared, **own}, task=task, variant=name, mixer=mixer, mixer_args=matched.args)
-                cells.append(Planned(cell, mixer_params, state, *flops, label + by, i < (preset.tune or math.inf)))
+                turn = i * len(preset.lrs) + rate
+                cells.append(Planned(cell, mixer_params, state, *flops, label + by, i < (preset.tune or math.inf), turn))
     return cells, matches
 
 
@@ -93,7 +96,7 @@ def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
 
 
 def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str, Planned], list[Planned]]:
-    """The cells to run, by what `rows` say about rates, and those that follow once these are there, at a rate yet unknown.
+    """The cells to run, in turn, and those that follow once these are there, at a rate that `rows` do not say yet.
 
     Seeds that do not try every rate (`Preset.tune`) run at the learning rate and weight decay that did best on validation data
     with those that do.
@@ -110,7 +113,7 @@ def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str
         best = vars(tried[0].cell) if unknown else best_lines(found)[0].runs[0]
         at_best = [p for p in rest if (p.cell.lr, p.cell.weight_decay) == (best["lr"], best["weight_decay"])]
         (later if unknown else known).extend(at_best)
-    return {p.cell.key: p for p in known}, later
+    return {p.cell.key: p for p in sorted(known, key=lambda p: p.turn)}, later
 
 
 def make_row(planned: Planned, result: dict, labels: str = "") -> dict:

@@ -459,6 +459,13 @@ def test_some_seeds_try_all_rates_and_the_others_run_at_the_best(told, tmp_path)
     assert ran[-2:] == [(1e-3, 0.1, 5), (1e-3, 0.1, 6)]
 
 
+def test_a_sweep_runs_all_tasks_at_one_rate_and_seed_before_the_next(told, tmp_path):
+    ran, _ = told
+    sweep = ["--lr", "3e-3,1e-3", "--seeds", "2", "--task", "s3,s2", "--out", str(tmp_path)]
+    CliRunner().invoke(app, [*ONE, *sweep])
+    assert [(lr, seed) for lr, _, seed in ran] == [(lr, seed) for seed in (0, 1) for lr in (3e-3, 1e-3) for _ in range(2)]
+
+
 def test_a_sweep_that_stops_counts_what_follows_from_the_rates(told, tmp_path, monkeypatch):
     def stop(*_):
         raise Interrupted
