@@ -26,8 +26,10 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
         return v, state if final else None
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = max(1, (2 * k.shape[2] + size) // (2 * size))
-    # of equal size: one step in a chunk of its own would cost as much as a whole chunk
-    chunks = [[None] * count if t is None else t.tensor_split(count, 2) for t in (q, k, v, beta, g)]
+    # of equal size: one step in a chunk of its own would cost as much as a whole chunk; tensor_split's backward is quadratic
+    least, more = divmod(k.shape[2], count)
+    sizes = [least + 1] * more + [least] * (count - more)
+    chunks = [[None] * count if t is None else t.split(sizes, 2) for t in (q, k, v, beta, g)]
     outputs, state = [], initial_state
     if state is None and final:  # a step from nothing costs what any step does: it is counted (layers.measure)
         state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
@@ -63,7 +65,7 @@ def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     C = total.shape[2]
     future = torch.ones(C, C, dtype=torch.bool).triu(1)[..., None]
     # masked before the exponential, where the difference can be large
-    return (total[:, :, :, None] - total[:, :, None]).masked_fill(future, -torch.inf).to(dtype).exp()
+    return (total[:, :, :, None] - total[:, :, None]).to(dtype).masked_fill(future, -torch.inf).exp()
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> torch.Tensor:
