@@ -7,6 +7,7 @@ A marker names a folder of `benchmarks/results`, `<!-- rows: s3-seeds -->` ... `
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -107,33 +108,76 @@ def _block_sizes(name: str) -> str:
     return _markdown(rows)
 
 
-def _lengths(name: str) -> str:
-    """How many seeds of a mixer get every sequence of a group right, by test length (`benchmarks.report.lengths`)."""
+@dataclass(frozen=True)
+class _Kept:
+    """A mixer's runs on a group, at its best learning rate, and what they keep at each length."""
+
+    task: str
+    variant: str
+    runs: list[dict]
+    rates: int  # that were tried
+    right: list[int]  # runs with every sequence right, by length
+    tokens: list[list[float]]  # token accuracy of each run, by length
+
+
+def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
+    """Lengths that stored weights were tested at (`benchmarks.report.lengths`), on how many sequences, and what was kept."""
     from benchmarks.studies.figures import best_runs
 
     table = pd.read_csv(RESULTS / name / "lengths.csv")
     rows = list(read_folder(RESULTS / name).values())
-    scores = dict(zip(zip(table.key, table.length), table.sequence_accuracy == 1))
-    tokens = dict(zip(zip(table.key, table.length), table.token_accuracy))
-    lengths, lines = sorted(table.length.unique()), []
-    for task in sorted({row["task"] for row in rows}):
-        of = [row for row in rows if row["task"] == task]
-        for (variant, _), runs in best_runs(of).items():
-            if any((run["key"], lengths[0]) not in scores for run in runs):
-                continue
-            right = [sum(scores[run["key"], length] for run in runs) for length in lengths]
-            rates = len({row["lr"] for row in of if row["variant"] == variant})
-            cells = {f"length {n:,}": f"{count} of {len(runs)}" for n, count in zip(lengths, right)}
-            told = {f"tokens @{n:,}": _cell([tokens[run["key"], n] for run in runs]) for n in lengths[1:2]}
-            lr = f"{runs[0]['lr']:g}" + f", best of {rates}" * (rates > 1)
-            size = {"state": str(runs[0]["state_size"]), "FLOPs a token": f"{runs[0]['mixer_flops']:,}"}
-            seconds = f"{median(run['seconds'] for run in runs):.0f}"
-            lines.append(
-                (task, -right[0], {"": f"{task.upper()}, `{variant}`", **cells, **told, "lr": lr, **size, "s": seconds})
-            )
-    note = f"Seeds with all of {table.examples.iloc[0]} sequences right; tokens: accuracy, median and range."
+    sequences, tokens = (
+        dict(zip(zip(table.key, table.length), table[column])) for column in ("sequence_accuracy", "token_accuracy")
+    )
+    lengths, found = sorted(table.length.unique()), []
+    for (variant, task), runs in best_runs(rows).items():
+        keys = [run["key"] for run in runs]
+        if all((key, lengths[0]) in tokens for key in keys):
+            rates = len({row["lr"] for row in rows if (row["variant"], row["task"]) == (variant, task)})
+            right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
+            found.append(_Kept(task, variant, runs, rates, right, [[tokens[key, n] for key in keys] for n in lengths]))
+    return lengths, table.examples.iloc[0], found
+
+
+def _lengths(name: str) -> str:
+    """How many seeds of a mixer get every sequence of a group right, by test length, a group and mixer a row."""
+    lengths, examples, kept = _kept(name)
+    lines = []
+    for k in sorted(kept, key=lambda k: (k.task, -k.right[0])):
+        cells = {f"length {n:,}": f"{count} of {len(k.runs)}" for n, count in zip(lengths, k.right)}
+        told = {f"tokens @{n:,}": _cell(values) for n, values in list(zip(lengths, k.tokens))[1:2]}
+        lr = f"{k.runs[0]['lr']:g}" + f", best of {k.rates}" * (k.rates > 1)
+        size = {"state": str(k.runs[0]["state_size"]), "FLOPs a token": f"{k.runs[0]['mixer_flops']:,}"}
+        seconds = f"{median(run['seconds'] for run in k.runs):.0f}"
+        lines.append({"": f"{k.task.upper()}, `{k.variant}`", **cells, **told, "lr": lr, **size, "s": seconds})
+    note = f"Seeds with all of {examples} sequences right; tokens: accuracy, median and range."
     note += " FLOPs of the whole mixer; s: training, median."
-    return f"{_markdown([line for *_, line in sorted(lines, key=lambda line: line[:2])])}\n{note}\n"
+    return f"{_markdown(lines)}\n{note}\n"
+
+
+def _headline(name: str) -> str:
+    """The same in short: a mixer a row, a group a column, the lengths in a cell; those that keep more come first."""
+    from benchmarks.studies.figures import in_order_of_law
+
+    lengths, examples, kept = _kept(name)
+    mixers: dict[str, dict[str, _Kept]] = {}
+    for k in kept:
+        mixers.setdefault(k.variant, {})[k.task] = k
+    groups = in_order_of_law({k.task for k in kept})
+
+    def score(of: dict[str, _Kept]) -> list[float]:
+        return [sum(k.right[i] / len(k.runs) for k in of.values()) for i in reversed(range(len(lengths)))]
+
+    lines = []
+    for variant, of in sorted(mixers.items(), key=lambda item: score(item[1]), reverse=True):
+        cells = {g.upper(): f"{'/'.join(map(str, of[g].right))} of {len(of[g].runs)}" if g in of else "" for g in groups}
+        runs = [run for k in of.values() for run in k.runs]
+        seconds = f"{median(run['seconds'] for run in runs):.0f}"
+        size = {"state": f"{runs[0]['state_size']:,}", "FLOPs": f"{runs[0]['mixer_flops']:,}"}
+        lines.append({"": f"`{variant}`", **cells, **size, "s": seconds})
+    words = ", ".join(f"{n:,}" for n in lengths)
+    note = f"Seeds with all of {examples} sequences right at lengths {words}. FLOPs a token, whole mixer; s: training, median."
+    return f"{_markdown(lines)}\n{note}\n"
 
 
 def _law(name: str) -> str:
@@ -280,6 +324,7 @@ KINDS = {
     "memory": _memory,
     "law": _law,
     "lengths": _lengths,
+    "headline": _headline,
     "gpu": _gpu,
     "cpu": _cpu,
     "roofline": _roofline,

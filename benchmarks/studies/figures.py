@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from benchmarks.records.naming import FAMILIES, parse_name
@@ -39,7 +39,7 @@ def _in_order(names) -> list[str]:
 
 def _solved_panels(rows: list[dict], labels: dict[str, str], borders: dict[str, str] | None = None) -> list[Panel]:
     # a mixer a row, under its label: seeds that solved each group at the training length, and at 8 times that
-    best, tasks = best_runs(rows), _groups(rows)
+    best, tasks = best_runs(rows), in_order_of_law({row["task"] for row in rows})
     return [
         Panel(
             title,
@@ -52,8 +52,15 @@ def _solved_panels(rows: list[dict], labels: dict[str, str], borders: dict[str, 
     ]
 
 
-def _groups(rows: list[dict]) -> list[str]:
-    return sorted({row["task"] for row in rows}, key=lambda task: (smallest_block(task), find_group(task).order, task))
+def in_order_of_law(groups: Iterable[str]) -> list[str]:
+    """Groups by the block size that they need, then by their order.
+
+    Example:
+        >>> from benchmarks.studies.figures import in_order_of_law
+        >>> in_order_of_law({"a5", "q8", "z2"})
+        ['z2', 'q8', 'a5']
+    """
+    return sorted(groups, key=lambda task: (smallest_block(task), find_group(task).order, task))
 
 
 def state_tracking(rows: list[dict]) -> Figure:
@@ -81,7 +88,7 @@ def law(rows: list[dict]) -> Figure:
     label = "{}, m = {}".format
     ours = sorted((parse_name(name).family, parse_name(name).size, name) for name in {row["variant"] for row in rows})
     labels = {name: label(FAMILIES[family], size) for family, size, name in ours}
-    borders = {task: label(FAMILIES["bdlru"], smallest_block(task)) for task in _groups(rows)}
+    borders = {task: label(FAMILIES["bdlru"], smallest_block(task)) for task in {row["task"] for row in rows}}
     note = (
         f"One layer, signed gates (sinh). Seeds of which at least {SOLVED:.0%} of tokens are right. Below the thick line "
         "BD-LRU can hold the group, by the law; H-LRU can hold powers of Z2 alone. Grey: not run."
