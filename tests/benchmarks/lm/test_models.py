@@ -172,3 +172,9 @@ def test_stored_runs_are_known_by_their_keys():
         rows = list(csv.DictReader(file))
     text = SimpleNamespace(vocab_size=256, digest=rows[0]["text_digest"])
     assert {run.key for run in make_runs(settle(load_settings("quick")), text, 1)} == {row["key"] for row in rows}
+
+
+def test_every_model_runs_with_one_seed_before_the_next():
+    chosen = settings("training.seeds=[3,1]", 'mixers=["bdlru-m4", "lstm"]')
+    runs = make_runs(settle(chosen), SimpleNamespace(vocab_size=256, digest="0"), 1)
+    assert [(run.seed, run.entry.name) for run in runs] == [(3, "bdlru-m4"), (3, "lstm"), (1, "bdlru-m4"), (1, "lstm")]
