@@ -136,15 +136,19 @@ def _language_models(console: Console, name: str, grid: Path, stored: Path | Non
         rows |= read_rows(path, COLUMNS)[0] if path.exists() else {}
     if status:
         settings = load_settings(str(grid), ())
+        seconds: dict[str, dict[int, float]] = {}
+        for row in rows.values():
+            seconds.setdefault(row["name"], {})[row["seed"]] = row["seconds"]
+        usual = median(time for of in seconds.values() for time in of.values()) if rows else 0
+        left = [
+            median(seconds[entry.name].values()) if entry.name in seconds else usual
+            for entry in settings.mixers
+            for seed in settings.training.seeds
+            if seed not in seconds.get(entry.name, ())
+        ]
         runs = len(settings.mixers) * len(settings.training.seeds)
-        seconds = [float(row["seconds"]) for row in rows.values()]
-        left = max(0, runs - len(rows))
-        time = (
-            f": about {left * median(seconds) / HOUR:.1f} h, one at a time"
-            if seconds
-            else "; how long it takes is not known yet"
-        )
-        console.print(f"{name}: {len(rows)} of {runs} runs done, {left} left{time}.")
+        time = f": about {sum(left) / HOUR:.1f} h, one at a time" if rows else "; how long it takes is not known yet"
+        console.print(f"{name}: {runs - len(left)} of {runs} runs done, {len(left)} left{time}.")
         return 0
     _carry_over(rows, ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS))
     return language_models(["--preset", str(grid), "--out", str(out), "--device", device], standalone_mode=False) or 0

@@ -144,13 +144,17 @@ def test_one_layer_never_needs_more_than_one_block():
         assert smallest_block(name) <= find_group(name).signed_degree
 
 
-def test_language_models_have_a_status(tmp_path):
+def test_language_models_have_a_status(tmp_path, monkeypatch):
+    monkeypatch.setitem(studies.STORED, "lm", "nothing")
     said = command("lm", "--status", "--out", tmp_path)[1]
     assert "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in said
     with ResultStore(tmp_path, "lm", COLUMNS) as store:
-        store.add({"key": "one", "seconds": 7200})
+        store.add({"key": "one", "name": "bdlru-m1", "seed": 0, "seconds": 7200.0})
+        store.add({"key": "two", "name": "mamba2", "seed": 2, "seconds": 3600.0})
+        store.add({"key": "three", "name": "mamba2", "seed": 7, "seconds": 3600.0})  # none of the study's seeds
+    # two each of these mixers, and three of seven others, which are taken to cost what is usual
     said = command("lm", "--status", "--out", tmp_path)[1]
-    assert "lm: 1 of 27 runs done, 26 left: about 52.0 h, one at a time" in said
+    assert f"lm: 2 of 27 runs done, 25 left: about {2 * 2 + 2 + 21:.1f} h, one at a time" in said
 
 
 def test_the_status_counts_what_follows_from_rates_yet_unknown(small):
