@@ -36,6 +36,19 @@ class WholeSequences(nn.Module):
         return self.mix(hidden_states), None, None
 
 
+class _OneHot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        soft = logits.softmax(-1)
+        ctx.save_for_backward(soft)
+        return torch.zeros_like(soft).scatter_(-1, logits.max(-1, keepdim=True).indices, 1.0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (soft,) = ctx.saved_tensors
+        return torch._softmax_backward_data(grad, soft, -1, soft.dtype)
+
+
 def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
     r"""A one in every column `logits[..., :, j]` where it is largest, with the gradient of the column's softmax.
 
@@ -45,9 +58,7 @@ def column_one_hot(logits: torch.Tensor) -> torch.Tensor:
         >>> column_one_hot(torch.tensor([[0.1, 3.0], [0.2, -1.0]])).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    soft = logits.softmax(-2)
-    hard = torch.zeros_like(soft).scatter_(-2, logits.argmax(-2, keepdim=True), 1.0)
-    return hard + (soft - soft.detach())  # in this order the sum is exact
+    return _OneHot.apply(logits.mT).mT
 
 
 class PDSSM(WholeSequences):
@@ -86,8 +97,8 @@ class PDSSM(WholeSequences):
 
     def transitions(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """P [B, T, N, N], real, and D [B, T, N], complex."""
-        mixed = self.selector(u).softmax(-1) @ self.matrices.flatten(1)
-        P = column_one_hot(mixed.unflatten(-1, (self.d_state, self.d_state)))
+        mixed = self.selector(u).softmax(-1) @ self.matrices.mT.flatten(1)  # columns lie together
+        P = column_one_hot(mixed.unflatten(-1, (self.d_state, self.d_state)).mT)
         return P, torch.polar(self.magnitude(u), 2 * math.pi * self.phase(u))
 
     def mix(self, u: torch.Tensor) -> torch.Tensor:
