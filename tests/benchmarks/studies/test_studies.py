@@ -111,7 +111,7 @@ def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
     assert learned.cells["BD-LRU, m = 2", "s3"] == (1.0, "1/1")
     assert panel.columns == ["s3", "z5"]
     # of equal block and order by name, not by chance
-    assert figures._groups([row(0, task=task) for task in ("z6", "q8", "s3", "d4")]) == ["d4", "q8", "s3", "z6"]
+    assert figures.in_order_of_law(("z6", "q8", "s3", "d4")) == ["d4", "q8", "s3", "z6"]
     assert panel.rows == ["BD-LRU, m = 2", "BD-LRU, m = 3", "H-LRU, m = 2"]
     assert panel.cells["BD-LRU, m = 3", "s3"] == (1.0, "2/2")  # the later row of seed 1
     assert panel.cells["BD-LRU, m = 2", "s3"] == (0.0, "0/1")
