@@ -194,14 +194,34 @@ def _gpu(name: str) -> str:
     table = table.query("B == 8 or B == 1 and T > 2048")
     rows = []
     for (op, m, B, T), part in table.groupby(["op", "m", "B", "T"]):
-        row = {"op": op, "m": str(m), "B x T": f"{B} x {T:,}"}
+        row = {"op": op, "m": f"{m:g}", "B x T": f"{B} x {T:,}"}
         for x in part.sort_values("mode").itertuples():
             mode = "forward" if x.mode == "fwd" else "forward and backward"
             row[mode] = f"{x.ms:.3f} ms, {x.gb_per_s:,.0f} GB/s, {x.copy_fraction:.2f}"
         rows.append(row)
+    return f"{_markdown(rows)}\n{_gpu_words(table.iloc[0])}; a copy moves {table.iloc[0].copy_gb_per_s:,.0f} GB/s.\n"
+
+
+def _gpu_words(row: pd.Series) -> str:
+    return f"{row.device}, driver {row.driver}, {row.versions}, commit {row.commit}"
+
+
+def _gpu_layers(name: str) -> str:
+    """Layers of one size on a GPU, forward and backward, beside the matrix products that they contain."""
+    table = pd.read_csv(RESULTS / name / "gpu.csv").query("table == 'layer' and mode == 'fwd+bwd'")
+    rows = [
+        {
+            "layer": f"`{x.contender}`",
+            "parameters": short(int(x.params)),
+            "forward and backward": f"{x.ms:.2f} ms",
+            "its matrix products alone": f"{x.matmul_ms:.2f} ms",
+            "ratio": f"{x.over_matmul:.2f}",
+            "tokens/s": f"{x.tokens_per_s:,.0f}",
+        }
+        for x in table.itertuples()
+    ]
     first = table.iloc[0]
-    device = f"{first.device}, driver {first.driver}, {first.versions}, commit {first.commit}"
-    return f"{_markdown(rows)}\n{device}; a copy moves {first.copy_gb_per_s:,.0f} GB/s.\n"
+    return f"{_markdown(rows)}\n{first['B']} x {first['T']:,} tokens, {first['dtype']}. {_gpu_words(first)}.\n"
 
 
 def _cpu(name: str) -> str:
@@ -301,8 +321,8 @@ def _passes(name: str) -> str:
 
 
 def _predicted(name: str) -> str:
-    """The sum of the passes, beside what a GPU was measured to take at the same shape."""
-    table, measured = pd.read_csv(RESULTS / name / "predicted.csv"), pd.read_csv(RESULTS / name / "gpu.csv")
+    """The sum of the passes, beside what an H100 was measured to take at the same shape."""
+    table, measured = pd.read_csv(RESULTS / name / "predicted.csv"), pd.read_csv(RESULTS / "gpu-h100" / "gpu.csv")
     measured = measured[(measured.contender == "chunk") & (measured.dtype == "bfloat16") & (measured.channels == 1024)]
     measured = measured[(measured.B == 8) & (measured["T"] == 2048)].set_index(["op", "m", "mode"])
     rows = []
@@ -310,10 +330,10 @@ def _predicted(name: str) -> str:
         cells = [op, str(m)]
         for mode, of in (("fwd", part[part.direction == "forward"]), ("fwd+bwd", part)):
             least, time = of.groupby("direction").least_bytes.first().sum(), of.us.sum()
-            share, was = least / time / 3.35e6, measured.copy_fraction[op, m, mode]
-            cells += [f"{of.bytes.sum() / least:.2f}", f"{time:.0f}", f"{share:.2f}", f"{was:.2f}"]
+            took = 1e3 * measured.ms[op, m, mode]
+            cells += [f"{of.bytes.sum() / least:.2f}", f"{time:.0f}", f"{took:.0f}", f"{took / time:.2f}"]
         rows.append([*cells, f"{part.sectors_over_fewest.max():.2f}"])
-    of = ["bytes over bound", "us", "share", "H200"]
+    of = ["bytes over bound", "us", "measured", "ratio"]
     head = ["op", "m", *of, *(f"both: {x}" for x in of), "sectors over fewest"]
     return _markdown([dict(zip(head, cells)) for cells in rows])
 
@@ -326,6 +346,7 @@ KINDS = {
     "lengths": _lengths,
     "headline": _headline,
     "gpu": _gpu,
+    "gpu-layers": _gpu_layers,
     "cpu": _cpu,
     "roofline": _roofline,
     "lm": _lm,
