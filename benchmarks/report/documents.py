@@ -13,6 +13,7 @@ from statistics import median
 
 import pandas as pd
 
+from benchmarks.compare.presets import MAD_TASKS
 from benchmarks.records.store import read_folder
 from benchmarks.records.summary import SOLVED, Line, compare
 from benchmarks.records.tables import grows, short
@@ -20,6 +21,7 @@ from benchmarks.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+CLAIM = 5  # seeds
 MARKED = re.compile(r"(<!-- rows: (\S+)(?: (\S+))? -->\n).*?(<!-- /rows -->)", re.DOTALL)
 
 
@@ -187,6 +189,27 @@ def _law(name: str) -> str:
     return law([row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh")]).table()
 
 
+def _mad(name: str) -> str:
+    """MAD's tasks at each mixer's best rates (`benchmarks.studies mad`): a mixer a row, best first, and a task a column."""
+    from benchmarks.studies.figures import best_runs
+
+    best = best_runs(list(read_folder(RESULTS / name).values()))
+    scores = {of: [run["token_accuracy_1x"] for run in runs] for of, runs in best.items()}
+    tasks, lines = [task for task in MAD_TASKS if any(task == t for _, t in best)], []
+    for variant in dict.fromkeys(variant for variant, _ in best):
+        cells = {}
+        for task in tasks:
+            values = scores.get((variant, task), [])
+            cells[task.replace("_", " ")] = _cell(values) if len(values) >= CLAIM else f"*{_cell(values)}*" if values else ""
+        run = next(runs[0] for (v, _), runs in best.items() if v == variant)
+        mean = [median(scores[variant, task]) for task in tasks if (variant, task) in scores]
+        row = {"mixer": f"`{variant}`", **cells, "state": grows(Line(variant, [run]))}
+        lines.append((len(mean), sum(mean) / len(mean), row))
+    note = "Token accuracy at the training length, median and range; in italics what has fewer than five seeds. Mixers of equal "
+    note += "parameters, those with more tasks first, then by the mean of tasks."
+    return f"{_markdown([row for *_, row in sorted(lines, key=lambda line: line[:2], reverse=True)])}\n{note}\n"
+
+
 def _gpu(name: str) -> str:
     """Our chunked ops on a GPU, in bfloat16 at two shapes: time, bandwidth, and that over a large copy's."""
     table = pd.read_csv(RESULTS / name / "gpu.csv")
@@ -343,6 +366,7 @@ KINDS = {
     "predicted": _predicted,
     "memory": _memory,
     "law": _law,
+    "mad": _mad,
     "lengths": _lengths,
     "headline": _headline,
     "gpu": _gpu,

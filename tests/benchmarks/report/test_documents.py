@@ -1,0 +1,41 @@
+"""Tables of the documents, of made-up rows; that pages hold the stored ones is tested beside the pages."""
+
+import pytest
+
+from benchmarks.records.store import ResultStore
+from benchmarks.report import documents
+
+
+@pytest.fixture
+def table(make_row, tmp_path, monkeypatch):
+    """Lines of a table of some rows, cells apart: (variant, task, accuracies by seed) each."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+
+    def make(kind, *lines):
+        with ResultStore(tmp_path / kind) as store:
+            for variant, task, values in lines:
+                for seed, value in enumerate(values):
+                    store.add(make_row(variant, value, seed, task=task, state_size="" if variant == "attn" else "64"))
+        text = documents.stored_table(kind, kind)
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")], text
+
+    return make
+
+
+def test_mad_says_what_is_a_claim(table):
+    """The best first among those with most tasks; fewer than five seeds in italics; no run, no cell."""
+    rows, text = table(
+        "mad",
+        ("attn", "recall", (1.0,)),
+        ("lstm", "compression", (0.5,)),
+        ("lstm", "recall", (0.7,)),
+        ("bdlru-m4", "recall", (0.9, 0.8, 1.0, 1.0, 1.0)),
+        ("bdlru-m4", "compression", (0.75, 0.25, 0.5, 0.5, 0.5)),
+    )
+    assert rows[0] == ["mixer", "recall", "compression", "state"]
+    assert rows[2:] == [
+        ["`bdlru-m4`", "1.000 (0.80-1.00)", "0.500 (0.25-0.75)", "64"],
+        ["`lstm`", "*0.700*", "*0.500*", "64"],
+        ["`attn`", "*1.000*", "", "grows"],
+    ]
+    assert "fewer than five seeds" in text
