@@ -17,7 +17,8 @@ def table(make_row, tmp_path, monkeypatch):
                 for seed, value in enumerate(values):
                     store.add(make_row(variant, value, seed, task=task, state_size="" if variant == "attn" else "64"))
         text = documents.stored_table(kind, kind)
-        return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")], text
+        lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line] for line in lines], text
 
     return make
 
