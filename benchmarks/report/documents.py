@@ -205,7 +205,7 @@ def _mad(name: str) -> str:
         mean = [median(scores[variant, task]) for task in tasks if (variant, task) in scores]
         row = {"mixer": f"`{variant}`", **cells, "state": grows(Line(variant, [run]))}
         lines.append((len(mean), sum(mean) / len(mean), row))
-    note = "Token accuracy at the training length, median and range; in italics what has fewer than five seeds. Mixers have equal"
+    note = "Token accuracy at the training length, median and range; in italics what has fewer than five seeds. Equal"
     note += " parameters; those with more tasks come first, then by the mean of tasks."
     return f"{_markdown([row for *_, row in sorted(lines, key=lambda line: line[:2], reverse=True)])}\n{note}\n"
 
