@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import swish
-from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.common import full_precision, is_plain, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
+from fla_bdlru.ops.common.dispatch import why_no_numba
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -44,7 +45,12 @@ def _earlier(x, shifts, initial_state, cu_seqlens):
 
 @full_precision
 def _sequences(x, w, bias, initial_state):
-    """The convolution of whole sequences; as one of images, for whose layout PyTorch has a fast one per channel."""
+    """The convolution of whole sequences; without a kernel as one of images, for whose layout PyTorch has a fast one."""
+    if initial_state is None and all(map(is_plain, (x, w))) and why_no_numba() is None:
+        from fla_bdlru.fla_cpu.native_convolution import CausalDepthwise
+
+        y = CausalDepthwise.apply(x, w)
+        return y if bias is None else y + bias
     images = _behind(x, w.shape[-1] - 1, initial_state).mT[:, :, None]
     return F.conv2d(images, w[:, None, None], bias, groups=x.shape[-1])[:, :, 0].mT
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.common import full_precision, is_plain, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
+from fla_bdlru.ops.common.dispatch import why_no_numba
 
 # Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
 # [C, C, K] tensor.
@@ -24,6 +25,13 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
     if k.shape[2] == 0:
         state = k.transpose(-1, -2) @ v if initial_state is None else initial_state
         return v, state if final else None
+    if all(t is None or is_plain(t) for t in (q, k, v, beta, g, initial_state)) and why_no_numba() is None:
+        from fla_bdlru.fla_cpu.native_scan import LinearAttention
+
+        rows = [None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, None if g is None else g.exp())]
+        rows[3] = None if beta is None else rows[3][..., 0]
+        o, state = LinearAttention.apply(*rows, initial_state)
+        return o.transpose(1, 2), state if final else None
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = max(1, (2 * k.shape[2] + size) // (2 * size))
     # of equal size: one step in a chunk of its own would cost as much as a whole chunk; tensor_split's backward is quadratic

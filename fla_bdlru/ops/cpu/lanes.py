@@ -152,6 +152,18 @@ def splat(typingctx, a):
 
 
 @intrinsic
+def across(typingctx, a):
+    """The sum of all lanes, as a float."""
+
+    def codegen(context, builder, signature, args):
+        function_type = ir.FunctionType(_F32, [_F32, _F32S])
+        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        return builder.call(function, [_F32(0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(vec), codegen
+
+
+@intrinsic
 def power_of_two(typingctx, a):
     """2^k for a = 1.5 * 2^23 + k, whose low bits are k; 0 for k = -127."""
 
