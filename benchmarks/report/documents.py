@@ -189,6 +189,25 @@ def _law(name: str) -> str:
     return law([row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh")]).table()
 
 
+def _rounding(name: str) -> str:
+    """The same runs with two instruction sets, which round differently: a folder of rows each."""
+    sets = {path.name: read_folder(path) for path in sorted((RESULTS / name).iterdir())}
+    one, other = sets.values()
+    rows = []
+    for task, variant in dict.fromkeys((row["task"], row["variant"]) for row in one.values()):
+        keys = [key for key, row in one.items() if (row["task"], row["variant"]) == (task, variant) and key in other]
+        lengths = one[keys[0]]["eval_lengths"]
+        cells = {"": f"{task.upper()}, `{variant}`"}
+        ends = {n: f"token_accuracy_{n // lengths[0]}x" for n in (lengths[0], lengths[-1])}
+        for label, of in sets.items():
+            cells[f"{label}: solved"] = f"{sum(of[key]['token_accuracy_1x'] >= SOLVED for key in keys)} of {len(keys)}"
+            cells[f"{label}: tokens @{lengths[-1]}"] = _cell([of[key][ends[lengths[-1]]] for key in keys])
+        for n, column in ends.items():
+            cells[f"a seed moves @{n} by up to"] = f"{max(abs(one[key][column] - other[key][column]) for key in keys):.3f}"
+        rows.append(cells)
+    return _markdown(rows)
+
+
 def _mad(name: str) -> str:
     """MAD's tasks at each mixer's best rates (`benchmarks.studies mad`): a mixer a row, best first, and a task a column."""
     from benchmarks.studies.figures import best_runs
@@ -367,6 +386,7 @@ KINDS = {
     "memory": _memory,
     "law": _law,
     "mad": _mad,
+    "rounding": _rounding,
     "lengths": _lengths,
     "headline": _headline,
     "gpu": _gpu,

@@ -40,3 +40,16 @@ def test_mad_says_what_is_a_claim(table):
         ["`attn`", "*1.000*", "", "grows"],
     ]
     assert "fewer than five seeds" in text
+
+
+def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
+    """What only one instruction set has does not count."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    for name, values in {"a": (1.0, 0.5, 0.2), "b": (0.5, 0.75)}.items():
+        with ResultStore(tmp_path / "rounding" / name) as store:
+            for seed, value in enumerate(values):
+                store.add(make_row("lstm", value, seed))
+    rows = [line.split(" | ") for line in documents.stored_table("rounding", "rounding").splitlines()]
+    assert rows[2][1:3] == ["1 of 2", "0.375 (0.25-0.50)"]
+    assert rows[2][3:5] == ["0 of 2", "0.312 (0.25-0.38)"]
+    assert rows[2][5:] == ["0.500", "0.250 |"]
