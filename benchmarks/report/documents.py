@@ -197,13 +197,13 @@ def _rounding(name: str) -> str:
     for task, variant in dict.fromkeys((row["task"], row["variant"]) for row in one.values()):
         keys = [key for key, row in one.items() if (row["task"], row["variant"]) == (task, variant) and key in other]
         lengths = one[keys[0]]["eval_lengths"]
-        cells = {"": f"{task.upper()}, `{variant}`"}
-        ends = {n: f"token_accuracy_{n // lengths[0]}x" for n in (lengths[0], lengths[-1])}
+        first, last = (f"token_accuracy_{n // lengths[0]}x" for n in (lengths[0], lengths[-1]))
+        cells = {"": f"{task.upper()}, `{variant}`", "lengths": f"{lengths[0]}, {lengths[-1]}"}
         for label, of in sets.items():
-            cells[f"{label}: solved"] = f"{sum(of[key]['token_accuracy_1x'] >= SOLVED for key in keys)} of {len(keys)}"
-            cells[f"{label}: tokens @{lengths[-1]}"] = _cell([of[key][ends[lengths[-1]]] for key in keys])
-        for n, column in ends.items():
-            cells[f"a seed moves @{n} by up to"] = f"{max(abs(one[key][column] - other[key][column]) for key in keys):.3f}"
+            cells[f"{label}: solved"] = f"{sum(of[key][first] >= SOLVED for key in keys)} of {len(keys)}"
+            cells[f"{label}: tokens at the longer"] = _cell([of[key][last] for key in keys])
+        for words, column in (("at the shorter", first), ("at the longer", last)):
+            cells[f"a seed moves {words} by up to"] = f"{max(abs(one[key][column] - other[key][column]) for key in keys):.3f}"
         rows.append(cells)
     return _markdown(rows)
 

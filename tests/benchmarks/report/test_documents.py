@@ -50,6 +50,6 @@ def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
             for seed, value in enumerate(values):
                 store.add(make_row("lstm", value, seed))
     rows = [line.split(" | ") for line in documents.stored_table("rounding", "rounding").splitlines()]
-    assert rows[2][1:3] == ["1 of 2", "0.375 (0.25-0.50)"]
-    assert rows[2][3:5] == ["0 of 2", "0.312 (0.25-0.38)"]
-    assert rows[2][5:] == ["0.500", "0.250 |"]
+    assert rows[2][2:4] == ["1 of 2", "0.375 (0.25-0.50)"]
+    assert rows[2][4:6] == ["0 of 2", "0.312 (0.25-0.38)"]
+    assert rows[2][6:] == ["0.500", "0.250 |"]
