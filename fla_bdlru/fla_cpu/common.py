@@ -1,11 +1,13 @@
 """What the replacements share: the number type of a computation."""
 
 import functools
+import os
 from collections.abc import Callable
 
 import torch
 
 from fla_bdlru.ops.common.autograd import is_traced
+from fla_bdlru.ops.common.dispatch import why_no_numba
 
 
 def full_precision(fn: Callable) -> Callable:
@@ -24,8 +26,17 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def is_plain(x: torch.Tensor) -> bool:
-    """Whether a kernel may read float32 memory that nobody has to see: no tracer, no transform, no subclass."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return not is_traced() and not torch._C._are_functorch_transforms_active()
+def _is_plain(x: torch.Tensor | None) -> bool:
+    plain = x is None or (
+        x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
+    )
+    return plain and not is_traced() and not torch._C._are_functorch_transforms_active()
+
+
+def are_for_numba(*tensors: torch.Tensor | None) -> bool:
+    """Whether a numba kernel runs these: float32 memory that no tracer, transform or subclass looks at, and numba is there.
+
+    `FLA_BDLRU_BACKEND=torch` rules it out, as for the ops of this package.
+    """
+    wanted = os.environ.get("FLA_BDLRU_BACKEND") or "auto"
+    return wanted in ("auto", "cpu") and all(map(_is_plain, tensors)) and why_no_numba() is None

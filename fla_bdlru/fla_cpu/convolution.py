@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import swish
-from fla_bdlru.fla_cpu.common import full_precision, is_plain, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
-from fla_bdlru.ops.common.dispatch import why_no_numba
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -46,7 +45,7 @@ def _earlier(x, shifts, initial_state, cu_seqlens):
 @full_precision
 def _sequences(x, w, bias, initial_state):
     """The convolution of whole sequences; without a kernel as one of images, for whose layout PyTorch has a fast one."""
-    if initial_state is None and all(map(is_plain, (x, w))) and why_no_numba() is None:
+    if initial_state is None and are_for_numba(x, w):
         from fla_bdlru.fla_cpu.native_convolution import CausalDepthwise
 
         y = CausalDepthwise.apply(x, w)

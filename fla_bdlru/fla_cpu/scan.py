@@ -2,9 +2,8 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import full_precision, is_plain, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
-from fla_bdlru.ops.common.dispatch import why_no_numba
 
 # Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
 # [C, C, K] tensor.
@@ -25,7 +24,7 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
     if k.shape[2] == 0:
         state = k.transpose(-1, -2) @ v if initial_state is None else initial_state
         return v, state if final else None
-    if all(t is None or is_plain(t) for t in (q, k, v, beta, g, initial_state)) and why_no_numba() is None:
+    if are_for_numba(q, k, v, beta, g, initial_state):
         from fla_bdlru.fla_cpu.native_scan import LinearAttention
 
         rows = [None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, None if g is None else g.exp())]

@@ -6,7 +6,8 @@ from float64 import outer, rand, read
 
 pytest.importorskip("numba")
 
-from fla_bdlru.fla_cpu import convolution, native_convolution, native_scan, scan
+from fla_bdlru.fla_cpu import convolution, native_convolution, native_scan
+from fla_bdlru.fla_cpu.common import are_for_numba
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention
 
 
@@ -45,7 +46,7 @@ def test_linear_attention(check, case, poisoned_empty, monkeypatch):
     inputs = attention_inputs(*case)
     check(chunk_linear_attention, loop, inputs)
     assert calls
-    monkeypatch.setattr(scan, "is_plain", lambda x: False)
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
     check(chunk_linear_attention, loop, inputs)
     assert len(calls) == 1
 
@@ -109,7 +110,7 @@ def test_convolution(check, B, T, D, W, poisoned_empty, monkeypatch):
     inputs = [rand(B, T, D), rand(D, W), rand(D)]
     check(lambda *args: convolution._sequences(*args, None), reference, inputs)
     assert len(calls) == 1
-    monkeypatch.setattr(convolution, "is_plain", lambda x: False)
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
     check(lambda *args: convolution._sequences(*args, None), reference, inputs)
     assert len(calls) == 1
 
@@ -129,11 +130,10 @@ def test_kernels_are_for_plain_float32():
         pass
 
     x = torch.randn(2)
-    assert scan.is_plain(x)
-    assert scan.is_plain(torch.nn.Parameter(x))
-    assert not any(map(scan.is_plain, (x.double(), x.bfloat16(), x.to("meta"), x.as_subclass(Mine))))
+    assert are_for_numba(x, torch.nn.Parameter(x), None)
+    assert not any(map(are_for_numba, (x.double(), x.bfloat16(), x.to("meta"), x.as_subclass(Mine))))
     seen = []
-    torch.func.vmap(lambda row: seen.append(scan.is_plain(row)) or row)(torch.randn(2, 3))
+    torch.func.vmap(lambda row: seen.append(are_for_numba(row)) or row)(torch.randn(2, 3))
     with torch.utils.flop_counter.FlopCounterMode(display=False):
-        seen.append(scan.is_plain(x))
+        seen.append(are_for_numba(x))
     assert seen == [False, False]
