@@ -27,9 +27,9 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
 
 
 def _is_plain(x: torch.Tensor | None) -> bool:
-    plain = x is None or (
-        x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
-    )
+    if x is None:
+        return True
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
     return plain and not is_traced() and not torch._C._are_functorch_transforms_active()
 
 
