@@ -127,7 +127,11 @@ def test_inference_mode(name):
     with torch.inference_mode():
         for shape in SHAPES:
             x = tokens(*shape)
-            assert torch.equal(compiled(x, use_cache=False).logits, model(x, use_cache=False).logits)
+            found, expected = compiled(x, use_cache=False).logits, model(x, use_cache=False).logits
+            if name == "bdlru":
+                assert torch.equal(found, expected)
+            else:  # FLA's short convolution is a numba kernel where nobody traces
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert count.graphs <= 3
 
 
