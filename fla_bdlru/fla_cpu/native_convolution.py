@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from fla_bdlru.ops.common.autograd import as_input
+from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import MAX_TILES, as_array, boundaries, empty, kernel, launch
 
@@ -74,9 +74,9 @@ class CausalDepthwise(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        x, w = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx, saved, dy):
+        x, w = saved
         dx, dw = empty(x.shape, x.dtype), x.new_empty(len(x), *w.shape)
         arrays = tuple(map(as_array, (x, w, as_input(dy), dx, dw)))
         launch(backward_kernel(len(w)), arrays, x.shape[-1], boundaries(x, None), 2 * len(w))

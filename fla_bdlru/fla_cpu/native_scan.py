@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from numba.extending import overload
 
-from fla_bdlru.ops.common.autograd import as_input
+from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, across, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import INLINE_WORK, as_array, empty, kernel, run_jobs
 
@@ -213,9 +213,9 @@ class LinearAttention(torch.autograd.Function):
         return o, ht
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, do, dht):
-        *given, cells = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx, saved, do, dht):
+        *given, cells = saved
         q, v, decay = given[0], given[2], given[4]
         (B, T, H, K), V, A = q.shape, v.shape[-1], decay.shape[-1] if ctx.given[1] else 0
         do = torch.zeros_like(v) if do is None else as_input(do)

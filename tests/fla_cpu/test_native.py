@@ -115,12 +115,24 @@ def test_convolution(check, B, T, D, W, poisoned_empty, monkeypatch):
     assert len(calls) == 1
 
 
-def test_second_derivatives_are_refused():
-    q, k, v = (rand(1, 1, 3, 2).float().requires_grad_() for _ in range(3))
-    o, _ = chunk_linear_attention(q, k, v, None, None, None)
-    (grad,) = torch.autograd.grad(o.square().sum(), v, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("loss", [lambda o: o.sum(), lambda o: o.square().sum()], ids=["a constant gradient", "one of o"])
+def test_second_derivatives_are_refused(loss, monkeypatch):
+    """Also where the incoming gradient asks for none, but the inputs that the backward reads do."""
+    leaves = [rand(1, 1, 3, 2).float().requires_grad_() for _ in range(3)]
+    x, w = (rand(*shape).float().requires_grad_() for shape in ((1, 3, 5), (5, 2)))
+
+    def second():
+        attended, convolved = chunk_linear_attention(*leaves, None, None, None)[0], convolution._sequences(x, w, None, None)
+        for o, of in ((attended, leaves[2]), (convolved, w)):
+            (grad,) = torch.autograd.grad(loss(o), of, create_graph=True)
+            yield grad.sum().backward
+
+    for backward in second():
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA_BDLRU_BACKEND=torch"):
+            backward()
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
+    for backward in second():
+        backward()
 
 
 def test_kernels_are_for_plain_float32():

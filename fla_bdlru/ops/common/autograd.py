@@ -19,8 +19,8 @@ def is_traced() -> bool:
 def refuse() -> None:
     """Raises the `RuntimeError` of second derivatives."""
     raise RuntimeError(
-        "The backward pass of BD-LRU and H-LRU cannot be differentiated again; second derivatives need plain PyTorch: set "
-        "FLA_BDLRU_BACKEND=torch, and no cp_context."
+        "The backward pass of BD-LRU, H-LRU and FLA's ops on a CPU cannot be differentiated again; second derivatives need "
+        "plain PyTorch: set FLA_BDLRU_BACKEND=torch, and no cp_context."
     )
 
 
