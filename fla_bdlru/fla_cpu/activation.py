@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.common import are_for_kernels, upcast
 
 OPS = "fla.modules.activations.ops"
 
@@ -23,7 +23,13 @@ def sigmoid(x, _=None) -> tuple[torch.Tensor, Callable]:
 
 
 def swish(x, _=None) -> tuple[torch.Tensor, Callable]:
-    return F.silu(x), lambda grad: torch.ops.aten.silu_backward(grad, x)
+    def pull(grad):
+        if torch.is_grad_enabled():  # torch's has no derivative
+            s = torch.sigmoid(x)
+            return grad * s * (1 + x * (1 - s))
+        return torch.ops.aten.silu_backward(grad, x)
+
+    return F.silu(x), pull
 
 
 def elu_p1(x, _=None) -> tuple[torch.Tensor, Callable]:
@@ -51,16 +57,49 @@ def powlu(x, power) -> tuple[torch.Tensor, Callable]:
     return gate.where(positive, below), pull
 
 
+def _kernels(activation, *tensors):
+    """The module of numba kernels, if they know the activation and may run on the tensors, which have one shape."""
+    if (
+        activation not in (sigmoid, swish)
+        or any(t.shape != tensors[0].shape for t in tensors)
+        or not are_for_kernels(*tensors)
+    ):
+        return None
+    from fla_bdlru.fla_cpu import native_activation
+
+    return native_activation
+
+
 def elementwise(activation) -> dict:
     """Replacements of FLA's two functions of an activation; logsigmoid's have a temperature, too."""
+    name = activation.__name__
 
     def fwd(x, temperature=None):
+        if native := _kernels(activation, x):
+            return native.forward(name, x)
         return _like(activation(upcast(x), temperature)[0], x)
 
     def bwd(x, dy, temperature=None):
+        if native := _kernels(activation, x, dy):
+            return native.backward(name, x, dy)[0]
         return _like(activation(upcast(x), temperature)[1](upcast(dy)), x)
 
-    return {f"{OPS}:{activation.__name__}_{form.__name__}": form for form in (fwd, bwd)}
+    return {f"{OPS}:{name}_{form.__name__}": form for form in (fwd, bwd)}
+
+
+def gated(gate, x, y, power=None) -> torch.Tensor:
+    """gate(x) * y in fp32."""
+    if native := _kernels(gate, x, y):
+        return native.forward(gate.__name__, x, y)
+    return gate(upcast(x), power)[0] * upcast(y)
+
+
+def gated_backward(gate, x, y, grad, recompute=False, power=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The gradients of x and y in fp32, and gate(x) * y again if `recompute`."""
+    if native := _kernels(gate, x, y, grad):
+        return native.backward(gate.__name__, x, grad, y, recompute)
+    (value, pull), y, grad = gate(upcast(x), power), upcast(y), upcast(grad)
+    return pull(grad * y), grad * value, value * y if recompute else None
 
 
 def glu(name, gate) -> dict:
@@ -68,18 +107,18 @@ def glu(name, gate) -> dict:
     # The fused "gate, then linear" function keeps autocast's cast for its own backward on a GPU only: two steps here.
 
     def fwd(x, y, power=None):
-        return _like(gate(upcast(x), power)[0] * upcast(y), x)
+        return _like(gated(gate, x, y, power), x)
 
     def fwdbwd(x, y, g, use_weight, power=None):
-        value, pull = gate(upcast(x), power)
-        grads = _like(pull(upcast(g) * upcast(y)), x), _like(upcast(g) * value, y)
-        return (*grads, _like(value.mul_(upcast(y)), x)) if use_weight else grads
+        dx, dy, z = gated_backward(gate, x, y, g, use_weight, power)
+        grads = _like(dx, x), _like(dy, y)
+        return (*grads, _like(z, x)) if use_weight else grads
 
     def linear(x, y, weight, bias, power=None):
         from fla.modules.activations import ops
 
-        gated = getattr(ops, name)
-        return F.linear(gated(x, y) if power is None else gated(x, y, power), weight, bias)
+        product = getattr(ops, name)
+        return F.linear(product(x, y) if power is None else product(x, y, power), weight, bias)
 
     return {f"{OPS}:{name}_{form.__name__}": form for form in (fwd, fwdbwd, linear)}
 

@@ -40,3 +40,8 @@ def are_for_numba(*tensors: torch.Tensor | None) -> bool:
     """
     wanted = os.environ.get("FLA_BDLRU_BACKEND") or "auto"
     return wanted in ("auto", "cpu") and all(map(_is_plain, tensors)) and why_no_numba() is None
+
+
+def are_for_kernels(*tensors: torch.Tensor | None) -> bool:
+    """`are_for_numba`, for what FLA calls inside of its autograd functions: a second derivative is to go by PyTorch."""
+    return not torch.is_grad_enabled() and are_for_numba(*tensors)

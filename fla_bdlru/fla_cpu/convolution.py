@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import swish
-from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_kernels, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 ACTIVATIONS = (None, "silu", "swish")
@@ -44,18 +44,22 @@ def _earlier(x, shifts, initial_state, cu_seqlens):
 
 @full_precision
 def _sequences(x, w, bias, initial_state):
-    """The convolution of whole sequences; without a kernel as one of images, for whose layout PyTorch has a fast one."""
-    if initial_state is None and are_for_numba(x, w):
-        from fla_bdlru.fla_cpu.native_convolution import CausalDepthwise
-
-        y = CausalDepthwise.apply(x, w)
-        return y if bias is None else y + bias
+    """The convolution of whole sequences as one of images, for whose layout PyTorch has a fast one."""
     images = _behind(x, w.shape[-1] - 1, initial_state).mT[:, :, None]
     return F.conv2d(images, w[:, None, None], bias, groups=x.shape[-1])[:, :, 0].mT
 
 
+def _has_kernel(x, weight, bias, initial_state, cu_seqlens, *grads):
+    return initial_state is None and cu_seqlens is None and x.numel() > 0 and are_for_kernels(x, weight, bias, *grads)
+
+
 def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
     """The convolution in fp32; x: [B, T, D], weight: [D, W]."""
+    if _has_kernel(x, weight, bias, initial_state, cu_seqlens):
+        from fla_bdlru.fla_cpu import native_convolution
+
+        y = native_convolution.forward(x, weight, bias, activation is not None)
+        return y if residual is None else y + upcast(residual).view(x.shape)
     s = upcast(x)
     w, bias, state = (None if t is None else t.to(s.dtype) for t in (weight, bias, initial_state))
     if cu_seqlens is None and x.numel():
@@ -113,9 +117,20 @@ def causal_conv1d(
 
 def causal_conv1d_bwd(x, dy, dht, weight=None, bias=None, residual=None, initial_state=None, activation=None, cu_seqlens=None):
     _check(activation, weight)
+    tokens, dr = _token_layout(x, weight), dy if residual is not None else None
+    if dht is None and _has_kernel(tokens, weight, bias, initial_state, cu_seqlens, dy):
+        from fla_bdlru.fla_cpu import native_convolution
+
+        dx, dw, db = native_convolution.backward(tokens, weight, bias, activation is not None, dy.reshape(tokens.shape))
+        return dx.view(x.shape), dw, db, dr, None
     # The forward again with a graph: it has to be recomputed for the activation anyway.
-    leaves = {"x": _token_layout(x, weight), "weight": weight, "bias": bias, "initial_state": initial_state}
-    leaves = {name: t.detach().requires_grad_() for name, t in leaves.items() if t is not None}
+    leaves = {"x": tokens, "weight": weight, "bias": bias, "initial_state": initial_state}
+    again = torch.is_grad_enabled()  # somebody takes the derivative of this, too
+    leaves = {
+        name: t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_()
+        for name, t in leaves.items()
+        if t is not None
+    }
     with torch.enable_grad():
         state, bias_leaf = leaves.get("initial_state"), leaves.get("bias")
         y = _convolve(leaves["x"], leaves["weight"], bias_leaf, None, state, activation, cu_seqlens)
@@ -123,8 +138,7 @@ def causal_conv1d_bwd(x, dy, dht, weight=None, bias=None, residual=None, initial
         if dht is not None:
             outputs.append(_final_state(leaves["x"], weight.shape[-1], state, cu_seqlens))
             grads.append(dht.to(outputs[-1].dtype))
-        grads = dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), grads)))
-    dr = dy if residual is not None else None
+        grads = dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), grads, create_graph=again)))
     return grads["x"].view(x.shape), grads["weight"], grads.get("bias"), dr, grads.get("initial_state")
 
 

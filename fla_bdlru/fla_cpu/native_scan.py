@@ -7,8 +7,7 @@ state every `CELL` steps, and the backward makes those between again.
 
 from __future__ import annotations
 
-from functools import cache, partial
-from itertools import pairwise
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numba.extending import overload
 
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, across, get, lanes_below, load, put, splat, stack, store
-from fla_bdlru.ops.cpu.runtime import INLINE_WORK, as_array, empty, kernel, run_jobs
+from fla_bdlru.ops.cpu.runtime import as_array, empty, kernel, run_tasks
 
 CELL = 32
 TILES = 4
@@ -178,13 +177,6 @@ def backward_kernel(TILES: int, DELTA: bool):
     return attention_backward
 
 
-def _run(function, arrays, tasks: int, sizes: tuple, work: int) -> None:
-    """Runs a kernel over all heads of all sequences; who runs which changes no bit of the result."""
-    pieces = 1 if work < INLINE_WORK else min(tasks, 4 * torch.get_num_threads())
-    bounds = [tasks * i // pieces for i in range(pieces + 1)]
-    run_jobs([partial(function, *arrays, *sizes, lo, hi) for lo, hi in pairwise(bounds)])
-
-
 def _tiles(V: int) -> int:
     tiles = -(-V // LANES)
     return -(-tiles // -(-tiles // TILES))
@@ -207,7 +199,7 @@ class LinearAttention(torch.autograd.Function):
         cells = empty((B, H, -(-T // CELL), K, V) if keep else (0,), v.dtype)
         o, ht = empty(v.shape, v.dtype), torch.empty_like(h0)
         arrays = tuple(map(as_array, (*given, h0, o, cells, ht)))
-        _run(forward_kernel(_tiles(V), ctx.given[0]), arrays, B * H, (T, H, K, V, A, keep), B * H * T * K * V)
+        run_tasks(forward_kernel(_tiles(V), ctx.given[0]), (*arrays, T, H, K, V, A, keep), B * H, B * H * T * K * V)
         ctx.save_for_backward(*given, cells)
         ctx.set_materialize_grads(False)
         return o, ht
@@ -222,5 +214,5 @@ class LinearAttention(torch.autograd.Function):
         dht = v.new_zeros(B, H, K, V) if dht is None else as_input(dht)
         grads = [*map(torch.zeros_like, given), torch.empty_like(dht)]
         arrays = tuple(map(as_array, (*given, cells, do, dht, *grads)))
-        _run(backward_kernel(_tiles(V), ctx.given[0]), arrays, B * H, (T, H, K, V, A), 4 * B * H * T * K * V)
+        run_tasks(backward_kernel(_tiles(V), ctx.given[0]), (*arrays, T, H, K, V, A), B * H, 4 * B * H * T * K * V)
         return (*grads[:3], *(grad if there else None for grad, there in zip(grads[3:], ctx.given)))

@@ -1,16 +1,30 @@
 """PyTorch versions of `fla.modules.norm`: layer, RMS, group and l2 norms, alone or with a gate, a linear layer, BitNet."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.activation import sigmoid, swish
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.activation import gated, gated_backward, sigmoid, swish
+from fla_bdlru.fla_cpu.common import are_for_kernels, upcast
+from fla_bdlru.ops.common.autograd import refused_further
+
+
+def _kernels(dtypes, *tensors):
+    """The module of numba kernels, if they may run on the tensors and make what is asked for."""
+    if any(dtype not in (None, torch.float32) for dtype in dtypes) or not are_for_kernels(*tensors):
+        return None
+    from fla_bdlru.fla_cpu import native_norm
+
+    return native_norm
 
 
 def layer_norm_fwd(
     x, weight, bias, eps=1e-05, residual=None, out_dtype=None, residual_dtype=None, is_rms_norm=False, num_groups=1
 ):
     # x: [T, D], row t belongs to group t % num_groups; weight, bias: [num_groups * D]
+    if native := _kernels((out_dtype, residual_dtype), x, weight, bias, residual):
+        return native.forward(x, weight, bias, eps, residual, is_rms_norm=is_rms_norm, num_groups=num_groups)
     s = upcast(x) if residual is None else upcast(x) + upcast(residual)
     # handed on as the residual: the sum in the residual's own type, or `x` itself
     residual_dtype = (residual_dtype or x.dtype) if residual is None else residual.dtype
@@ -27,7 +41,26 @@ def layer_norm_fwd(
     return y, None if mean is None else mean.flatten(), rstd.flatten(), residual_out
 
 
+def _once(backward):
+    """Has the derivative of a backward pass refused: FLA keeps views of its input, which have no graph."""
+
+    @functools.wraps(backward)
+    def run(*args, **kwargs):
+        with torch.no_grad():
+            grads = backward(*args, **kwargs)
+        return refused_further(grads, tuple(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)))
+
+    return run
+
+
+@_once
 def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output, num_groups=1):
+    if native := _kernels((x_dtype,), dy, x, weight, bias, dres):
+        dx, _, dw, db, y = native.backward(
+            dy, x, weight, bias, mean, rstd, dres, recompute=recompute_output, num_groups=num_groups
+        )
+        grads = dx, dw, db, dx if has_residual else None
+        return (*grads, y) if recompute_output else grads
     D = x.shape[-1]
     rstd = rstd[:, None]
     x_hat = (upcast(x) if is_rms_norm else upcast(x) - mean[:, None]) * rstd
@@ -53,60 +86,86 @@ def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_n
     return dx_out, dw, db, dres_in, y.view_as(x_hat).to(dy.dtype)
 
 
-def layer_norm_gated_fwd(x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm):
+def layer_norm_gated_fwd(
+    x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm, num_groups=1
+):  # fmt: skip
+    gate = sigmoid if activation == "sigmoid" else swish
+    if native := _kernels((out_dtype, residual_dtype), x, g, weight, bias, residual):
+        return native.forward(x, weight, bias, eps, residual, g, gate.__name__, is_rms_norm, num_groups)
     wide = torch.promote_types(x.dtype, torch.float32)
-    y, mean, rstd, residual_out = layer_norm_fwd(x, weight, bias, eps, residual, wide, residual_dtype, is_rms_norm)
-    y = y * (sigmoid if activation == "sigmoid" else swish)(upcast(g))[0]
+    y, mean, rstd, residual_out = layer_norm_fwd(
+        x, weight, bias, eps, residual, wide, residual_dtype, is_rms_norm, num_groups
+    )  # fmt: skip
+    y = y * gate(upcast(g))[0]
     return y.to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 
+@_once
 def layer_norm_gated_bwd(
-    dy, x, g, weight, bias, activation, eps, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, recompute_output
-):  # eps is in rstd
-    gate, pull = (sigmoid if activation == "sigmoid" else swish)(upcast(g))
+    dy, x, g, weight, bias, activation, eps, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, recompute_output,
+    num_groups=1,
+):  # fmt: skip
+    # eps is in rstd
+    gate = sigmoid if activation == "sigmoid" else swish
+    if native := _kernels((x_dtype,), dy, x, g, weight, bias, dresidual):
+        dx, dg, dw, db, y = native.backward(
+            dy, x, weight, bias, mean, rstd, dresidual, g, gate.__name__, recompute_output, num_groups
+        )
+        grads = dx, dg, dw, db, dx if has_residual else None
+        return (*grads, y) if recompute_output else grads
+    value, pull = gate(upcast(g))
     dx, dw, db, dres_in, y = layer_norm_bwd(
-        upcast(dy) * gate, x, weight, bias, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, True
+        upcast(dy) * value, x, weight, bias, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, True, num_groups
     )
     dg = pull(upcast(dy) * y).to(g.dtype if x_dtype is None else x_dtype)
     grads = dx, dg, dw, db, dres_in
-    return (*grads, (y * gate).to(dy.dtype)) if recompute_output else grads
-
-
-def _gated(x, gate):
-    return x if gate is None else x * gate
+    return (*grads, (y * value).to(dy.dtype)) if recompute_output else grads
 
 
 def layernorm_gated_fwd(x, weight, bias, eps, z, out, group_size, norm_before_gate, is_rms_norm):
     """`fla.modules.norm.layernorm_gated.layer_norm_fwd`: norm in groups of channels, SiLU gate before or after."""
     D = group_size or x.shape[-1]
-    groups, gate = x.shape[-1] // D, None if z is None else F.silu(upcast(z))
-    before, after = (None, gate) if norm_before_gate else (gate, None)
-    s = _gated(upcast(x), before).reshape(-1, D)
-    y, mean, rstd, _ = layer_norm_fwd(s, weight, bias, eps, is_rms_norm=is_rms_norm, num_groups=groups)
-    y = _gated(y.view(x.shape), after).to(x.dtype)
+    groups = x.shape[-1] // D
+    if z is None or not norm_before_gate:
+        s = x if z is None else gated(swish, z, x)
+        y, mean, rstd, _ = layer_norm_fwd(s.reshape(-1, D), weight, bias, eps, is_rms_norm=is_rms_norm, num_groups=groups)
+    else:
+        y, mean, rstd, _ = layer_norm_gated_fwd(
+            x.reshape(-1, D), z.reshape(-1, D), weight, bias, "swish", eps, None, None, None, is_rms_norm, groups
+        )
+    y = y.view(x.shape).to(x.dtype)
     # statistics: [groups * T], group first
     mean, rstd = (None if t is None else t.view(-1, groups).t().flatten() for t in (mean, rstd))
     return y if out is None else out.copy_(y), mean, rstd
 
 
+@_once
 def layernorm_gated_bwd(
     dy, x, weight, bias, mean, rstd, z, group_size, norm_before_gate, is_rms_norm, recompute_output, dz, out
 ):
     """`fla.modules.norm.layernorm_gated.layer_norm_bwd`."""
     D = group_size or x.shape[-1]
-    groups, (gate, pull) = x.shape[-1] // D, (None, None) if z is None else swish(upcast(z))
+    groups = x.shape[-1] // D
     mean, rstd = (None if t is None else t.view(groups, -1).t().flatten() for t in (mean, rstd))
-    before, after = (None, gate) if norm_before_gate else (gate, None)
-    s, grad = (_gated(upcast(t), factor).reshape(-1, D) for t, factor in ((x, before), (dy, after)))
-    dx, dw, db, _, y = layer_norm_bwd(grad, s, weight, bias, mean, rstd, None, False, is_rms_norm, None, True, groups)
-    dx, y = dx.view(x.shape), y.view(x.shape)
+    grad = upcast(dy).reshape(-1, D)
+    if z is None or not norm_before_gate:
+        s = x if z is None else gated(swish, z, x)
+        dx, dw, db, _, y = layer_norm_bwd(
+            grad, s.reshape(-1, D), weight, bias, mean, rstd, None, False, is_rms_norm, None, True, groups
+        )
+        grad_z, dx, _ = (None, dx, None) if z is None else gated_backward(swish, z, x, dx.view(x.shape))
+    else:
+        dx, grad_z, dw, db, _, y = layer_norm_gated_bwd(
+            grad, x.reshape(-1, D), z.reshape(-1, D), weight, bias, "swish", None, mean, rstd, None, False, is_rms_norm, None,
+            True, groups,
+        )  # fmt: skip
     if z is not None:
-        grad_z = pull(upcast(dy) * y if norm_before_gate else dx * upcast(x))
+        grad_z = grad_z.view(z.shape)
         dz = grad_z.to(z.dtype) if dz is None else dz.copy_(grad_z)
-    grads = _gated(dx, before).to(x.dtype), dw, db, dz
+    grads = dx.view(x.shape).to(x.dtype), dw, db, dz
     if not recompute_output:
         return grads
-    y = _gated(y, after).to(x.dtype)
+    y = y.view(x.shape).to(x.dtype)
     return *grads, y if out is None else out.copy_(y)
 
 
@@ -117,8 +176,10 @@ def l2norm_fwd(x, eps, output_dtype):
 
 
 def l2norm_bwd(y, rstd, dy, eps):  # eps is in rstd
-    s, grad = upcast(y), upcast(dy)
-    return ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)
+    with torch.no_grad():
+        s, grad = upcast(y), upcast(dy)
+        dx = ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)
+    return refused_further((dx,), (y, dy))[0]
 
 
 def activation_quant(y: torch.Tensor) -> torch.Tensor:
@@ -134,6 +195,7 @@ def layer_norm_quant_fwd(x, weight, bias, eps, residual, out_dtype, residual_dty
     return activation_quant(y).to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 
+@_once
 def layer_norm_quant_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output):
     # Straight-through: the rounding has the gradient of the identity.
     *grads, y = layer_norm_bwd(upcast(dy), x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, True)

@@ -1,4 +1,4 @@
-"""The numba kernels of the convolution and of linear attention, against loops in float64, and who takes them."""
+"""The numba kernels of linear attention, convolution, norms and gates, against formulas in float64, and who takes them."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from float64 import outer, rand, read
 
 pytest.importorskip("numba")
 
-from fla_bdlru.fla_cpu import convolution, native_convolution, native_scan
+import torch.nn.functional as F
+from fla.modules.activations import ops as activations
+from fla.modules.causal_conv1d import causal_conv1d
+from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
+from fla.modules.norm.l2norm import l2norm
+
+from fla_bdlru.fla_cpu import native_activation, native_convolution, native_norm, native_scan
 from fla_bdlru.fla_cpu.common import are_for_numba
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention
 
@@ -80,13 +86,14 @@ def test_what_is_forgotten_passes_no_gradient():
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(threads):
     inputs = [None if t is None else t.float().requires_grad_() for t in attention_inputs(4, 3, 70, 32, 64, True, 32, True)]
-    x, w = (rand(*shape).float().requires_grad_() for shape in ((8, 700, 70), (70, 4)))
+    x, gate, w, norm = (rand(*shape).float().requires_grad_() for shape in ((8, 700, 70), (8, 700, 70), (70, 4), (70,)))
 
     def run():
         o, state = chunk_linear_attention(*inputs)
-        y = native_convolution.CausalDepthwise.apply(x, w)
-        loss = o.square().sum() + state.sum() + y.square().sum()
-        return [o, state, y, *torch.autograd.grad(loss, [t for t in (*inputs, x, w) if t is not None])]
+        y = causal_conv1d(x, w, activation="silu")[0]
+        z = fused_norm_gate.layer_norm_gated(activations.swiglu(y, x), gate, norm, norm, "swish", prenorm=False)
+        loss = o.square().sum() + state.sum() + z.square().sum()
+        return [o, state, y, z, *torch.autograd.grad(loss, [t for t in (*inputs, x, gate, w, norm) if t is not None])]
 
     alone = run()
     torch.set_num_threads(threads)
@@ -97,42 +104,218 @@ def test_threads_change_no_bit(threads):
     assert all(map(torch.equal, alone, together))
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """`counted(module)`: a list that grows with each call of a module's forward and backward."""
+
+    def count(module):
+        calls = []
+        for name in ("forward", "backward"):
+            run = getattr(module, name)
+            monkeypatch.setattr(
+                module, name, lambda *args, run=run, name=name, **rest: calls.append(name) or run(*args, **rest)
+            )
+        return calls
+
+    return count
+
+
+def convolve(x, w, bias, active):
+    T, W = x.shape[1], w.shape[1]
+    earlier = torch.cat([x.new_zeros(x.shape[0], W - 1, x.shape[2]), x], 1)
+    y = sum(earlier[:, n : n + T] * w[:, n] for n in range(W)) + (0 if bias is None else bias)
+    return F.silu(y) if active else y
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["linear", "silu"])
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("B, T, D, W", [(2, 9, 5, 4), (3, 40, 16, 4), (1, 7, 300, 3), (2, 2, 37, 4), (1, 5, 16, 1)])
-def test_convolution(check, B, T, D, W, poisoned_empty, monkeypatch):
+def test_convolution(check, counted, B, T, D, W, biased, active, poisoned_empty, monkeypatch):
     """All lanes, some, more than a task has tiles; sequences that are shorter than the filter."""
+    calls = counted(native_convolution)
+    inputs = [rand(B, T, D), rand(D, W), rand(D) if biased else None]
 
-    def reference(x, w, bias):
-        earlier = torch.cat([x.new_zeros(B, W - 1, D), x], 1)
-        return sum(earlier[:, n : n + T] * w[:, n] for n in range(W)) + bias
+    def run(x, w, bias):
+        return causal_conv1d(x, w, bias, activation="silu" if active else None)[0]
 
-    calls, run = [], native_convolution.CausalDepthwise.apply
-    monkeypatch.setattr(native_convolution.CausalDepthwise, "apply", lambda *args: calls.append(0) or run(*args))
-    inputs = [rand(B, T, D), rand(D, W), rand(D)]
-    check(lambda *args: convolution._sequences(*args, None), reference, inputs)
-    assert len(calls) == 1
+    check(run, lambda *args: convolve(*args, active), inputs)
+    assert calls == ["forward", "backward"]
     monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
-    check(lambda *args: convolution._sequences(*args, None), reference, inputs)
-    assert len(calls) == 1
+    check(run, lambda *args: convolve(*args, active), inputs)
+    assert len(calls) == 2
+
+
+def test_convolution_beside_a_residual_and_a_last_state(check, counted):
+    """The residual comes after the activation; a gradient of the last state goes by PyTorch's way."""
+    calls = counted(native_convolution)
+
+    def run(x, w, residual):
+        return causal_conv1d(x, w, residual=residual, output_final_state=True, activation="silu")
+
+    def reference(x, w, residual):
+        return convolve(x, w, None, True) + residual, x[:, -w.shape[1] :].transpose(1, 2)
+
+    check(run, reference, [rand(2, 6, 5), rand(5, 3), rand(2, 6, 5)])
+    assert calls == ["forward"]
+
+
+def normed(x, weight, bias, eps, is_rms_norm, groups=1):
+    """Rows of the last axis in so many groups: `[..., groups * D]`."""
+    rows = x.unflatten(-1, (groups, -1))
+    rows = rows if is_rms_norm else rows - rows.mean(-1, keepdim=True)
+    y = (rows * (rows.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
+    return y * (1 if weight is None else weight) + (0 if bias is None else bias)
+
+
+WIDTHS = [1, 5, 16, 64, 70]
+
+
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("biased, groups", [(False, 1), (True, 3)])
+@pytest.mark.parametrize("D", WIDTHS)
+def test_norm(check, counted, D, is_rms_norm, biased, groups, poisoned_empty):
+    """With a residual, which is handed on; more rows than a task has."""
+    calls = counted(native_norm)
+    norm = layernorm.rms_norm if is_rms_norm else layernorm.layer_norm
+    if groups > 1:
+        norm = lambda *args, **kwargs: layernorm.group_norm(*args, **kwargs, num_groups=groups, is_rms_norm=is_rms_norm)  # noqa: E731
+    width = groups * D
+    inputs = [rand(2, 50, width), rand(2, 50, width), rand(width), rand(width) if biased else None]
+
+    def run(x, residual, weight, bias):
+        return norm(x, weight, bias, residual=residual, eps=1e-3, prenorm=True)
+
+    def reference(x, residual, weight, bias):
+        return normed(x + residual, weight, bias, 1e-3, is_rms_norm, groups), x + residual
+
+    check(run, reference, inputs)
+    assert calls == ["forward", "backward"]
+
+
+def test_norm_without_weights(check, counted):
+    calls = counted(native_norm)
+    check(
+        lambda x: layernorm.layer_norm(x, None, None, eps=1e-3), lambda x: normed(x, None, None, 1e-3, False), [rand(70, 20)]
+    )
+    assert calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("activation", ["swish", "sigmoid"])
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("D", WIDTHS)
+def test_gated_norm(check, counted, D, is_rms_norm, activation, poisoned_empty):
+    calls = counted(native_norm)
+    norm = fused_norm_gate.rms_norm_gated if is_rms_norm else fused_norm_gate.layer_norm_gated
+    gate = F.silu if activation == "swish" else torch.sigmoid
+    inputs = [rand(70, D), rand(70, D), rand(70, D), rand(D), rand(D)]
+
+    def run(x, g, residual, weight, bias):
+        return norm(x, g, weight, bias, activation, residual=residual, prenorm=True, eps=1e-3)
+
+    def reference(x, g, residual, weight, bias):
+        return normed(x + residual, weight, bias, 1e-3, is_rms_norm) * gate(g), x + residual
+
+    check(run, reference, inputs)
+    assert calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["norm, then gate", "gate, then norm"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_mamba_norm(check, counted, before, groups):
+    calls = counted(native_norm)
+
+    def run(x, z, weight, bias):
+        size = None if groups == 1 else x.shape[-1] // groups
+        return layernorm_gated.layernorm_fn(x, weight, bias, z, 1e-3, size, before)
+
+    def reference(x, z, weight, bias):
+        if before:
+            return normed(x, weight, bias, 1e-3, False, groups) * F.silu(z)
+        return normed(x * F.silu(z), weight, bias, 1e-3, False, groups)
+
+    check(run, reference, [rand(3, 30, 40), rand(3, 30, 40), rand(40), rand(40)])
+    assert calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 16), (1, 5000)], ids=str)
+def test_activations(check, counted, shape, poisoned_empty):
+    """Alone and as gates; flat memory that ends within a vector, and more than a task has."""
+    calls = counted(native_activation)
+    inputs = [20 * rand(*shape), rand(*shape)]
+    check(lambda x, _: activations.swish(x), lambda x, _: F.silu(x), inputs)
+    check(lambda x, _: activations.sigmoid(x), lambda x, _: torch.sigmoid(x), inputs)
+    check(activations.swiglu, lambda x, y: F.silu(x) * y, inputs)
+    check(activations.sigmoidglu, lambda x, y: torch.sigmoid(x) * y, inputs)
+    assert calls == ["forward", "backward"] * 4
+
+
+def test_gate_and_linear_again(check, counted):
+    """The gate's product is made again in the backward; slices of one tensor, as an MLP gives."""
+    calls = counted(native_activation)
+
+    def run(both, weight):
+        return activations.swiglu_linear(*both.chunk(2, -1), weight, None)
+
+    def reference(both, weight):
+        x, y = both.chunk(2, -1)
+        return (F.silu(x) * y) @ weight.T
+
+    check(run, reference, [rand(4, 5, 14), rand(3, 7)])
+    assert calls == ["forward", "backward"]
 
 
 @pytest.mark.parametrize("loss", [lambda o: o.sum(), lambda o: o.square().sum()], ids=["a constant gradient", "one of o"])
 def test_second_derivatives_are_refused(loss, monkeypatch):
     """Also where the incoming gradient asks for none, but the inputs that the backward reads do."""
     leaves = [rand(1, 1, 3, 2).float().requires_grad_() for _ in range(3)]
-    x, w = (rand(*shape).float().requires_grad_() for shape in ((1, 3, 5), (5, 2)))
 
     def second():
-        attended, convolved = chunk_linear_attention(*leaves, None, None, None)[0], convolution._sequences(x, w, None, None)
-        for o, of in ((attended, leaves[2]), (convolved, w)):
-            (grad,) = torch.autograd.grad(loss(o), of, create_graph=True)
-            yield grad.sum().backward
+        (grad,) = torch.autograd.grad(loss(chunk_linear_attention(*leaves, None, None, None)[0]), leaves[2], create_graph=True)
+        return grad.sum().backward
 
-    for backward in second():
-        with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA_BDLRU_BACKEND=torch"):
-            backward()
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA_BDLRU_BACKEND=torch"):
+        second()()
     monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
-    for backward in second():
-        backward()
+    second()()
+
+
+SECOND = {
+    "convolution": (lambda x, w: causal_conv1d(x, w, activation="silu")[0], lambda x, w: convolve(x, w, None, True)),
+    "gate": (lambda x, w: activations.swiglu(x, x * w[0]), lambda x, w: F.silu(x) * x * w[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SECOND)
+def test_second_derivatives_of_modules(check, case):
+    """What FLA calls inside of its own functions goes by PyTorch where a graph of the gradient is wanted."""
+    fn, formula = SECOND[case]
+
+    def penalty(fn):
+        def run(x, w):
+            grads = torch.autograd.grad(fn(x, w).pow(3).sum(), (x, w), create_graph=True)
+            return sum(grad.square().sum() for grad in grads)
+
+        return run
+
+    check(penalty(fn), penalty(formula), [rand(2, 6, 5), rand(5, 5)], tolerance=1e-4)
+
+
+NORMS = {
+    "rms": lambda x, w: layernorm.rms_norm(x, w, None),
+    "of a sum": lambda x, w: layernorm.layer_norm(x, w, w, residual=x, prenorm=True)[0],
+    "gated": lambda x, w: fused_norm_gate.rms_norm_gated(x, x, w, None, "swish"),
+    "mamba": lambda x, w: layernorm_gated.layernorm_fn(x, w, None, x),
+    "l2": lambda x, w: l2norm(x * w),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_norms_have_no_second_derivative(norm):
+    """FLA keeps views of what it normalises, and no graph: the part that comes from them would be dropped in silence."""
+    x, w = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    (grad,) = torch.autograd.grad(norm(x, w).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA's norms have none"):
+        grad.sum().backward()
 
 
 def test_kernels_are_for_plain_float32():

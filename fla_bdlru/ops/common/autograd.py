@@ -20,7 +20,7 @@ def refuse() -> None:
     """Raises the `RuntimeError` of second derivatives."""
     raise RuntimeError(
         "The backward pass of BD-LRU, H-LRU and FLA's ops on a CPU cannot be differentiated again; second derivatives need "
-        "plain PyTorch: set FLA_BDLRU_BACKEND=torch, and no cp_context."
+        "plain PyTorch: set FLA_BDLRU_BACKEND=torch, and no cp_context; FLA's norms have none."
     )
 
 
@@ -48,11 +48,16 @@ def once_differentiable(backward: Callable) -> Callable:
         saved = ctx.saved_tensors
         with torch.no_grad():
             outputs = backward(ctx, saved, *grads)
-        if not torch.is_grad_enabled():  # no create_graph
-            return outputs
-        sources = [x for x in (*saved, *grads) if x is not None and x.requires_grad]
-        found = [x for x in outputs if x is not None]
-        linked = iter(NoSecondDerivative.apply(len(found), *found, *sources))
-        return tuple(None if x is None else next(linked) for x in outputs)
+        return refused_further(outputs, (*saved, *grads))
 
     return run
+
+
+def refused_further(outputs: tuple, sources: tuple) -> tuple:
+    """What a backward pass computed from `sources`, so that its own derivative is refused; `None` is left alone."""
+    if not torch.is_grad_enabled():  # no create_graph
+        return outputs
+    sources = [x for x in sources if x is not None and x.requires_grad]
+    found = [x for x in outputs if x is not None]
+    linked = iter(NoSecondDerivative.apply(len(found), *found, *sources))
+    return tuple(None if x is None else next(linked) for x in outputs)

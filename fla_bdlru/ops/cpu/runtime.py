@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial, wraps
+from itertools import pairwise
 from pkgutil import get_data
 from typing import Any
 
@@ -178,6 +179,16 @@ def run_jobs(jobs: list[Callable[[], None]]) -> None:
         for future in futures:
             if not future.cancel():
                 future.result()
+
+
+def run_tasks(function: Callable, arguments: tuple, tasks: int, work: int) -> None:
+    """Calls `function(*arguments, lo, hi)` for all tasks, on one thread if their `work` is small.
+
+    A task must write what no other does; then who runs which changes no bit of the result.
+    """
+    pieces = 1 if work < INLINE_WORK else min(tasks, 4 * torch.get_num_threads())
+    limits = [tasks * i // pieces for i in range(pieces + 1)]
+    run_jobs([partial(function, *arguments, lo, hi) for lo, hi in pairwise(limits)])
 
 
 def launch(function: Callable, arrays: tuple[np.ndarray, ...], num_lanes: int, bounds: np.ndarray, row: int) -> None:
