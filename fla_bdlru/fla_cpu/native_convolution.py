@@ -5,11 +5,24 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from numba import njit
 
 from fla_bdlru.ops.common.autograd import as_input
 from fla_bdlru.ops.cpu.gates import silu
 from fla_bdlru.ops.cpu.lanes import LANES, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import MAX_TILES, as_array, boundaries, empty, kernel, launch
+
+
+@njit(forceinline=True)
+def filtered(x, w, bias, t, begin, c, mask, N, W):
+    """The convolution at step t, of the lanes from channel c on; nothing is before step `begin`."""
+    total = load(x, t * N + c, mask) * load(w, (W - 1) * N + c, mask)
+    for n in range(1, W):
+        if t - n >= begin:
+            total = load(x, (t - n) * N + c, mask) * load(w, (W - 1 - n) * N + c, mask) + total
+    if bias is not None:
+        total = total + load(bias, c, mask)
+    return total
 
 
 @cache
@@ -23,12 +36,7 @@ def forward_kernel(W: int, ACTIVE: bool):
             x1, begin, end = min(x0 + width, last), bounds[seq], bounds[seq + 1]
             for t in range(begin, end):
                 for c in range(x0, x1, LANES):
-                    total = load(x, t * N + c, mask) * load(w, (W - 1) * N + c, mask)
-                    for n in range(1, W):
-                        if t - n >= begin:
-                            total = load(x, (t - n) * N + c, mask) * load(w, (W - 1 - n) * N + c, mask) + total
-                    if bias is not None:
-                        total = total + load(bias, c, mask)
+                    total = filtered(x, w, bias, t, begin, c, mask, N, W)
                     if ACTIVE:
                         total, _ = silu(total)
                     store(y, t * N + c, total, mask)
@@ -53,13 +61,7 @@ def backward_kernel(W: int, ACTIVE: bool):
             if ACTIVE:
                 for t in range(begin, end):  # what is in front of the activation again, and its gradient
                     for c in range(x0, x1, LANES):
-                        total = load(x, t * N + c, mask) * load(w, (W - 1) * N + c, mask)
-                        for n in range(1, W):
-                            if t - n >= begin:
-                                total = load(x, (t - n) * N + c, mask) * load(w, (W - 1 - n) * N + c, mask) + total
-                        if bias is not None:
-                            total = total + load(bias, c, mask)
-                        _, slope = silu(total)
+                        _, slope = silu(filtered(x, w, bias, t, begin, c, mask, N, W))
                         store(pulled, t * N + c, load(dy, t * N + c, mask) * slope, mask)
             for t in range(begin, end):
                 for c in range(x0, x1, LANES):
