@@ -210,23 +210,20 @@ def _rounding(name: str) -> str:
 
 def _mad(name: str) -> str:
     """MAD's tasks at each mixer's best rates (`benchmarks.studies mad`): a mixer a row, best first, and a task a column."""
-    from benchmarks.studies.figures import best_runs
+    from benchmarks.studies.figures import best_of_mad
 
-    best = best_runs(list(read_folder(RESULTS / name).values()))
-    scores = {of: [run["token_accuracy_1x"] for run in runs] for of, runs in best.items()}
-    tasks, lines = [task for task in MAD_TASKS if any(task == t for _, t in best)], []
-    for variant in dict.fromkeys(variant for variant, _ in best):
+    best, lines = best_of_mad(list(read_folder(RESULTS / name).values())), []
+    tasks = [task for task in MAD_TASKS if any(task in of for of in best.values())]
+    for variant, of in best.items():
         cells = {}
         for task in tasks:
-            values = scores.get((variant, task), [])
+            values = [run["token_accuracy_1x"] for run in of.get(task, [])]
             cells[task.replace("_", " ")] = _cell(values) if len(values) >= CLAIM else f"*{_cell(values)}*" if values else ""
-        run = next(runs[0] for (v, _), runs in best.items() if v == variant)
-        mean = [median(scores[variant, task]) for task in tasks if (variant, task) in scores]
-        row = {"mixer": f"`{variant}`", **cells, "state": grows(Line(variant, [run]))}
-        lines.append((len(mean), sum(mean) / len(mean), row))
+        runs = next(iter(of.values()))
+        lines.append({"mixer": f"`{variant}`", **cells, "state": grows(Line(variant, runs[:1]))})
     note = "Token accuracy at the training length, median and range; in italics what has fewer than five seeds. Equal"
     note += " parameters; those with more tasks come first, then by the mean of tasks."
-    return f"{_markdown([row for *_, row in sorted(lines, key=lambda line: line[:2], reverse=True)])}\n{note}\n"
+    return f"{_markdown(lines)}\n{note}\n"
 
 
 def _gpu(name: str) -> str:

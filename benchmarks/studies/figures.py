@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import median
 
+from benchmarks.compare.presets import MAD_TASKS
 from benchmarks.records.naming import FAMILIES, parse_name
 from benchmarks.records.plots import Figure, Panel
 from benchmarks.records.summary import SOLVED, best_lines
@@ -96,22 +97,50 @@ def law(rows: list[dict]) -> Figure:
     return Figure("Which block holds which group", note, _solved_panels(rows, labels, borders))
 
 
+def best_of_mad(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    r"""Each mixer's best runs of MAD's tasks, which stand in MAD's order.
+
+    Mixers with more tasks come first, then those with the higher mean of the tasks' medians.
+
+    Example:
+        >>> from benchmarks.studies.figures import best_of_mad
+        >>> row = {"lr": 0.01, "weight_decay": 0.0, "seed": 0, "finished": "", "validation_token_accuracy": 0.5}
+        >>> rows = [("gla", 0.5), ("hgrn", 0.8)]
+        >>> rows = [{**row, "task": "recall", "variant": name, "token_accuracy_1x": x} for name, x in rows]
+        >>> list(best_of_mad(rows))
+        ['hgrn', 'gla']
+    """
+    best = best_runs(rows)
+    by_mixer = {}
+    for task in MAD_TASKS:
+        for variant, of in best:
+            if of == task:
+                by_mixer.setdefault(variant, {})[task] = best[variant, of]
+
+    def order(item: tuple) -> tuple:
+        medians = [_middle(runs) for runs in item[1].values()]
+        return len(medians), sum(medians) / len(medians)
+
+    return dict(sorted(by_mixer.items(), key=order, reverse=True))
+
+
+def _middle(runs: list[dict]) -> float:
+    return median(run["token_accuracy_1x"] for run in runs)
+
+
 def mad(rows: list[dict]) -> Figure:
     """Median token accuracy of MAD's tasks."""
-    best = best_runs(rows)
-    cells = {}
-    for name, runs in best.items():
-        value = median(run["token_accuracy_1x"] for run in runs)
-        cells[name] = value, f"{value:.2f}"
-    mixers, tasks = _in_order(row["variant"] for row in rows), _in_order(row["task"] for row in rows)
-    seeds = sorted({len(runs) for runs in best.values()})
+    best = best_of_mad(rows)
+    cells = {(name, task): (_middle(runs), f"{_middle(runs):.2f}") for name in best for task, runs in best[name].items()}
+    tasks = [task for task in MAD_TASKS if any(task in of for of in best.values())]
+    seeds = [len(runs) for of in best.values() for runs in of.values()]
     note = (
         "Each mixer at the learning rate and weight decay that did best on validation data; "
-        f"{' to '.join(map(str, _in_order((seeds[0], seeds[-1]))))} seed(s), medians. Guessing: "
+        f"{' to '.join(map(str, _in_order((min(seeds), max(seeds)))))} seed(s), medians. Guessing: "
         + ", ".join(f"{task} {get_task(task).chance:.2f}" for task in tasks)
         + "."
     )
-    return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", mixers, tasks, cells)])
+    return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", list(best), tasks, cells)])
 
 
 FIGURES: dict[str, Callable[[list[dict]], Figure]] = {"state_tracking": state_tracking, "law": law, "mad": mad}

@@ -94,7 +94,7 @@ def backward_kernel(activation: str | None):
                     if w is not None:
                         grad = grad * load(w, group + c, mask)
                     store(dx, row + c, grad, mask)
-                    along = grad * where(mask, normed, 0.0) + along
+                    along = grad * normed + along
                     sums = grad + sums
                 slant, shift = across(along) / np.float32(D), np.float32(0.0)
                 if mean is not None:

@@ -219,6 +219,19 @@ def test_gated_norm(check, counted, D, is_rms_norm, activation, poisoned_empty):
     assert calls == ["forward", "backward"]
 
 
+def test_gated_norm_again(counted):
+    """The output that a backward pass makes again."""
+    calls = counted(native_norm)
+    x, g, weight, bias = (rand(*shape).float() for shape in ((70, 9), (70, 9), (9,), (9,)))
+    with torch.no_grad():
+        y, mean, rstd, _ = fused_norm_gate.layer_norm_gated_fwd(x, g, weight, bias, "swish")
+        again = fused_norm_gate.layer_norm_gated_bwd(x, x, g, weight, bias, "swish", 1e-5, mean, rstd, recompute_output=True)[
+            -1
+        ]
+    torch.testing.assert_close(again, y, rtol=1e-6, atol=1e-6)
+    assert calls == ["forward", "backward"]
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["norm, then gate", "gate, then norm"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_mamba_norm(check, counted, before, groups):
@@ -249,19 +262,23 @@ def test_activations(check, counted, shape, poisoned_empty):
     assert calls == ["forward", "backward"] * 4
 
 
-def test_gate_and_linear_again(check, counted):
-    """The gate's product is made again in the backward; slices of one tensor, as an MLP gives."""
+def test_gates_of_slices(check, counted):
+    """Halves of one tensor, as an MLP may give them."""
     calls = counted(native_activation)
-
-    def run(both, weight):
-        return activations.swiglu_linear(*both.chunk(2, -1), weight, None)
-
-    def reference(both, weight):
-        x, y = both.chunk(2, -1)
-        return (F.silu(x) * y) @ weight.T
-
-    check(run, reference, [rand(4, 5, 14), rand(3, 7)])
+    check(
+        lambda both: activations.swiglu(*both.chunk(2, -1)), lambda both: F.silu(both[..., :7]) * both[..., 7:], [rand(5, 14)]
+    )
     assert calls == ["forward", "backward"]
+
+
+def test_gates_again(counted):
+    """The product that a backward pass makes again."""
+    calls = counted(native_activation)
+    x, y, grad = (rand(5, 7).float() for _ in range(3))
+    with torch.no_grad():
+        again = activations.swiglu_fwdbwd(x, y, grad, True)[-1]
+    torch.testing.assert_close(again, F.silu(x) * y, rtol=1e-6, atol=1e-6)
+    assert calls == ["backward"]
 
 
 @pytest.mark.parametrize("loss", [lambda o: o.sum(), lambda o: o.square().sum()], ids=["a constant gradient", "one of o"])

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
@@ -128,11 +129,14 @@ def test_a_border_is_drawn_where_every_column_has_one():
 
 def test_each_mixer_is_shown_at_its_best_rate_and_decay():
     """Of those with most seeds; decays of one rate are choices of their own."""
-    rows = [row(s, first=0.5, lr=0.1) for s in range(3)] + [row(0, first=0.95, lr=0.02), row(0, task="z2")]
-    rows += [row(s, first=first, weight_decay=0.1) for s, first in enumerate((0.9, 0.9, 0.6))]
-    mad = FIGURES["mad"]([*rows, *(row(s, first=0.2, finished="2") for s in range(3))])
-    assert mad.panels[0].cells["bdlru-m3-sinh", "s3"] == (0.9, "0.90")
-    assert f"1 to 3 seed(s), medians. Guessing: s3 {get_task('s3').chance:.2f}, z2 0.50." in mad.note
+    recall = partial(row, task="recall")
+    rows = [recall(s, first=0.5, lr=0.1) for s in range(3)] + [recall(0, first=0.95, lr=0.02), row(0, task="compression")]
+    rows += [recall(s, first=first, weight_decay=0.1) for s, first in enumerate((0.9, 0.9, 0.6))]
+    mad = FIGURES["mad"]([*reversed(rows), *(recall(s, first=0.2, finished="2") for s in range(3))])
+    assert mad.panels[0].cells["bdlru-m3-sinh", "recall"] == (0.9, "0.90")
+    assert mad.panels[0].columns == ["recall", "compression"]  # in MAD's order
+    chance = get_task("compression").chance
+    assert f"1 to 3 seed(s), medians. Guessing: recall {get_task('recall').chance:.2f}, compression {chance:.2f}." in mad.note
     first, kept = FIGURES["state_tracking"]([row(0, kept=0.1), row(1, first=figures.SOLVED)]).panels
     assert first.cells["bdlru-m3-sinh", "s3"] == (1.0, "2/2")
     assert kept.cells["bdlru-m3-sinh", "s3"] == (0.5, "1/2")
