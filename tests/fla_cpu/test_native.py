@@ -335,6 +335,14 @@ def test_norms_have_no_second_derivative(norm):
         grad.sum().backward()
 
 
+def test_other_types_are_asked_of_a_norm():
+    """Kernels write float32; PyTorch writes what is asked for."""
+    x, weight = torch.randn(3, 5), torch.randn(5)
+    with torch.no_grad():
+        y, _, _, total = layernorm.layer_norm_fwd(x, weight, None, out_dtype=torch.bfloat16, residual_dtype=torch.float64)
+    assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float64)
+
+
 def test_kernels_are_for_plain_float32():
     """float64, tensors that are traced or transformed, and subclasses go by PyTorch's operators."""
 
