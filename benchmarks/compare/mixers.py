@@ -16,7 +16,7 @@ from fla_bdlru.layers.measure import linear_flops_per_token
 from fla_bdlru.mixers import register_mixer
 from fla_bdlru.ops import chunk_bdlru
 
-TIME_STEP = 1 / 40  # of SLiCE: what the increments of its path are scaled by at the start
+TIME_STEP = 1 / 40  # of SLiCE: what the increments of its path are scaled by
 
 
 def _keep_init(*modules: nn.Module) -> None:
@@ -126,11 +126,11 @@ class PDSSM(WholeSequences):
 class SLiCE(WholeSequences):
     r"""Block-diagonal SLiCE: a linear controlled differential equation in Euler's steps, its blocks dense and unbounded.
 
-        h_t = h_{t-1} + sum_i w_t^i A_i h_{t-1} + B w_t,    h_0 = 0,    y_t = W h_t
+        h_1 = B x_1,    h_t = h_{t-1} + sum_i dw_t^i A_i h_{t-1},    y_t = W h_t
 
-    w_t = (1, u_t), so the biases of A and B are the channel of time; each A_i has blocks of size `block_size`. The paper
-    starts its experiments from a linear map of the first token, without B; that is what B makes of h_0 = 0, and later tokens
-    keep it. A starts as in its authors' code (normal, 1/40 over the root of the block size).
+    dw_t = (1, x_t) / 40, so that A's bias is the channel of time; each A_i has blocks of size `block_size`. As in the paper's
+    experiments the first token is the initial state, and weights start normal, B's with a standard deviation of 1, A's of one
+    over the root of the block size: the scale of the steps is no part of the weights, so A learns 40 times as slowly.
 
     Source: arXiv 2505.17761.
 
@@ -147,18 +147,19 @@ class SLiCE(WholeSequences):
         self.num_blocks = num_blocks or hidden_size // block_size
         width = block_size * self.num_blocks
         self.a_proj = nn.Linear(hidden_size, block_size * width)
-        for parameter in self.a_proj.parameters():
-            nn.init.normal_(parameter, std=TIME_STEP / math.sqrt(block_size))
         self.b_proj = nn.Linear(hidden_size, width)
+        for layer, std in ((self.a_proj, 1 / math.sqrt(block_size)), (self.b_proj, 1.0)):
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, std=std)
         self.o_proj = nn.Linear(width, hidden_size, bias=False)
-        _keep_init(self.a_proj)
+        _keep_init(self.a_proj, self.b_proj)
 
     def mix(self, u: torch.Tensor) -> torch.Tensor:
         m = self.block_size
-        # BD-LRU's recurrence without its norm: its gates are I + A, and 1 for the input
-        gates = self.a_proj(u).unflatten(-1, (m, m, self.num_blocks))
+        # BD-LRU's recurrence without its norm: its gates are I + A, and 1 for the input, of which there is the first alone
+        gates = TIME_STEP * self.a_proj(u).unflatten(-1, (m, m, self.num_blocks))
         gates = F.pad(gates + torch.eye(m, device=gates.device, dtype=gates.dtype)[..., None], (0, 0, 0, 1), value=1.0)
-        v = self.b_proj(u).unflatten(-1, (m, self.num_blocks))
+        v = F.pad(self.b_proj(u[:, :1]), (0, 0, 0, u.shape[1] - 1)).unflatten(-1, (m, self.num_blocks))
         h, _ = chunk_bdlru(v.transpose(2, 3), gates.permute(0, 1, 4, 2, 3), gate_norm="none")
         return self.o_proj(h.transpose(2, 3).flatten(2))
 
@@ -166,8 +167,8 @@ class SLiCE(WholeSequences):
         return self.block_size * self.num_blocks
 
     def flops_per_token(self) -> int:
-        """Linear maps, A h, and the sums with h and the input."""
-        return linear_flops_per_token(self) + 2 * self.block_size * self.state_size() + 2 * self.state_size()
+        """Linear maps, as if each token were the first, the steps' scale, A h, and its sum with h."""
+        return linear_flops_per_token(self) + 3 * self.block_size * self.state_size() + self.state_size()
 
 
 class RWKV7(RWKV7Attention):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.compare.mixers import PDSSM, TIME_STEP, SLiCE, column_one_hot
+from benchmarks.compare.mixers import PDSSM, SLiCE, column_one_hot
 from benchmarks.compare.models import build_model, get_variant, layer_flops
 from fla_bdlru.layers.measure import linear_flops_per_token
 
@@ -74,15 +74,16 @@ def test_slice_follows_its_equations(m):
     A = torch.cat([layer.a_proj.bias[:, None], layer.a_proj.weight], 1)
     B = torch.cat([layer.b_proj.bias[:, None], layer.b_proj.weight], 1)
     for sequence, got in zip(x, o):
-        h = torch.zeros(m * 4)
-        for u, y in zip(sequence, got):
-            w = torch.cat([torch.ones(1), u])
+        h = B @ torch.cat([torch.ones(1), sequence[0]])
+        torch.testing.assert_close(got[0], layer.o_proj.weight @ h, rtol=1e-4, atol=1e-5)
+        for u, y in zip(sequence[1:], got[1:]):
+            w = torch.cat([torch.ones(1), u]) / 40
             dense = torch.zeros(m * 4, m * 4)
             for k in range(4):
                 for i in range(m):
                     for j in range(m):
                         dense[i * 4 + k, j * 4 + k] = sum(w_c * a for w_c, a in zip(w, A[(i * m + j) * 4 + k]))
-            h = h + dense @ h + B @ w
+            h = h + dense @ h
             torch.testing.assert_close(y, layer.o_proj.weight @ h, rtol=1e-4, atol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_they_train_in_the_host_model_and_keep_their_initial_weights(name):
     layer = model.model.layers[0].attn
     weight, std = {
         "pd_ssm": (lambda: layer.selector.weight, 1 / 96**0.5),
-        "slice-m3": (lambda: layer.a_proj.weight, TIME_STEP / 3**0.5),
+        "slice-m3": (lambda: layer.a_proj.weight, 1 / 3**0.5),
         "rwkv7": (lambda: layer.v_proj.weight, 1 / 32**0.5),
     }[name]
     assert weight().std().item() == pytest.approx(std, rel=0.15)
@@ -121,12 +122,13 @@ def test_sizes_defaults_and_starts():
     # the mixture of 4 x 4 matrices and its maxima; D x, P x and the inputs; 12 GELUs and sigmoids, polar form, skip
     counted = (2 * 3 + 1) * 16 + (6 + 2 + 2) * 4 + 6 * 4 + 4 * 4 + 2 * WIDTH
     assert pd_ssm.flops_per_token() - linear_flops_per_token(pd_ssm) == counted
-    assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 2 * 2 * 16 + 2 * 16
+    assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 3 * 2 * 16 + 16
     pd_ssm, blocks = PDSSM(256), SLiCE(256)
     assert (pd_ssm.d_state, pd_ssm.dictionary, blocks.block_size, blocks.num_blocks) == (128, 8, 4, 64)
     for parameter, std in ((pd_ssm.matrices, 128**-0.5), (pd_ssm.b_proj.weight, 1 / 16), (pd_ssm.skip, 1 / 16)):
         assert parameter.std().item() == pytest.approx(std, rel=0.2)
-    assert blocks.a_proj.bias.std().item() == pytest.approx(1 / 80, rel=0.1)
+    assert blocks.a_proj.bias.std().item() == pytest.approx(1 / 2, rel=0.1)
+    assert blocks.b_proj.bias.std().item() == pytest.approx(1.0, rel=0.2)
 
 
 def test_reflections_of_deltaproduct_are_variants():
