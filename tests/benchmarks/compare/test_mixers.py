@@ -87,6 +87,15 @@ def test_slice_follows_its_equations(m):
             torch.testing.assert_close(y, layer.o_proj.weight @ h, rtol=1e-4, atol=1e-5)
 
 
+def test_slice_stays_finite():
+    layer = SLiCE(WIDTH, block_size=2)
+    torch.nn.init.constant_(layer.a_proj.weight, 1e4)
+    o = layer(torch.ones(1, 300, WIDTH))[0]
+    o.square().mean().backward()
+    assert o.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
 @pytest.mark.parametrize("name", ["pd_ssm", "slice-m3", "rwkv7"])
 def test_they_train_in_the_host_model_and_keep_their_initial_weights(name):
     variant = get_variant(name)
@@ -122,7 +131,7 @@ def test_sizes_defaults_and_starts():
     # the mixture of 4 x 4 matrices and its maxima; D x, P x and the inputs; 12 GELUs and sigmoids, polar form, skip
     counted = (2 * 3 + 1) * 16 + (6 + 2 + 2) * 4 + 6 * 4 + 4 * 4 + 2 * WIDTH
     assert pd_ssm.flops_per_token() - linear_flops_per_token(pd_ssm) == counted
-    assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 3 * 2 * 16 + 16
+    assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 3 * 2 * 16 + 4 * 16
     pd_ssm, blocks = PDSSM(256), SLiCE(256)
     assert (pd_ssm.d_state, pd_ssm.dictionary, blocks.block_size, blocks.num_blocks) == (128, 8, 4, 64)
     for parameter, std in ((pd_ssm.matrices, 128**-0.5), (pd_ssm.b_proj.weight, 1 / 16), (pd_ssm.skip, 1 / 16)):
