@@ -6,7 +6,7 @@ index the time axis inside the graph (Mamba), which makes the backward quadratic
 
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
 
 
@@ -42,10 +42,14 @@ def _mask(x, attention_mask):
 @full_precision
 def _selective_scan(x, dt, A, B, C, last_state):
     """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; x, dt: [B, T, D], A: [D, N], B and C: [B, T, N]."""
+    state = None if last_state is None else last_state["recurrent_state"].to(x.dtype)
+    if x.numel() and are_for_numba(x, dt, A, B, C, state):
+        from fla_bdlru.fla_cpu.native_selective_scan import SelectiveScan
+
+        return SelectiveScan.apply(x, dt, A, B, C, state)
     decay = (dt[..., None] * A).exp()
     update = (dt * x)[..., None] * B[:, :, None]
-    state = x.new_zeros(x.shape[0], *A.shape) if last_state is None else last_state["recurrent_state"].to(x.dtype)
-    h = linear_scan(decay, update, state)
+    h = linear_scan(decay, update, x.new_zeros(x.shape[0], *A.shape) if state is None else state)
     return (h @ C[..., None])[..., 0], h[:, -1]
 
 

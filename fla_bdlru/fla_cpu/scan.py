@@ -128,11 +128,18 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dh):
         a, h, initial_state = ctx.saved_tensors
-        db = torch.empty_like(h)
-        carry = torch.zeros_like(initial_state)
-        for a_t, dh_t, db_t in zip(*(reversed(t.unbind(1)) for t in (a, dh, db))):
-            torch.add(dh_t, carry, out=db_t)
-            carry = a_t * db_t
+        carry, steps = torch.zeros_like(initial_state), list(zip(a.unbind(1), dh.unbind(1)))
+        if torch.is_grad_enabled():  # somebody takes the derivative of this, too
+            sums = []
+            for a_t, dh_t in reversed(steps):
+                sums.append(dh_t + carry)
+                carry = a_t * sums[-1]
+            db = torch.stack(sums[::-1], 1) if sums else dh
+        else:
+            db = torch.empty_like(h)
+            for (a_t, dh_t), db_t in zip(reversed(steps), reversed(db.unbind(1))):
+                torch.add(dh_t, carry, out=db_t)
+                carry = a_t * db_t
         da = db * torch.cat([initial_state[:, None], h], 1)[:, :-1]
         return da, db, carry
 

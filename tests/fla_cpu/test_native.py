@@ -1,4 +1,4 @@
-"""The numba kernels of linear attention, convolution, norms and gates, against formulas in float64, and who takes them."""
+"""The numba kernels of linear attention, selective scan, convolution, norms and gates, against formulas in float64."""
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ from fla.modules.causal_conv1d import causal_conv1d
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.norm.l2norm import l2norm
 
-from fla_bdlru.fla_cpu import native_activation, native_convolution, native_norm, native_scan
+from fla_bdlru.fla_cpu import mamba, native_activation, native_convolution, native_norm, native_scan, native_selective_scan
 from fla_bdlru.fla_cpu.common import are_for_numba
-from fla_bdlru.fla_cpu.scan import chunk_linear_attention
+from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
 
 
 def loop(q, k, v, beta, g, state):
@@ -83,17 +83,70 @@ def test_what_is_forgotten_passes_no_gradient():
     assert g.grad.isfinite().all()
 
 
+def selective_loop(x, dt, A, B, C, state):
+    """h_t = exp(dt A) h_{t-1} + dt x B, y_t = h_t C."""
+    h, outputs = x.new_zeros(x.shape[0], *A.shape) if state is None else state, []
+    for t in range(x.shape[1]):
+        h = (dt[:, t, :, None] * A).exp() * h + outer(dt[:, t] * x[:, t], B[:, t])
+        outputs.append(read(h.mT, C[:, t]))
+    return torch.stack(outputs, 1), h
+
+
+def selective_inputs(B, T, D, N, state):
+    shapes = (B, T, D), (B, T, D), (D, N), (B, T, N), (B, T, N), (B, D, N)
+    x, dt, A, B, C, h0 = (rand(*shape) for shape in shapes)
+    return [x, dt.abs(), -A.abs(), B, C, h0 if state else None]
+
+
+def selective_scan(x, dt, A, B, C, state):
+    return mamba._selective_scan(x, dt, A, B, C, None if state is None else {"recurrent_state": state})
+
+
+SELECTIVE = {
+    "three tiles, the last in part, three cells": (2, 70, 37, 5, True),
+    "whole tiles, one step more than a cell": (3, 33, 32, 16, False),
+    "one of each": (1, 1, 1, 1, True),
+}
+
+
+@pytest.mark.parametrize("case", SELECTIVE.values(), ids=SELECTIVE)
+def test_selective_scan(check, case, poisoned_empty, monkeypatch):
+    """Outputs, the last state and every gradient, also of what has no numba."""
+    calls, run = [], native_selective_scan.SelectiveScan.apply
+    monkeypatch.setattr(native_selective_scan.SelectiveScan, "apply", lambda *args: calls.append(0) or run(*args))
+    inputs = selective_inputs(*case)
+    check(selective_scan, selective_loop, inputs)
+    assert calls
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
+    check(selective_scan, selective_loop, inputs)
+    assert len(calls) == 1
+
+
+def test_a_selective_output_without_a_gradient():
+    """The loss of the last state alone, and of the outputs alone."""
+    inputs = [t.float().requires_grad_() for t in selective_inputs(1, 35, 5, 3, True)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    for which in range(2):
+        got = torch.autograd.grad(selective_scan(*inputs)[which].sum(), inputs, allow_unused=True)
+        expected = torch.autograd.grad(selective_loop(*exact)[which].sum(), exact, allow_unused=True)
+        for x, y in zip(got, expected):
+            torch.testing.assert_close(x.double(), torch.zeros_like(x).double() if y is None else y, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(threads):
     inputs = [None if t is None else t.float().requires_grad_() for t in attention_inputs(4, 3, 70, 32, 64, True, 32, True)]
+    selective = [t.float().requires_grad_() for t in selective_inputs(5, 120, 100, 16, True)]
     x, gate, w, norm = (rand(*shape).float().requires_grad_() for shape in ((8, 700, 70), (8, 700, 70), (70, 4), (70,)))
 
     def run():
         o, state = chunk_linear_attention(*inputs)
         y = causal_conv1d(x, w, activation="silu")[0]
         z = fused_norm_gate.layer_norm_gated(activations.swiglu(y, x), gate, norm, norm, "swish", prenorm=False)
-        loss = o.square().sum() + state.sum() + z.square().sum()
-        return [o, state, y, z, *torch.autograd.grad(loss, [t for t in (*inputs, x, gate, w, norm) if t is not None])]
+        scanned, last = selective_scan(*selective)
+        loss = o.square().sum() + state.sum() + z.square().sum() + scanned.square().sum() + last.sum()
+        leaves = [t for t in (*inputs, *selective, x, gate, w, norm) if t is not None]
+        return [o, state, y, z, scanned, last, *torch.autograd.grad(loss, leaves)]
 
     alone = run()
     torch.set_num_threads(threads)
@@ -285,15 +338,20 @@ def test_gates_again(counted):
 def test_second_derivatives_are_refused(loss, monkeypatch):
     """Also where the incoming gradient asks for none, but the inputs that the backward reads do."""
     leaves = [rand(1, 1, 3, 2).float().requires_grad_() for _ in range(3)]
+    selective = [None if t is None else t.float().requires_grad_() for t in selective_inputs(1, 3, 2, 2, False)]
 
     def second():
-        (grad,) = torch.autograd.grad(loss(chunk_linear_attention(*leaves, None, None, None)[0]), leaves[2], create_graph=True)
-        return grad.sum().backward
+        outputs = chunk_linear_attention(*leaves, None, None, None)[0], selective_scan(*selective)[0]
+        for o, of in zip(outputs, (leaves[2], selective[0])):
+            (grad,) = torch.autograd.grad(loss(o), of, create_graph=True)
+            yield grad.sum().backward
 
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA_BDLRU_BACKEND=torch"):
-        second()()
+    for backward in second():
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA_BDLRU_BACKEND=torch"):
+            backward()
     monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
-    second()()
+    for backward in second():
+        backward()
 
 
 SECOND = {
@@ -315,6 +373,12 @@ def test_second_derivatives_of_modules(check, case):
         return run
 
     check(penalty(fn), penalty(formula), [rand(2, 6, 5), rand(5, 5)], tolerance=1e-4)
+
+
+def test_second_derivatives_of_a_scan():
+    """HGRN's, and Mamba's without numba."""
+    inputs = [t.requires_grad_() for t in (torch.rand(2, 4, 3).double(), rand(2, 4, 3), rand(2, 3))]
+    assert torch.autograd.gradgradcheck(linear_scan, inputs)
 
 
 NORMS = {
