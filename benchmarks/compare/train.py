@@ -107,13 +107,13 @@ def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
 
 
 @dataclass
-class _Span:
+class Span:
     # the first and last step of the present weights; a curriculum that restarts moves both, and has a trapezoid
     start: int
     end: int
 
 
-def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, span: _Span) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, span: Span) -> torch.optim.lr_scheduler.LRScheduler:
     if cell.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cell.steps, MIN_LR)
     if cell.schedule == "one-cycle":
@@ -124,6 +124,21 @@ def _schedule(optimizer: torch.optim.Optimizer, cell: Cell, span: _Span) -> torc
             optimizer, lambda step: min(1, (step + 1) / WARM_UP, max(0.0, (span.end - span.start - step) / fall))
         )
     raise ValueError(f"schedule={cell.schedule!r} is not known; expected one of {', '.join(SCHEDULES)}.")
+
+
+def take_step(model, optimizer, schedule, inputs, targets, mark: Callable[[str], None] = lambda part: None) -> tuple:
+    """One step of training; `mark` is told when each part is over. Returns logits and loss."""
+    logits = model(input_ids=inputs).logits
+    loss = _loss(logits, targets)
+    mark("forward")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    mark("backward")
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    mark("optimiser")
+    return logits, loss
 
 
 def _is_solved(model: torch.nn.Module, task: Task, cell: Cell, length: int, accuracy: float, device: str) -> bool:
@@ -145,7 +160,7 @@ def _last_accuracy(model: torch.nn.Module, task: Task, generator: torch.Generato
     return right.float().mean().item()
 
 
-def _start(cell: Cell, task: Task, restarts: int, span: _Span, device: str) -> tuple:
+def begin(cell: Cell, task: Task, restarts: int = 0, span: Span | None = None, device: str = "cpu") -> tuple:
     """New weights, different for each restart, and their optimiser and schedule."""
     torch.manual_seed(make_generator("weights", cell.seed, *[restarts] * bool(restarts)).initial_seed())
     sizes = (task.vocab_size, cell.width, cell.layers, cell.mlp_width)
@@ -153,7 +168,7 @@ def _start(cell: Cell, task: Task, restarts: int, span: _Span, device: str) -> t
         cell.mixer, cell.mixer_args, *sizes, readout=task.readout, initializer_range=cell.initializer_range
     ).to(device)
     optimizer = _optimizer(model, cell)
-    return model.train(), optimizer, _schedule(optimizer, cell, span)
+    return model.train(), optimizer, _schedule(optimizer, cell, span or Span(0, cell.steps))
 
 
 def _mixers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -173,8 +188,8 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     if restarting and cell.schedule != "trapezoid":
         raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
     task = get_task(cell.task, cell.bos)
-    span, finishing = _Span(0, cell.steps), False
-    model, optimizer, schedule = _start(cell, task, 0, span, device)
+    span, finishing = Span(0, cell.steps), False
+    model, optimizer, schedule = begin(cell, task, 0, span, device)
     every = max(1, cell.steps // CURVE_POINTS)
     curve, restarts = [], 0
 
@@ -193,14 +208,8 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     start = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(task, cell, curriculum), 1):
         inputs, targets = inputs.to(device), targets.to(device)
-        logits = model(input_ids=inputs).logits
-        loss = _loss(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         lr = schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
+        logits, loss = take_step(model, optimizer, schedule, inputs, targets)
         broken = step % CHECK == 0 and not math.isfinite(loss.item())  # for good: no optimiser returns from that
         if curriculum is not None and step % CHECK == 0:
             curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
@@ -216,7 +225,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
                     span.start = step
                     curriculum.start()
                     stack.close()
-                    model, optimizer, schedule = _start(cell, task, restarts, span, device)
+                    model, optimizer, schedule = begin(cell, task, restarts, span, device)
                     noise = stack.enter_context(noisy(_mixers(model)))
             noise.level = curriculum.noise
         over = broken or step == span.end
