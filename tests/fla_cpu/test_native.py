@@ -15,6 +15,7 @@ from fla.modules.norm.l2norm import l2norm
 from fla_bdlru.fla_cpu import mamba, native_activation, native_convolution, native_norm, native_scan, native_selective_scan
 from fla_bdlru.fla_cpu.common import are_for_numba
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
+from fla_bdlru.ops import chunk_bdlru
 
 
 def loop(q, k, v, beta, g, state):
@@ -405,6 +406,17 @@ def test_other_types_are_asked_of_a_norm():
     with torch.no_grad():
         y, _, _, total = layernorm.layer_norm_fwd(x, weight, None, out_dtype=torch.bfloat16, residual_dtype=torch.float64)
     assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float64)
+
+
+def test_memory_may_still_be_freed():
+    """FSDP gives the storage of parameters no size between their uses, which numpy would forbid for good."""
+    x, w = (rand(*shape).float().requires_grad_() for shape in ((2, 9, 16), (16, 4)))
+    y = causal_conv1d(x, w, w[:, 0], activation="silu")[0]
+    y = fused_norm_gate.rms_norm_gated(y, x, w[:, 1].contiguous(), None, "swish") + layernorm.rms_norm(x, w.sum(1), None)
+    q = activations.swiglu(y, x)[:, None]
+    chunk_linear_attention(q, q, q, None, None, None)[0].sum().backward()
+    chunk_bdlru(x[..., None], x[..., None, None].expand(-1, -1, -1, -1, 2))[0].sum().backward()
+    assert all(t.untyped_storage().resizable() for t in (x, w, y, q))
 
 
 def test_kernels_are_for_plain_float32():

@@ -83,12 +83,32 @@ def kernel(function: Callable) -> Callable:
 # ------------------------------------------------------------------------------------------------------- tensors
 
 
+_STORED_AS = {torch.float32: "<f4", torch.bfloat16: "<i2"}
+
+
+class _Memory:
+    """What numpy reads a tensor's memory from, and keeps alive."""
+
+    def __init__(self, x: torch.Tensor):
+        self.tensor = x
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": _STORED_AS[x.dtype],
+            "shape": (x.numel(),),
+            "data": (x.data_ptr(), False),
+        }
+
+
 def as_array(x: torch.Tensor | None) -> np.ndarray | None:
-    """A tensor's memory as a 1-D array; bfloat16 as int16."""
+    """The memory of a contiguous tensor as a 1-D array; bfloat16 as int16.
+
+    Not by `Tensor.numpy`, after which its storage has one size for good: FSDP frees parameters by giving them none.
+    """
     if x is None:
         return None
-    x = x.detach()
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
+    if not x.is_contiguous():
+        raise ValueError(f"kernels read contiguous memory; got strides {x.stride()} of shape {tuple(x.shape)}.")
+    return np.asarray(_Memory(x)) if x.numel() else np.empty(0, _STORED_AS[x.dtype])
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
