@@ -58,17 +58,6 @@ def test_linear_attention(check, case, poisoned_empty, monkeypatch):
     assert len(calls) == 1
 
 
-def test_an_output_without_a_gradient():
-    """The loss of the last state alone, and of the outputs alone."""
-    inputs = [None if t is None else t.float().requires_grad_() for t in attention_inputs(1, 2, 35, 3, 5, True, 1, True)]
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    for which in range(2):
-        got = torch.autograd.grad(chunk_linear_attention(*inputs)[which].sum(), inputs, allow_unused=True)
-        expected = torch.autograd.grad(loop(*exact)[which].sum(), exact, allow_unused=True)
-        for x, y in zip(got, expected):
-            torch.testing.assert_close(x.double(), torch.zeros_like(x).double() if y is None else y, rtol=1e-5, atol=1e-5)
-
-
 def test_what_is_forgotten_passes_no_gradient():
     """A log decay of -inf."""
     q, k, v, _, g, state = (
@@ -123,13 +112,21 @@ def test_selective_scan(check, case, poisoned_empty, monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_selective_output_without_a_gradient():
+SCANS = {
+    "linear attention": (chunk_linear_attention, loop, lambda: attention_inputs(1, 1, 35, 3, 5, True, 1, True)),
+    "selective scan": (selective_scan, selective_loop, lambda: selective_inputs(1, 35, 5, 3, True)),
+}
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_an_output_without_a_gradient(scan):
     """The loss of the last state alone, and of the outputs alone."""
-    inputs = [t.float().requires_grad_() for t in selective_inputs(1, 35, 5, 3, True)]
+    fn, formula, make = SCANS[scan]
+    inputs = [t.float().requires_grad_() for t in make()]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     for which in range(2):
-        got = torch.autograd.grad(selective_scan(*inputs)[which].sum(), inputs, allow_unused=True)
-        expected = torch.autograd.grad(selective_loop(*exact)[which].sum(), exact, allow_unused=True)
+        got = torch.autograd.grad(fn(*inputs)[which].sum(), inputs, allow_unused=True)
+        expected = torch.autograd.grad(formula(*exact)[which].sum(), exact, allow_unused=True)
         for x, y in zip(got, expected):
             torch.testing.assert_close(x.double(), torch.zeros_like(x).double() if y is None else y, rtol=1e-5, atol=1e-5)
 
