@@ -2,6 +2,7 @@
 
     python -m benchmarks.ops.gpu                        # on a CUDA device; rows go to results/gpu.csv
     python -m benchmarks.ops.gpu --minutes 9            # stops in time; the same command goes on where it stopped
+    python -m benchmarks.ops.gpu --contenders chunk,chunk_hgrn   # these alone
     python -m benchmarks.ops.gpu --rehearse             # tiny shapes on a CPU: that everything runs, no times worth reading
     python -m benchmarks.ops.plots results/gpu.csv      # the pictures
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.compare.models import quiet
-from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, rehearsal, scan_cases
+from benchmarks.ops.cases import MODES, Case, layer_shapes, op_cases, peer_cases, published_cases, rehearsal, scan_cases
 from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products
 from benchmarks.ops.peers import OURS, PEERS, SCANS, Contender
 from benchmarks.records.machine import commit, now, versions
@@ -98,16 +98,17 @@ def sets(case: Case, device: str) -> int:
 
 
 def op_rows(timer: Timer, copy: float, small: bool, done: Callable[[dict], bool]) -> Iterator[dict]:
-    """Ours over every case, then the peers and the associative scan."""
+    """Ours and the peers, length by length, so that a run that stops has compared what it has; then the associative scan."""
     plan: list[tuple[str, Callable[[Case, str], Contender], Case]] = []
-    plan += [("chunk", OURS["chunk"], case) for case in op_cases()]
-    plan += [(name, make, case) for case in peer_cases() for name, make in PEERS.items()]
+    plan += [("chunk", OURS["chunk"], case) for case in published_cases()]
+    for peer in peer_cases():
+        plan += [("chunk", OURS["chunk"], case) for case in op_cases() if case.beside(peer)]
+        plan += [(name, make, peer) for name, make in PEERS.items()]
     plan += [(name, make, case) for case in scan_cases() for name, make in SCANS.items()]
     plan += [("fused_recurrent", OURS["fused_recurrent"], case) for case in op_cases()[:5]]
+    plan += [("chunk", OURS["chunk"], case) for case in op_cases() if ("chunk", OURS["chunk"], case) not in plan]
     for contender, make, case in plan:
         case = rehearsal(case) if small else case
-        if contender == "accelerated_scan":
-            case = replace(case, T=min(65_536, 1 << (case.T - 1).bit_length()))  # its kernel takes powers of two
         for mode in MODES:
             row = {"table": "op", "contender": contender, "mode": mode, **vars(case)}
             if contender in PEERS:
@@ -209,11 +210,15 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="Stop starting new rows after so long.")] = 240.0,
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Tiny shapes on a CPU, into OUT/rehearsal.")] = False,
     only: Annotated[str, typer.Option(help="op, layer or all.")] = "all",
+    contenders: Annotated[str, typer.Option(help="These alone, with commas between: chunk, chunk_hgrn, bdlru-m4, ...")] = "",
     commit_name: Annotated[str, typer.Option("--commit", help="The commit, where the code is not in a git checkout.")] = "",
 ) -> None:
     """Measures what is missing in OUT/gpu.csv, row by row, and prints the tables."""
     if only not in ("op", "layer", "all"):
         raise typer.BadParameter(f"only={only!r} is not known; expected op, layer or all.")
+    named, known = tuple(filter(None, contenders.split(","))), (*OURS, *PEERS, *SCANS, *MIXERS)
+    if unknown := sorted(set(named) - set(known)):
+        raise typer.BadParameter(f"contenders={','.join(unknown)!r} is not known; expected some of {', '.join(known)}.")
     if not rehearse and not torch.cuda.is_available():
         raise typer.BadParameter("there is no CUDA device here; --rehearse runs tiny shapes on a CPU.")
     quiet()
@@ -234,7 +239,7 @@ def main(
 
         def done(row: dict) -> bool:
             found = store.rows.get(identify(row, context))
-            return found is not None or time.monotonic() > stop
+            return found is not None or time.monotonic() > stop or (bool(named) and row["contender"] not in named)
 
         def all_rows() -> Iterator[dict]:
             if only != "layer":

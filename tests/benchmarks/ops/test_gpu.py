@@ -115,6 +115,26 @@ def test_a_run_is_kept_row_by_row_and_goes_on(few, tmp_path):
     assert both["table"].tolist()[len(rows) :] == ["layer", "layer"][: len(both) - len(rows)]
 
 
+def test_one_length_is_compared_before_the_next(tmp_path, monkeypatch):
+    """Ours and its peers side by side, every case once, and only those that are asked for."""
+    seen = []
+    monkeypatch.setattr(gpu, "rehearsal", lambda case: seen.append(case) or rehearsal(case))
+    timer = gpu.Timer("cpu")
+    rows = gpu.op_rows(timer, 1.0, True, lambda row: seen.append(row["contender"]) or True)
+    assert not list(rows)
+    plan = [(name, case) for case, name in zip(seen[::3], seen[1::3])]
+    assert len(set(plan)) == len(plan)
+    assert {case for name, case in plan if name == "chunk"} == set(op_cases())
+    first = [name for name, case in plan if case.T == 2048 and case.beside(peer_cases()[0])]
+    assert first[: first.index("chunk_hgrn")] == ["chunk"] * 9
+    assert [case.T for name, case in plan if name == "chunk_hgrn"] == [case.T for case in peer_cases()]
+    call = ["--rehearse", "--only", "op", "--contenders", "fused_recurrent", "--out", str(tmp_path)]
+    monkeypatch.setattr(gpu, "op_cases", lambda: [Case("bdlru", 2, 8, 2048, 1024)])
+    done = CliRunner().invoke(app(gpu), call)
+    assert done.exit_code == 0, done.output
+    assert set(pd.read_csv(tmp_path / "rehearsal/gpu.csv")["contender"]) == {"fused_recurrent"}
+
+
 def test_it_stops_in_time(few, tmp_path, monkeypatch):
     clock = iter([0.0] + [1e9] * 100)
     monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
@@ -130,6 +150,9 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
     assert done.exit_code == 2
     assert "--rehearse" in done.output
     assert "expected op, layer or all" in CliRunner().invoke(app(gpu), ["--only", "x"]).output
+    unknown = CliRunner().invoke(app(gpu), ["--contenders", "chunk,mamba9"])
+    assert unknown.exit_code == 2
+    assert "contenders='mamba9' is not known" in " ".join(unknown.output.replace("│", " ").split())
 
 
 def test_pictures(tmp_path):
