@@ -241,6 +241,23 @@ def _gpu(name: str) -> str:
     return f"{_markdown(rows)}\n{_gpu_words(table.iloc[0])}; a copy moves {table.iloc[0].copy_gb_per_s:,.0f} GB/s.\n"
 
 
+def _gpu_peers(name: str) -> str:
+    """Our chunked ops and their peers on a GPU at one shape, in one run."""
+    table = pd.read_csv(RESULTS / name / "gpu.csv").query("table == 'op' and channels == 1024 and B * T == 16_384")
+    ours, rows = table.query("contender == 'chunk'"), []
+    least = {mode: part.query("op == 'bdlru' and m == 1").ms.item() for mode, part in ours.groupby("mode")}
+    for (contender, op, m), part in table.groupby(["contender", "op", "m"], dropna=False, sort=False):
+        fla = f"FLA's `{contender}`" if contender.startswith(("chunk_", "fused_")) else contender
+        row = {"op": f"`chunk_{op}`, m = {m:g}" if contender == "chunk" else fla}
+        times = dict(zip(part["mode"], part.ms))
+        for mode, head in (("fwd", "forward"), ("fwd+bwd", "forward and backward")):
+            row[head] = f"{times[mode]:.3f} ms, {times[mode] / least[mode]:.1f}" if mode in times else ""
+        rows.append(row)
+    first, widths = table.iloc[0], "1,024 channels or heads of 128 (Mamba2: 64, with a state of 128)"
+    note = f"{first['B']} x {first['T']:,} tokens, {widths}, {first['dtype']}; beside a time how often it holds `chunk_bdlru`'s, m = 1."
+    return f"{_markdown(rows)}\n{note} {_gpu_words(first)}.\n"
+
+
 def _gpu_words(row: pd.Series) -> str:
     return f"{row.device}, driver {row.driver}, {row.versions}, commit {row.commit}"
 
@@ -387,6 +404,7 @@ KINDS = {
     "lengths": _lengths,
     "headline": _headline,
     "gpu": _gpu,
+    "gpu-peers": _gpu_peers,
     "gpu-layers": _gpu_layers,
     "cpu": _cpu,
     "roofline": _roofline,
