@@ -254,7 +254,7 @@ def _gpu_peers(name: str) -> str:
             row[head] = f"{times[mode]:.3f} ms, {times[mode] / least[mode]:.1f}" if mode in times else ""
         rows.append(row)
     first, widths = table.iloc[0], "1,024 channels or heads of 128 (Mamba2: 64, with a state of 128)"
-    note = f"{first['B']} x {first['T']:,} tokens, {widths}, {first['dtype']}; beside a time how often it holds that of the first."
+    note = f"{first['B']} x {first['T']:,} tokens, {widths}, {first['dtype']}; beside a time its ratio to the first."
     return f"{_markdown(rows)}\n{note} {_gpu_words(first)}.\n"
 
 
