@@ -61,8 +61,10 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
     rewound = copy(past_key_values)
     rewound.layers = [copy(layer) for layer in past_key_values.layers]
     for layer_idx, layer in enumerate(rewound.layers):
-        layer.state = dict(layer.state or {})  # which decoding changes
+        layer.state = layer.state and dict(layer.state)  # which decoding changes; none after `reset`
         length = layer.get_seq_length() - num_tokens
+        if layer.state is None:
+            continue
         if num_tokens == 0 or not any(layer.state.get(name) is not None for name in RECURRENT):
             if num_tokens and layer.window_size is not None and layer.get_seq_length() > layer.window_size:
                 raise ValueError(
@@ -72,6 +74,9 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
             layer.crop(max(length, 0))  # a negative one would count from the end
             continue
         kept = layer.state.get("step_states") or []
+        if length == 0 and len(kept) >= num_tokens:  # the first call began here, from nothing
+            layer.reset()
+            continue
         if len(kept) < num_tokens or kept[-num_tokens] is None:
             raise ValueError(
                 f"num_tokens={num_tokens}: layer {layer_idx} kept {sum(state is not None for state in kept)} earlier states; "

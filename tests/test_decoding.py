@@ -9,7 +9,7 @@ from fla.models import TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
 from usage import greedy, lively
 
-from fla_bdlru import rewind_cache
+from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, rewind_cache
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 
 VOCAB = 32
@@ -178,9 +178,9 @@ def test_errors():
         layer(x, step_states=2, attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]), **keep)
     with pytest.raises(NotImplementedError, match="LSTM does not keep the states between single steps"):
         LSTM(16, layer_idx=0)(x, step_states=2, past_key_values=Cache(), use_cache=True)
-    layer(x, step_states=4, **keep)
-    with pytest.raises(ValueError, match="num_tokens=4: layer 0 kept 3 earlier states; call the model with step_states"):
-        rewind_cache(cache, 4)  # there was nothing before the first token
+    layer(x, step_states=2, **keep)
+    with pytest.raises(ValueError, match="num_tokens=3: layer 0 kept 2 earlier states; call the model with step_states"):
+        rewind_cache(cache, 3)
     with pytest.raises(ValueError, match="num_tokens must not be negative; got -1"):
         rewind_cache(cache, -1)
     with pytest.raises(ValueError, match="num_tokens=5 is more than the cache holds, 4"):
@@ -203,3 +203,33 @@ def test_attentions_cache_is_not_rewound_past_its_start():
     assert rewind_cache(cache, 5).get_seq_length() == 0
     with pytest.raises(ValueError, match="num_tokens=7 is more than the cache holds, 5"):
         rewind_cache(cache, 7)
+
+
+def test_a_cache_is_rewound_to_its_start_and_after_a_reset():
+    layer, x, cache = BDLRU(16, layer_idx=0, use_short_conv=True).eval(), torch.randn(1, 4, 16), Cache()
+    with torch.no_grad():
+        layer(x, past_key_values=cache, use_cache=True, step_states=4)
+        expected = layer(x)[0]
+        empty = rewind_cache(cache, 4)
+        assert (empty.get_seq_length(), cache.get_seq_length()) == (0, 4)
+        cache.reset()
+        for start in (empty, rewind_cache(cache, 0)):
+            torch.testing.assert_close(layer(x, past_key_values=start, use_cache=True)[0], expected)
+
+
+def test_several_tokens_after_a_cache_before_attention_with_a_window():
+    """FLA keeps the keys that they look at where there is no mask, and has dropped them where there is one."""
+    fields = {"layers": [1], "num_heads": 2, "window_size": 3}
+    model = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCAB, attn=fields))).eval()
+    x = torch.randint(0, VOCAB, (2, 9))
+    mask = torch.ones_like(x)
+    cache = model(x[:, :5], use_cache=True).past_key_values
+    logits = model(x[:, 5:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(logits, model(x, use_cache=False).logits[:, 5:], rtol=1e-4, atol=1e-5)
+    mask[0, :2] = 0
+    cache = model(x[:, :5], attention_mask=mask[:, :5], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="several new tokens after a cache, and padding in attention_mask"):
+        model(x[:, 5:], attention_mask=mask, past_key_values=cache, use_cache=True)
+    for t in range(5, 9):
+        step = model(x[:, t : t + 1], attention_mask=mask[:, : t + 1], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(step[0], model(x[:1, 2:], use_cache=False).logits[0, -1:], rtol=1e-4, atol=1e-5)

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
-from fla.models import GLAConfig, GLAForCausalLM, TransformerConfig, TransformerForCausalLM
+from fla.models import GLAConfig, GLAForCausalLM, MambaConfig, MambaForCausalLM, TransformerConfig, TransformerForCausalLM
 from fresh import ROOT, run_fresh
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import fla_bdlru
 from fla_bdlru import patches
@@ -133,3 +134,52 @@ def test_swapping_by_hand_names_what_is_wrong():
         fla_bdlru.swap_mixers(torch.nn.Linear(2, 2), "bdlru")
     assert getattr(model.config, "mixer", None) is None
     assert fla_bdlru.swap_mixers(model, "bdlru").model.layers[0].attn.v_proj.weight.dtype == torch.bfloat16
+
+
+def test_a_swap_that_is_refused_leaves_the_model_as_it_was():
+    model = GLAForCausalLM(GLAConfig(**SIZES))
+    with pytest.raises(ValueError, match="block_size=5 does not divide the state"):
+        fla_bdlru.swap_mixers(model, "bdlru", [{}, {"block_size": 5}])
+    assert [type(block.attn).__name__ for block in model.model.layers] == ["GatedLinearAttention"] * 2
+    assert not {"mixer", "mixer_config"} & set(vars(model.config))
+    fla_bdlru.swap_mixers(model, ["bdlru", "native"])
+    for mixer in (["native", "hlru"], "native"):
+        with pytest.raises(ValueError, match="layer 0 holds BDLRU by an earlier swap, and its own mixer is gone"):
+            fla_bdlru.swap_mixers(model, mixer)
+    assert model.config.mixer == ["bdlru", "native"]
+    assert [type(block.attn).__name__ for block in model.model.layers] == ["BDLRU", "GatedLinearAttention"]
+    both_ways = fla_bdlru.BDLRUForMaskedLM(
+        fla_bdlru.BDLRUConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, bidirectional=True)
+    )
+    with pytest.raises(ValueError, match="mixer='hlru' is not accepted with bidirectional=True"):
+        fla_bdlru.swap_mixers(both_ways, "hlru")
+
+
+def test_swapped_mixers_are_what_packing_asks_and_stay_in_eval_mode():
+    sizes = {name: value for name, value in SIZES.items() if name != "num_heads"}
+    model = MambaForCausalLM(MambaConfig(**sizes)).eval()
+    tokens, cu_seqlens = torch.randint(0, 50, (1, 8)), torch.tensor([0, 3, 8])
+    fla_bdlru.swap_mixers(model, ["native", "bdlru"])
+    with pytest.raises(ValueError, match="Mamba of flash-linear-attention would run on over the boundaries"):
+        model(tokens, cu_seqlens=cu_seqlens, use_cache=False)
+    fla_bdlru.swap_mixers(model, "bdlru")
+    assert not any(module.training for module in model.modules())
+    packed = model(tokens, cu_seqlens=cu_seqlens, use_cache=False).logits
+    torch.testing.assert_close(packed[:, 3:], model(tokens[:, 3:], use_cache=False).logits)
+    fla_bdlru.swap_mixers(model, "mamba")
+    with pytest.raises(ValueError, match="Mamba of flash-linear-attention would run on over the boundaries"):
+        model(tokens, cu_seqlens=cu_seqlens, use_cache=False)
+
+
+@pytest.mark.parametrize("auto", [False, True], ids=["class", "auto"])
+def test_a_saved_model_takes_a_mixer_as_it_is_loaded(auto, tmp_path):
+    GLAForCausalLM(GLAConfig(**SIZES)).save_pretrained(tmp_path)
+    fields = {"mixer": "bdlru", "mixer_config": {"block_size": 2}}
+    config = (AutoConfig if auto else GLAConfig).from_pretrained(tmp_path, **fields)
+    assert (config.mixer, config.mixer_config) == ("bdlru", {"block_size": 2})
+    load = (AutoModelForCausalLM if auto else GLAForCausalLM).from_pretrained
+    model = load(tmp_path, **fields, ignore_mismatched_sizes=True)
+    assert [block.attn.block_size for block in model.model.layers] == [2, 2]
+    with pytest.raises(ValueError, match="mixer='bdlr' is not known"):
+        load(tmp_path, mixer="bdlr")
+    assert load(tmp_path).config.mixer is None

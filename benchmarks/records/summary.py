@@ -101,14 +101,19 @@ class Line:
 def best_lines(rows: list[dict], name: str = "variant", score: Callable[[dict], float] = _validated) -> list[Line]:
     """A line per name: of its rates, learning and decay, those with most seeds are candidates, and the best by `score` counts.
 
-    A seed counts once: of its rows (other arguments, an older recipe) the one that finished last.
+    Where several score the same (all tokens right), the least training loss counts, then the smallest rate. A seed counts
+    once: of its rows (other arguments, an older recipe) the one that finished last.
     """
     given = [{**row, "name": row[name], "score": score(row), "row": row} for row in rows]
     own = ["name", "lr", "weight_decay"]
-    table = pd.DataFrame(given, columns=[*own, "seed", "finished", "score", "row"])
+    table = pd.DataFrame(given, columns=[*own, "seed", "finished", "score", "train_loss", "row"])
     table = table.sort_values("finished", kind="stable").drop_duplicates([*own, "seed"], keep="last")
-    runs = table.groupby(own, sort=False, dropna=False).agg(rows=("row", list), seeds=("row", "size"), score=("score", "mean"))
-    best = runs.sort_values(["seeds", "score"], ascending=False, kind="stable").groupby(level="name", sort=False).head(1)
+    runs = table.groupby(own, sort=False, dropna=False).agg(
+        rows=("row", list), seeds=("row", "size"), score=("score", "mean"), loss=("train_loss", "mean")
+    )
+    order = ["seeds", "score", "loss", "lr", "weight_decay"]
+    best = runs.sort_values(order, ascending=[False, False, True, True, True], kind="stable")
+    best = best.groupby(level="name", sort=False).head(1)
     return [Line(of.Index[0], of.rows, runs["seeds"].max() - of.seeds) for of in best.itertuples()]
 
 

@@ -125,7 +125,7 @@ class Mixer(nn.Module):
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None and hidden_states.numel():
             unpad = fla_part("fla.layers.utils", "unpad_hidden_states")
-            hidden_states, indices, cu_seqlens = unpad(hidden_states, None, attention_mask, q_len)
+            hidden_states, indices, cu_seqlens = unpad(hidden_states, None, as_it_is_now(attention_mask), q_len)
         last_state = None
         if past_key_values is not None:
             last_state = fla_part("fla.layers.utils", "get_layer_cache")(self, past_key_values)
@@ -154,6 +154,22 @@ class Mixer(nn.Module):
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("attention_mask has padding, which cp_context does not take: pack the sequences (cu_seqlens).")
         return check_cp_context(cp_context)
+
+
+def as_it_is_now(mask: torch.Tensor) -> torch.Tensor:
+    """The same mask, as another object whenever its contents may have changed.
+
+    FLA keeps what it has found out of a mask, and looks it up by the object: of one that is written to in place it would go on
+    to use what stood there before.
+    """
+    if torch.compiler.is_compiling():
+        return mask
+    if mask.is_inference():  # changes are not counted
+        return mask.view_as(mask)
+    known = getattr(mask, "_as_it_is_now", None)
+    if known is None or known[0] != mask._version:
+        known = mask._as_it_is_now = (mask._version, mask.detach())
+    return known[1]
 
 
 def check_hidden_states(hidden_states: torch.Tensor, hidden_size: int) -> None:

@@ -212,10 +212,16 @@ class GatedRecurrence(Mixer):
             hidden_states,
             lambda g: self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context),
             recompute=self.recompute_gates,
-            is_random=type(self.a_proj) not in (nn.Linear, ConstantGates),  # LoRA has dropout
+            is_random=self.may_draw_gates(),
             can_trace=cp_context is None,
         )
         return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
+
+    def may_draw_gates(self) -> bool:
+        """Whether logits may depend on random numbers: by LoRA's dropout, or by whatever a hook does."""
+        proj = self.a_proj
+        hooked = proj._forward_hooks or proj._forward_pre_hooks or "forward" in vars(proj)
+        return bool(hooked) or type(proj) not in (nn.Linear, ConstantGates)
 
     def mix_steps(self, hidden_states, last_state, num_steps):
         v, g = self.v_proj(hidden_states), self.gates(hidden_states)

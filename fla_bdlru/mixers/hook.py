@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
+import fla.models
 import torch
 from fla.models.configuration_utils import get_attention_spec
 from fla.models.modeling_utils import FLAPreTrainedModel
 from fla.models.utils import Cache
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import guard_torch_init_functions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from fla_bdlru.layers.base import as_it_is_now
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
@@ -39,8 +42,21 @@ DEBUG_VAR = "FLA_BDLRU_DEBUG"
 _KEEPS_CONTEXT = {"LinearAttentionModel"}
 
 
-def swap_blocks(model: FLAPreTrainedModel) -> list[nn.Module]:
-    """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; returns the new layers.
+class Swap(NamedTuple):
+    """A layer and the place that it is for."""
+
+    block: nn.Module
+    slot: str
+    layer: nn.Module
+
+    def apply(self) -> None:
+        """Puts the layer there."""
+        self.layer._is_swapped = True
+        setattr(self.block, self.slot, self.layer)
+
+
+def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
+    """The new mixers of the blocks that `model` itself holds, as its config's `mixer` says; changes nothing.
 
     Layers that `config.attn` gives to attention stay attention, and so do the cross-decoder layers of YOCO.
 
@@ -65,11 +81,21 @@ def swap_blocks(model: FLAPreTrainedModel) -> list[nn.Module]:
         reason = "its shared-key attention reads the keys of its own mixer (block_type='rodimus' works)"
     if reason is not None:
         raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} keeps its own mixer, as {reason}.")
-    layers = []
+    if getattr(config, "bidirectional", False):
+        raise ValueError(f"mixer={config.mixer!r} is not accepted with bidirectional=True: its layers only look back.")
+    swaps = []
     for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
-        if name == NATIVE or get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
+        if get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
         slot = _slot(block)
+        if name == NATIVE:
+            held = getattr(block, slot or "", None)
+            if hasattr(held, "_is_swapped"):
+                raise ValueError(
+                    f"mixer={config.mixer!r}: layer {layer_idx} holds {type(held).__name__} by an earlier swap, and its own "
+                    f"mixer is gone; name a mixer instead of {NATIVE!r}, or build the model anew."
+                )
+            continue
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
@@ -78,9 +104,22 @@ def swap_blocks(model: FLAPreTrainedModel) -> list[nn.Module]:
                 parameter._is_hf_initialized = not parameter.is_meta
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
-        setattr(block, slot, layer)
-        layers.append(layer)
-    return layers
+        swaps.append(Swap(block, slot, layer))
+    return swaps
+
+
+def swap_blocks(model: FLAPreTrainedModel) -> None:
+    """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; raises as `plan_swaps`."""
+    for swap in plan_swaps(model):
+        swap.apply()
+    _freeze_idle(model)
+
+
+def _freeze_idle(model: FLAPreTrainedModel) -> None:
+    # HGRN's lower bounds of gates are for its own mixers; a parameter that gets no gradient stops DDP
+    bounds = getattr(model, "lower_bounds", None)
+    if bounds is not None and all(hasattr(getattr(block, _slot(block)), "_is_swapped") for block in _blocks(model) or ()):
+        bounds.requires_grad_(False)
 
 
 def swap_mixers(
@@ -105,8 +144,9 @@ def swap_mixers(
             The same model.
 
     Raises:
-        ValueError: if `model` is not one of FLA's, neither the argument nor the config names a mixer, a field is wrong, or the
-            model's blocks cannot take another mixer.
+        ValueError: if `model` is not one of FLA's, neither the argument nor the config names a mixer, a field is wrong, the
+            model's blocks cannot take another mixer, or `"native"` is asked for where an earlier swap took the model's own.
+            The model is then as it was.
 
     Example:
         >>> import fla_bdlru
@@ -118,19 +158,38 @@ def swap_mixers(
     if not isinstance(model, FLAPreTrainedModel):
         raise ValueError(f"model must be a model of flash-linear-attention; got {type(model).__name__}.")
     config = model.config
-    if mixer is not None:
-        fields = SimpleNamespace(mixer=mixer, mixer_config=mixer_config, hidden_size=config.hidden_size)
-        resolve_mixers(fields, config.num_hidden_layers)
-        config.mixer, config.mixer_config = mixer, mixer_config
-    elif getattr(config, "mixer", None) is None:
+    if mixer is None and getattr(config, "mixer", None) is None:
         raise ValueError("mixer=None: the config of the model names none either; pass a name or a list of names.")
-    for part in [module for module in model.modules() if isinstance(module, FLAPreTrainedModel)]:
-        like = next(part.parameters())
-        for layer in swap_blocks(part) if _blocks(part) is not None else ():
-            layer.to(device=like.device, dtype=like.dtype)
-            _initialize(part, layer)
+    parts = [module for module in model.modules() if isinstance(module, FLAPreTrainedModel)]
+    with ExitStack() as stack:
+        for each in {id(part.config): part.config for part in parts}.values():  # a head may hold a copy
+            stack.enter_context(_restored_on_error(each))
+            if mixer is not None:
+                each.mixer, each.mixer_config = mixer, mixer_config
+        resolve_mixers(config, config.num_hidden_layers)
+        swaps = [(part, swap) for part in parts if _blocks(part) is not None for swap in plan_swaps(part)]
+        for part, swap in swaps:
+            like = next(part.parameters())
+            swap.layer.to(device=like.device, dtype=like.dtype).train(part.training)
+            _initialize(part, swap.layer)
+    for _, swap in swaps:
+        swap.apply()
+    for part in parts:
+        _freeze_idle(part)
         prepare(part)
     return model
+
+
+@contextmanager
+def _restored_on_error(config: PreTrainedConfig) -> Iterator[None]:
+    before = {name: vars(config)[name] for name in ("mixer", "mixer_config") if name in vars(config)}
+    try:
+        yield
+    except BaseException:
+        for name in ("mixer", "mixer_config"):
+            vars(config).pop(name, None)
+        vars(config).update(before)
+        raise
 
 
 def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
@@ -144,9 +203,8 @@ def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
 
 def prepare(model: FLAPreTrainedModel) -> None:
     """Has a model with our layers or with `mixer` look at what it is called with: masks, slices, packed documents."""
-    if hasattr(model, "_is_prepared"):
-        return
-    if names_mixers(model.config) or any(isinstance(module, GatedRecurrence) for module in model.modules()):
+    ours = names_mixers(model.config) or any(isinstance(module, GatedRecurrence) for module in model.modules())
+    if ours and not hasattr(model, "_is_prepared"):
         model.register_forward_pre_hook(check_call, with_kwargs=True)
         model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
@@ -171,8 +229,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
 
     Raises:
         ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
-            cache together with attention and a mask that pads elsewhere than on the left, or as `check_checkpointing` and
-            `check_context_parallel`.
+            cache together with attention and a mask that pads elsewhere than on the left, several new tokens after a cache
+            and padding before attention with a window, or as `check_checkpointing` and `check_context_parallel`.
     """
     cache = kwargs.get("past_key_values")
     if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
@@ -196,7 +254,29 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
+    if cache is not None and isinstance(cache, Cache) and continues_in_window(model, args, kwargs, cache):
+        if not kwargs["attention_mask"].all():
+            raise ValueError(
+                "several new tokens after a cache, and padding in attention_mask: FLA's attention with a window has dropped "
+                "keys that the first of them look at; call the model token by token, or from the start without a cache."
+            )
+        kwargs["attention_mask"] = None  # with which FLA's attention keeps those keys
+    if torch.is_tensor(kwargs.get("attention_mask")):
+        kwargs["attention_mask"] = as_it_is_now(kwargs["attention_mask"])
+    elif len(args) > 1 and torch.is_tensor(args[1]):
+        args = (args[0], as_it_is_now(args[1]), *args[2:])
     return args, kwargs
+
+
+def continues_in_window(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cache: Cache) -> bool:
+    """Whether several tokens and a mask come after a cache, and `model` has FLA's attention with a window."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    if tokens is None or tokens.ndim < 2 or tokens.shape[1] == 1 or not cache.get_seq_length():
+        return False
+    if not torch.is_tensor(kwargs.get("attention_mask")) or torch.compiler.is_compiling():
+        return False
+    return any(hasattr(module, "rotary") and getattr(module, "window_size", None) for module in model.modules())
 
 
 def check_checkpointing(past_key_values: Cache | None) -> None:
@@ -287,6 +367,11 @@ def install_hook() -> None:
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config.model_type, model.__name__)
     why = "`Trainer` with label smoothing shifts the labels of models that this table names; FLA's were not in it"
     record("transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", why)
+    for name, cls in vars(fla.models).items():
+        if isinstance(cls, type) and issubclass(cls, PreTrainedConfig):
+            cls.mixer = cls.mixer_config = None
+            why = "`from_pretrained(folder, mixer=...)` takes fields that a config has, and drops others in silence"
+            record(f"fla.models:{name}.mixer", why)
 
 
 def install_refusal() -> None:

@@ -107,17 +107,17 @@ def documents(
 
 def heed_documents(model: FLAPreTrainedModel) -> None:
     """Makes `model` take what a padding-free collator gives, where it has mixers of this package's registry."""
-    if hasattr(model, "_cannot_pack"):
-        return
     mixers = [module for module in model.modules() if isinstance(module, (Mixer, *NOT_PACKED))]
-    if getattr(model.config, "mixer", None) is None and not any(isinstance(mixer, Mixer) for mixer in mixers):
+    packs = hasattr(model, "_cannot_pack")  # from here before, and mixers may have been swapped since
+    if not packs and getattr(model.config, "mixer", None) is None and not any(isinstance(mixer, Mixer) for mixer in mixers):
         return
     refusing = sorted({type(mixer).__name__ for mixer in mixers if isinstance(mixer, NOT_PACKED)})
     base = type(getattr(model, model.base_model_prefix, model))
     if not any(p.kind is p.VAR_KEYWORD or p.name == "cu_seqlens" for p in inspect.signature(base.forward).parameters.values()):
         refusing.append(base.__name__)
     model._cannot_pack = refusing
-    model.register_forward_pre_hook(_pack_inputs, with_kwargs=True)
+    if not packs:
+        model.register_forward_pre_hook(_pack_inputs, with_kwargs=True)
 
 
 def _pack_inputs(model: FLAPreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

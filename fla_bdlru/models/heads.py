@@ -28,6 +28,8 @@ class RecurrentForSequenceClassification(GenericForSequenceClassification, Recur
         >>> assert logits.shape == (2, 3)
     """
 
+    accepts_loss_kwargs = False  # the loss is a mean of its own batch: Trainer divides it by the steps that it accumulates
+
     @wraps(GenericForSequenceClassification.forward)  # whose signature tells Trainer the names of labels
     def forward(self, *args, **kwargs) -> SequenceClassifierOutputWithPast:
         if kwargs.get("cu_seqlens") is not None:
@@ -49,6 +51,8 @@ class RecurrentForTokenClassification(GenericForTokenClassification, RecurrentPr
         >>> logits = model(rows, attention_mask=(rows != 0).long()).logits
         >>> assert logits.shape == (2, 3, 3)
     """
+
+    accepts_loss_kwargs = False  # as above
 
 
 class RecurrentForMaskedLM(RecurrentPreTrainedModel):
@@ -80,13 +84,20 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         output_hidden_states: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Logits `[B, T, V]`, and the loss where `labels` `[B, T]`, not shifted, are not -100."""
+        """Logits `[B, T, V]`, and the loss where `labels` `[B, T]`, not shifted, are not -100.
+
+        The loss is a mean, or a sum over `num_items_in_batch`, which Trainer counts over the batches that it accumulates.
+        """
         kwargs["return_dict"] = True
         out = self.model(input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, **kwargs)
         logits = self.lm_head(out.last_hidden_state)
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        loss = None
+        if labels is not None:
+            how = {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits, labels, **how)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 

@@ -66,6 +66,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
 
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  transformers reads a list
     layer_class: ClassVar[type[nn.Module]]
+    mixer = mixer_config = None  # so that from_pretrained(folder, mixer=...) takes them
 
     def __init__(
         self,

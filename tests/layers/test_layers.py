@@ -462,3 +462,16 @@ def test_a_fraction_that_is_rounded_is_no_other_width():
     assert BDLRU(30, expand=0.1 * 4, block_size=3).num_blocks == 4
     with pytest.raises(ValueError, match=r"gives 31\.8 values"):
         HLRU(30, expand=1.06)
+
+
+@each_layer
+def test_a_mask_that_is_written_to_in_place(name):
+    """FLA keeps what it found in a mask, by the object."""
+    layer, x = build(name).eval(), torch.randn(2, 6, D)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            mask = torch.ones(2, 6, dtype=torch.long)
+            layer(x, attention_mask=mask)
+            mask[0, :3] = 0
+            o = layer(x, attention_mask=mask)[0]
+            torch.testing.assert_close(o[0, 3:], layer(x[:1, 3:])[0][0])

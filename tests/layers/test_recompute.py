@@ -104,12 +104,16 @@ def hook(layer):
     layer.a_proj.register_forward_hook(lambda module, args, output: output.tanh())
 
 
+def random_hook(layer):
+    layer.a_proj.register_forward_hook(lambda module, args, output: nn.functional.dropout(output, 0.5))
+
+
 def lora(layer):
     layer.a_proj = LoRA(layer.a_proj)
     nn.init.normal_(layer.a_proj.up.weight)
 
 
-@pytest.mark.parametrize("change", [freeze, hook, lora], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [freeze, hook, random_hook, lora], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_whatever_the_projection_is(change, autocast):
     """The backward runs outside of autocast, and from another random state."""

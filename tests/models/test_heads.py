@@ -1,5 +1,7 @@
 """Heads that classify rows and tokens, one that fills in masked tokens, and models that read both ways."""
 
+import copy
+
 import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM
@@ -8,6 +10,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    Trainer,
+    TrainingArguments,
 )
 from usage import lively
 
@@ -134,3 +138,27 @@ def test_continuous_batching_is_refused():
             model.generate_batch([[1, 2]])
         with pytest.raises(ValueError, match=r"continuous batching .* has no place for a recurrent state: use generate"):
             model.generate(torch.tensor([[1, 2]]), cache_implementation="paged")
+
+
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "TokenClassification"])
+def test_accumulated_gradients_are_those_of_the_batch(head, tmp_path):
+    """Trainer leaves the division to models whose loss takes `num_items_in_batch`; rows have unequal numbers of labels."""
+    model = build("BDLRU", f"For{head}", bidirectional=head == "MaskedLM")
+    tokens = torch.randint(3, 30, (4, 6))
+    labels = torch.randint(0, 2, (4, 6)) if head == "TokenClassification" else tokens.clone()
+    if head == "MaskedLM":
+        labels[0, :4] = -100
+    labels = [0, 1, 0, 1] if head == "SequenceClassification" else labels
+    rows, steps = [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels)], []
+    for batch, accumulated in ((4, 1), (1, 4)):
+        options = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 1}
+        options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "report_to": []}
+        trained = copy.deepcopy(model)
+        for part in trained.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        args = TrainingArguments(tmp_path, save_strategy="no", use_cpu=True, disable_tqdm=True, **options)
+        Trainer(trained, args, train_dataset=rows).train()
+        steps.append(torch.cat([(p - q).detach().flatten() for p, q in zip(trained.parameters(), model.parameters())]))
+    assert steps[0].abs().max() > 0
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-6)
