@@ -174,6 +174,15 @@ def test_two_rows_of_one_seed_are_one_seed(make_row):
     assert "old" not in line.keys
 
 
+@pytest.mark.parametrize("losses, chosen", [(("3e-4", "1e-4"), 0.01), (("1e-4", "3e-4"), 0.003), (("2e-4", "2e-4"), 0.003)])
+def test_what_finished_first_chooses_no_rate(make_row, losses, chosen):
+    """Of rates that all score 1 the one of the least training loss counts, then the smallest."""
+    rows = [make_row("lstm", 1.0, lr=lr, train_loss=loss) for lr, loss in zip(("0.003", "0.01"), losses)]
+    for first, second in (("1", "2"), ("2", "1")):
+        rows[0]["finished"], rows[1]["finished"] = first, second
+        assert summarise(rows)[0]["lr"] == chosen
+
+
 def test_words_about_seeds_and_budgets(make_row):
     one, three = ([make_row(name, 0.5, seed) for seed in range(n)] for name, n in (("lstm", 1), ("gla", 3)))
     assert counts_text(summarise(one)) == "1 seed"
