@@ -315,10 +315,17 @@ def _roofline(name: str) -> str:
 
 def _lm(name: str) -> str:
     """Language models of a file, best first."""
-    from benchmarks.lm.report import rank_models, read, speed, training_words
+    from benchmarks.lm.report import read
+
+    return language_models(read([RESULTS / name]))
+
+
+def language_models(models: list[dict]) -> str:
+    """A table of rows of language models, best first."""
+    from benchmarks.lm.report import rank_models, speed, training_words
 
     rows = []
-    for line in rank_models(read([RESULTS / name])):
+    for line in rank_models(models):
         bits = zip(line.lengths, _scores(line, "bits_per_byte"))
         row = {"mixer": _name(line), "mixer parameters": short(line["mixer_params"]), "state": grows(line)}
         row |= {f"bits per byte @{n}" if n == line.lengths[0] else f"@{n}": cell for n, cell in bits}
