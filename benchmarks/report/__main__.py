@@ -133,12 +133,11 @@ def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
 
 
 def _language_models(rows: list[dict]) -> list[dict]:
-    # models of one text and training, best first
-    if not rows:
-        return []
-    from benchmarks.lm.report import group, rank_models, speed, training_words
+    # models of one text, model and training, best first
+    from benchmarks.lm.report import group, rank_models, speed, titles
 
-    return [{"title": training_words(found[0]), "lines": rank_models(found), "speed": speed} for found in group(rows)]
+    groups = group(rows)
+    return [{"title": title, "lines": rank_models(found), "speed": speed} for found, title in zip(groups, titles(groups))]
 
 
 def _shade(accuracy: float, chance: float) -> str:

@@ -321,17 +321,24 @@ def _lm(name: str) -> str:
 
 
 def language_models(models: list[dict]) -> str:
-    """A table of rows of language models, best first."""
-    from benchmarks.lm.report import rank_models, speed, training_words
+    """A table of rows of language models, best first, for each text, model and training."""
+    from benchmarks.lm.report import group, titles
 
-    rows = []
-    for line in rank_models(models):
+    groups = group(models)
+    return "\n".join(_language_models(rows, title) for rows, title in zip(groups, titles(groups)))
+
+
+def _language_models(models: list[dict], title: str) -> str:
+    from benchmarks.lm.report import rank_models, speed
+
+    rows, lines = [], rank_models(models)
+    for line in lines:
         bits = zip(line.lengths, _scores(line, "bits_per_byte"))
         row = {"mixer": _name(line), "mixer parameters": short(line["mixer_params"]), "state": grows(line)}
         row |= {f"bits per byte @{n}" if n == line.lengths[0] else f"@{n}": cell for n, cell in bits}
         row[f"perplexity @{line.lengths[0]}"] = _scores(line, "perplexity")[0]
         rows.append({**row, "seeds": str(line.seeds), "tokens/s in training": f"{speed(line):,.0f}"})
-    of = f"{training_words(line.runs[0])}, {short(line['params'])} parameters, {line['threads']} thread(s), {line['device']}"
+    of = f"{title}, {short(line['params'])} parameters, {line['threads']} thread(s), {line['device']}"
     return f"{_markdown(rows)}\n{of}, commit {line['commit']}.\n"
 
 

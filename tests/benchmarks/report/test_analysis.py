@@ -1,6 +1,7 @@
 """Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.compare.plan import make_row, merge, plan
 from benchmarks.compare.presets import Preset
 from benchmarks.compare.run import run_cell
 from benchmarks.compare.train import evaluate
+from benchmarks.lm.report import COLUMNS, read
 from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
@@ -327,6 +329,19 @@ def test_stored_language_models_are_drawn(tmp_path):
     result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
+
+
+def test_language_models_of_two_sizes_are_drawn_apart(tmp_path, figures):
+    with ResultStore(tmp_path, "lm", COLUMNS) as store:
+        for row in read([Path("benchmarks/results/lm-quick.csv")]):
+            store.add(row)
+            larger = {**row["model"], "num_hidden_layers": 9}
+            store.add({**row, "key": f"{row['key']}9", "model": larger, "params": 9 * row["params"]})
+    result = run(tmp_path, "--what", "lm")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.glob("*.png")} == {"lm-1.png", "lm-2.png"}
+    notes = [figure.get_supxlabel().replace("\n", " ") for figure in figures]
+    assert [f"model.num_hidden_layers {n}" in note for n, note in zip((2, 9), notes)] == [True, True]
 
 
 def test_weights_are_scored_at_other_lengths(trained, tmp_path):
