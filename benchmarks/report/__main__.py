@@ -145,9 +145,9 @@ def _shade(accuracy: float, chance: float) -> str:
     return f"{0.55 * max(0.0, min(1.0, (accuracy - chance) / (1 - chance))):.3f}"
 
 
-def _picture(draw, *arguments) -> str:
+def _picture(draw, *arguments, **options) -> str:
     file = io.BytesIO()
-    draw(*arguments, file)
+    draw(*arguments, path=file, **options)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -167,7 +167,8 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
             curves[line.variant] = [pd.read_csv(path) for path in paths]
     if curves:
         title = f"{comparison.heading}: while training"
-        found.append(("Learning curves", _picture(draw_curves, curves, comparison.settings["lengths"], title)))
+        told = comparison.settings
+        found.append(("Learning curves", _picture(draw_curves, curves, told["lengths"], title, curriculum=told["curriculum"])))
     return found
 
 
