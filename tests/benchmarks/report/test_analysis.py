@@ -282,12 +282,21 @@ def test_only_a_win_that_is_learned_and_alone_is_bold(make_row, tmp_path, texts)
     assert [text.get_text() for text in cells if text.get_weight() == "bold"] == ["0.90"]
 
 
-def test_costs_are_those_of_whole_mixers(make_row, tmp_path, texts):
-    costs = {"lstm": 50_000, "gla": 40_000}
-    rows = [make_row(name, 0.5, mixer_flops=str(cost), recurrent_flops="7") for name, cost in costs.items()]
+def test_costs_are_those_of_whole_mixers_and_of_wider_mlps(make_row, tmp_path, figures, texts):
+    costs = {"lstm": (50_000, 90_000), "gla": (40_000, 80_000), "attn": (30_000, 95_000), "hgrn": (20_000, "")}
+    rows = [
+        make_row(name, 0.5, mixer_flops=str(cost), recurrent_flops="7", flops_per_token=str(of))
+        for name, (cost, of) in costs.items()
+    ]
     (comparison,) = compare(rows)
     draw_costs(comparison, tmp_path / "costs.png")
-    assert {text.get_text(): text.xy[0] for text in texts() if text.get_text() in costs} == costs
+    found = {text.get_text(): text.xy[0] for text in texts() if text.get_text() in costs}
+    assert found == {"lstm": 50_000, "gla": 40_000, "attn": 30_000 + 25_000, "hgrn": 20_000}
+    note = figures[0].get_supxlabel().replace("\n", " ")
+    assert "linear maps included; of attn with what its wider MLP has more than the others'." in note
+    (alone,) = compare(rows[:2])
+    draw_costs(alone, tmp_path / "costs.png")
+    assert "linear maps included." in figures[1].get_supxlabel().replace("\n", " ")
 
 
 def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
