@@ -211,14 +211,14 @@ def _train_all(
 
 
 def _show(console: Console, say, store: ResultStore, name: str, runs: list[Run]) -> None:
-    from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, training_words
-    from benchmarks.records.tables import say_what_diverged, short
+    from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, size_words, training_words
+    from benchmarks.records.tables import say_what_diverged
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
     if not rows:
         return
     lines = rank_models(rows)
-    console.print(model_table(lines, f"{training_words(rows[0])}, {short(lines[0]['params'])} parameters"))
+    console.print(model_table(lines, f"{training_words(rows[0])}, {size_words(lines)}"))
     for note in say_what_diverged(lines):
         say(note)
     picture = store.folder / f"{name}.png"

@@ -186,6 +186,12 @@ def training_words(row: dict) -> str:
     )
 
 
+def size_words(lines: list[Line]) -> str:
+    """How many parameters the models have, in words."""
+    sizes = sorted({line["params"] for line in lines})
+    return " to ".join(dict.fromkeys(short(size) for size in (sizes[0], sizes[-1]))) + " parameters"
+
+
 def read_curves(folder: Path, rows: list[dict]) -> pd.DataFrame:
     """Learning curves of rows, one under the other, with their keys; empty where the files are not there."""
     paths = {row["key"]: folder / f"{row['key']}.csv" for row in rows}
@@ -206,7 +212,7 @@ def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Pa
             learning[line.variant] = list(points.index), list(points)
     seeds = "1 seed" if counts_text(lines) == "1 seed" else f"{counts_text(lines)}; a bar is their range"
     trained, longest = lines[0].lengths[0], lines[0].lengths[-1]
-    note = f"{settings}, {short(lines[0]['params'])} parameters, {seeds}. Lower is better; dotted: the trained length."
+    note = f"{settings}, {size_words(lines)}, {seeds}. Lower is better; dotted: the trained length."
     with picture(path, 6 + 2.6 * bool(learning), ", ".join(filter(None, ["Language models", equal(lines)])), note) as figure:
         by_length, by_position, *rest = figure.subplots(2 + bool(learning), 1)
         scale_lengths(by_length, lines[0].lengths)

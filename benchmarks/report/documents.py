@@ -329,7 +329,7 @@ def language_models(models: list[dict]) -> str:
 
 
 def _language_models(models: list[dict], title: str) -> str:
-    from benchmarks.lm.report import rank_models, speed
+    from benchmarks.lm.report import rank_models, size_words, speed
 
     rows, lines = [], rank_models(models)
     for line in lines:
@@ -338,8 +338,12 @@ def _language_models(models: list[dict], title: str) -> str:
         row |= {f"bits per byte @{n}" if n == line.lengths[0] else f"@{n}": cell for n, cell in bits}
         row[f"perplexity @{line.lengths[0]}"] = _scores(line, "perplexity")[0]
         rows.append({**row, "seeds": str(line.seeds), "tokens/s in training": f"{speed(line):,.0f}"})
-    of = f"{title}, {short(line['params'])} parameters, {line['threads']} thread(s), {line['device']}"
-    return f"{_markdown(rows)}\n{of}, commit {line['commit']}.\n"
+    runs = sorted((run for line in lines for run in line.runs), key=lambda run: run["finished"])
+    threads, devices, commits = (
+        ", ".join(dict.fromkeys(str(run[name]) for run in runs)) for name in ("threads", "device", "commit")
+    )
+    of = f"{title}, {size_words(lines)}, {threads} thread(s), {devices}, commit{'s' * (', ' in commits)} {commits}"
+    return f"{_markdown(rows)}\n{of}.\n"
 
 
 def _sizes(name: str) -> str:
