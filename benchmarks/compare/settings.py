@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import PRESETS, Preset, get_preset
-from benchmarks.records.cell import MATCHES, SWEPT
+from benchmarks.records.cell import CURRICULA, MATCHES, SWEPT
 from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, read_fields, real, whole
 
 
@@ -170,7 +170,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
     """Multiplies a sweep out: a part per combination of task, rule of matching, budget and what is `SWEPT`.
 
     A flag wins over the file's fields, and in the file a task's own settings over the rest. FieldError, if there are fewer
-    steps than training lengths, or a budget for two rules of matching.
+    steps than training lengths, a budget for two rules of matching, or a field that would change nothing.
     """
     from benchmarks.compare.models import DEFAULT_VARIANTS
 
@@ -191,6 +191,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
         if base.curriculum == "restarting" and base.schedule != "trapezoid":
             where = "--schedule" if "schedule" in flags else "--curriculum" if "curriculum" in flags else "schedule"
             raise FieldError(where, f"{base.schedule!r} is not accepted with curriculum restarting; expected trapezoid.")
+        _check_effect(base, values, flags)
         if len(values.get("match", ())) > 1 and "budget" in values:
             where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]
             raise FieldError(where, f"{given} is not accepted with match params,state; expected one rule: their units differ.")
@@ -200,3 +201,18 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             sized = replace(sized, mlp_width=base.mlp_width * sized.width // base.width)
             parts.append(Part(task, values.get("mixers", DEFAULT_VARIANTS), match, budget, sized))
     return parts
+
+
+def _check_effect(base: Preset, values: dict[str, tuple], flags: dict[str, tuple]) -> None:
+    # FieldError, if a field is given that the run would not heed: it would be another key for the same training
+    def refuse(name: str, value: Any, words: str) -> None:
+        raise FieldError(f"--{name}" if name in flags else name, f"{value!r} is not accepted {words}.")
+
+    examples = f"with a set of {base.train_examples:,} training examples"
+    if base.train_examples and base.tokens:
+        refuse("tokens", base.tokens, f"{examples}, of which a step takes {base.batch_size} sequences; expected 0")
+    if base.train_examples and base.curriculum != "stages":
+        refuse("curriculum", base.curriculum, f"{examples}, as it draws new ones; expected stages")
+    if "threshold" in values and base.curriculum == "stages":
+        others = " or ".join(name for name in CURRICULA if name != "stages")
+        refuse("threshold", base.threshold, f"with curriculum stages, which has none; expected none, or curriculum {others}")

@@ -182,11 +182,15 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of training,
     `diverged` (the last loss was not finite; such a run stops, or begins anew where a curriculum has steps left for it),
     `steps_done`, `restarts`, `curve`, a list of (step, length, learning rate, loss, token accuracy), and `weights`, the
-    trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid.
+    trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid, or a
+    finite training set goes with a curriculum or tokens a step.
     """
     restarting = cell.curriculum == "restarting"
     if restarting and cell.schedule != "trapezoid":
         raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
+    if cell.train_examples and (cell.tokens or cell.curriculum != "stages"):
+        given = f"train_examples={cell.train_examples}"
+        raise ValueError(f"{given} is not accepted with tokens={cell.tokens} and curriculum={cell.curriculum!r}; expected 0.")
     task = get_task(cell.task, cell.bos)
     span, finishing = Span(0, cell.steps), False
     model, optimizer, schedule = begin(cell, task, 0, span, device)

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -56,31 +57,50 @@ def main(
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160, quiet=not _is_main(), highlight=False)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
-    try:
+    def load() -> Settings:
         settings = load_settings(preset, tuple(change or ()))
         if mixers is not None:
             settings = settings.select(tuple(name.strip() for name in mixers.split(",") if name.strip()))
         if seeds is not None:
             settings = replace(settings, training=replace(settings.training, seeds=tuple(range(seeds))))
-        if text is not None:
-            settings = replace(settings, data=replace(settings.data, text=text))
+        return settings if text is None else replace(settings, data=replace(settings.data, text=text))
+
+    name = f"lm-{Path(preset).stem}"
+    raise typer.Exit(compare_models(console, load, device, out, name, threads, fsdp, rerun, dry_run))
+
+
+def compare_models(
+    console: Console,
+    load: Callable[[], Settings],
+    device: str,
+    out: Path,
+    name: str,
+    threads: int | None = None,
+    fsdp: bool = False,
+    rerun: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Runs the comparison that `load` returns; its picture is `<name>.png`. Returns an exit code; errors are said."""
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    try:
+        settings = load()
         device, processes = _where(device, fsdp)
         _set_threads(threads)
         settings = _announce(console, say, settings, device, processes)
         if dry_run:
-            return
+            return 0
         runs, corpus = _prepare(say, settings, out, processes)
     except ValueError as error:
         console.print("[bold red]Error:[/]", end=" ")
         say(str(error))
-        raise typer.Exit(2) from None
+        return 2
     except KeyboardInterrupt:
         say("Stopped before training.")
-        raise typer.Exit(130) from None
-    raise typer.Exit(_train_all(console, say, Path(preset).stem, runs, corpus, device, fsdp, processes, out, rerun))
+        return 130
+    return _train_all(console, say, name, runs, corpus, device, fsdp, processes, out, rerun)
 
 
 def _is_main() -> bool:
@@ -139,7 +159,7 @@ def _prepare(say, settings: Settings, out: Path, processes: int) -> tuple[list[R
 
 
 def _train_all(
-    console: Console, say, preset: str, runs: list[Run], corpus: Corpus, device, fsdp, processes, out: Path, rerun
+    console: Console, say, name: str, runs: list[Run], corpus: Corpus, device, fsdp, processes, out: Path, rerun
 ) -> int:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -185,23 +205,23 @@ def _train_all(
                 store.add(model_row(run, measure(run.config, device), corpus, result, device), result["curve"])
                 shutil.rmtree(out / "checkpoints" / run.key)
         if is_main:
-            _show(console, say, store, preset, runs)
+            _show(console, say, store, name, runs)
     PartialState().destroy_process_group()  # its threads may abort the interpreter's end else
     return 1 if failed else 0
 
 
-def _show(console: Console, say, store: ResultStore, preset: str, runs: list[Run]) -> None:
-    from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, training_words
-    from benchmarks.records.tables import say_what_diverged, short
+def _show(console: Console, say, store: ResultStore, name: str, runs: list[Run]) -> None:
+    from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, size_words, training_words
+    from benchmarks.records.tables import say_what_diverged
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
     if not rows:
         return
     lines = rank_models(rows)
-    console.print(model_table(lines, f"{training_words(rows[0])}, {short(lines[0]['params'])} parameters"))
+    console.print(model_table(lines, f"{training_words(rows[0])}, {size_words(lines)}"))
     for note in say_what_diverged(lines):
         say(note)
-    picture = store.folder / f"lm-{preset}.png"
+    picture = store.folder / f"{name}.png"
     draw_models(lines, read_curves(store.folder / "curves", rows), training_words(rows[0]), picture)
     say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")
 

@@ -10,10 +10,25 @@ from rich.table import Table
 
 from benchmarks.lm.evaluate import bits_per_byte, perplexity
 from benchmarks.lm.models import Sizes
+from benchmarks.lm.settings import Settings, Training
 from benchmarks.lm.text import Corpus
 from benchmarks.lm.train import Run
+from benchmarks.records.cell import MATCHES
 from benchmarks.records.machine import provenance
-from benchmarks.records.store import JSON, LOSS, NUMBER, SECONDS, SWITCH, TEXT, WHOLE, WHOLES, Column, read_rows, several
+from benchmarks.records.store import (
+    JSON,
+    LATER_COLUMNS,
+    LOSS,
+    NUMBER,
+    SECONDS,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    WHOLES,
+    Column,
+    read_rows,
+    several,
+)
 from benchmarks.records.style import DOTTED, OTHER, picture, plot_ranges, scale_lengths
 from benchmarks.records.summary import Line, best_lines, counts_text
 from benchmarks.records.tables import fill_table, grows, score_columns, short
@@ -28,22 +43,44 @@ def _octave(text: str) -> tuple[int, float]:
 
 OCTAVES = several(Column(_octave, lambda pair: f"{pair[0]}:{pair[1]:.6f}"), "last position:loss, by octave")
 _KINDS = {
-    TEXT: "key name mixer precision dataset tokenizer text_digest device versions commit finished",
-    WHOLE: "params embedding_params mixer_params state_size seed scored_tokens steps batch_size length warmup_steps "
+    TEXT: "key name mixer precision dataset tokenizer text_digest device versions commit finished match",
+    WHOLE: "budget params embedding_params mixer_params state_size seed scored_tokens steps batch_size length warmup_steps "
     "vocab_size train_tokens validation_tokens processes threads",
-    NUMBER: "train_loss validation_loss lr weight_decay",
-    JSON: "mixer_config model",
+    NUMBER: "train_loss validation_loss lr weight_decay min_lr_ratio beta1 beta2 clip",
+    JSON: "mixer_config model backbone",
     WHOLES: "eval_lengths",
     LOSSES: "loss perplexity bits_per_byte",
     OCTAVES: "loss_by_position",
-    SWITCH: "diverged",
+    SWITCH: "diverged torch_compile gradient_checkpointing",
     SECONDS: "seconds",
     LOSS: "bytes_per_token",
 }
 COLUMNS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 CURVE_COLUMNS = ("step", "tokens", "lr", "loss", "grad_norm", "validation_loss", "seconds")
-# of one text and training
-SETTINGS = ["dataset", "tokenizer", "text_digest", "steps", "batch_size", "length", "lr", "eval_lengths"]
+# a comparison's models share these, and the model that the mixers stand in: how each is told, where it tells two apart
+SETTINGS = {
+    **dict.fromkeys(("dataset", "tokenizer", "steps", "batch_size", "length", "lr"), ""),  # by `training_words`
+    "text_digest": "text {}",
+    "train_tokens": "{:,} tokens of text",
+    "validation_tokens": "{:,} validation tokens",
+    "scored_tokens": "{:,} tokens scored",
+    "eval_lengths": "scored at {}",
+    "match": "matched by {}",
+    "budget": "a budget of {}",
+    "warmup_steps": "{} steps of warm-up",
+    "min_lr_ratio": "cosine to {:g} of it",
+    "weight_decay": "weight decay {:g}",
+    "beta1": "beta1 {:g}",
+    "beta2": "beta2 {:g}",
+    "clip": "gradients clipped to {:g}",
+    "precision": "{}",
+    "torch_compile": "torch_compile {}",
+    "gradient_checkpointing": "gradient checkpointing {}",
+}
+# older rows do not say these, and are taken to have the defaults
+LATER = {name: getattr(Training, name) for name in SETTINGS if name in LATER_COLUMNS and hasattr(Training, name)}
+LATER["match"] = Settings.match
+EQUAL = 1.05  # how far sizes that are called equal may be apart: each is within 2% of the budget
 
 
 def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str) -> dict:
@@ -56,6 +93,9 @@ def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str)
         "mixer": run.entry.mixer if isinstance(run.entry.mixer, str) else JSON.write(run.entry.mixer),
         "mixer_config": run.entry.mixer_config,
         "model": {**run.settings.model, **run.entry.model},
+        "backbone": run.settings.model,
+        "match": run.settings.match,
+        "budget": run.settings.budget,
         "seed": run.seed,
         "eval_lengths": run.settings.eval_lengths,
         "loss": result["losses"],
@@ -84,10 +124,39 @@ def rank_models(rows: list[dict]) -> list[Line]:
     return sorted(lines, key=lambda line: median(line.scores("bits_per_byte")[0]))
 
 
+def _settings(row: dict) -> dict:
+    # what the models of a comparison share, by name
+    told = {name: LATER.get(name) if row[name] in (None, "") else row[name] for name in SETTINGS}
+    # a model of its own, such as an MLP that was widened for the mixer's sake, is no setting; older rows say that one alone
+    model = row["backbone"] or row["model"]
+    return {**told, **{f"model.{name}": JSON.write(value) for name, value in model.items()}}
+
+
 def group(rows: list[dict]) -> list[list[dict]]:
-    """Rows of one text and training each."""
-    table = pd.DataFrame([{**row, "row": row} for row in rows])
-    return list(table.groupby(SETTINGS, sort=False)["row"].agg(list))
+    """Rows of one text, model and training each, whatever their mixer and seed."""
+    groups: dict[frozenset, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(frozenset(_settings(row).items()), []).append(row)
+    return list(groups.values())
+
+
+def titles(groups: list[list[dict]]) -> list[str]:
+    """What the models of each group were trained on and how, with what tells apart those for which that reads the same."""
+    settings, words = [_settings(rows[0]) for rows in groups], [training_words(rows[0]) for rows in groups]
+    names, found = dict.fromkeys(name for own in settings for name in own), []
+    for own, said in zip(settings, words):
+        alike = [other for other, theirs in zip(settings, words) if theirs == said]
+        apart = [name for name in names if len({other.get(name) for other in alike}) > 1 and own.get(name) is not None]
+        found.append(", ".join([said, *(SETTINGS.get(name, f"{name} {{}}").format(own[name]) for name in apart)]))
+    return found
+
+
+def equal(lines: list[Line]) -> str:
+    """What the models have equal by their rule of matching, in words; empty where their sizes are not, as they were given."""
+    match = _settings(lines[0].runs[0])["match"]
+    sizes = [line["params" if match == "params" else "state_size"] for line in lines]
+    sizes = [size for size in sizes if size]  # a state that grows is no size
+    return MATCHES[match] if sizes and max(sizes) <= EQUAL * min(sizes) else ""
 
 
 def speed(line: Line) -> float:
@@ -117,6 +186,12 @@ def training_words(row: dict) -> str:
     )
 
 
+def size_words(lines: list[Line]) -> str:
+    """How many parameters the models have, in words."""
+    sizes = sorted({line["params"] for line in lines})
+    return " to ".join(dict.fromkeys(short(size) for size in (sizes[0], sizes[-1]))) + " parameters"
+
+
 def read_curves(folder: Path, rows: list[dict]) -> pd.DataFrame:
     """Learning curves of rows, one under the other, with their keys; empty where the files are not there."""
     paths = {row["key"]: folder / f"{row['key']}.csv" for row in rows}
@@ -137,8 +212,8 @@ def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Pa
             learning[line.variant] = list(points.index), list(points)
     seeds = "1 seed" if counts_text(lines) == "1 seed" else f"{counts_text(lines)}; a bar is their range"
     trained, longest = lines[0].lengths[0], lines[0].lengths[-1]
-    note = f"{settings}, {short(lines[0]['params'])} parameters, {seeds}. Lower is better; dotted: the trained length."
-    with picture(path, 6 + 2.6 * bool(learning), "Language models, equal parameters", note) as figure:
+    note = f"{settings}, {size_words(lines)}, {seeds}. Lower is better; dotted: the trained length."
+    with picture(path, 6 + 2.6 * bool(learning), ", ".join(filter(None, ["Language models", equal(lines)])), note) as figure:
         by_length, by_position, *rest = figure.subplots(2 + bool(learning), 1)
         scale_lengths(by_length, lines[0].lengths)
         by_length.set(xlabel=f"window in tokens (trained at {trained})", ylabel="bits per byte")

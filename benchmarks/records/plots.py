@@ -73,15 +73,25 @@ def _draw_seeds(axes, lines: list[Line]) -> None:
     axes.set_xlim(0, 1.01)
 
 
-def draw_curves(curves: dict[str, list[pd.DataFrame]], lengths: Sequence[int], title: str, path: Path | BinaryIO) -> None:
+def draw_curves(
+    curves: dict[str, list[pd.DataFrame]],
+    lengths: Sequence[int],
+    title: str,
+    path: Path | BinaryIO,
+    curriculum: str = "stages",
+) -> None:
     """Draws token accuracy on the training batches by step, smoothed over five points: the median seed, and all seeds' range.
 
-    `curves` has, by variant, a table per seed with columns `step` and `token_accuracy`; the training `lengths` come in turn.
+    `curves` has, by variant, a table per seed with columns `step` and `token_accuracy`; the training `lengths` come in turn,
+    each for an equal share of the steps in `"stages"`, and else when each run has learned the one before, so that no line is
+    drawn between them.
     """
     styles = variant_styles(list(curves))
     last = max(run["step"].iloc[-1] for runs in curves.values() for run in runs)
     seeds = max(map(len, curves.values()))
-    note = f"Accuracy on the training batches; lengths {', '.join(map(str, lengths))} in turn. " + (
+    staged = curriculum == "stages"
+    turn = "in turn" if staged else f"as each run's own accuracy moves it ({curriculum} curriculum), so no lines between them"
+    note = f"Accuracy on the training batches; lengths {', '.join(map(str, lengths))} {turn}. " + (
         f"Line: median of {seeds} seeds; shade: their range." if seeds > 1 else "One seed."
     )
     with picture(path, 4.2, title, note) as figure:
@@ -95,7 +105,7 @@ def draw_curves(curves: dict[str, list[pd.DataFrame]], lengths: Sequence[int], t
             axes.plot(of.index, of["median"], **style)
             axes.fill_between(of.index, of["min"], of["max"], color=style["color"], alpha=0.12, linewidth=0)
             ends[variant] = (of.index[-1], of["median"].iloc[-1], style["color"])
-        for i in range(1, len(lengths)):
+        for i in range(1, len(lengths) if staged else 1):
             axes.axvline(last * i / len(lengths), color=OTHER, linewidth=1, linestyle=DOTTED)
         percent(axes.yaxis)
         label_ends(axes, ends)

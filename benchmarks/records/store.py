@@ -68,6 +68,8 @@ COLUMNS: dict[str, Column] = {
 # older files lack some
 LATER_COLUMNS = {*LATER, "matched", "mixer_flops", "recurrent_flops", "flops_per_token", "steps_done", "restarts"}
 LATER_COLUMNS |= {name for name in SCORED if name.endswith(("_32x", "_256x"))}
+LATER_COLUMNS |= {"match", "budget", "backbone", "min_lr_ratio", "beta1", "beta2", "clip"}  # of language models
+LATER_COLUMNS |= {"torch_compile", "gradient_checkpointing"}
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 

@@ -133,12 +133,11 @@ def _differences(found: list[tuple[Comparison, Path]]) -> list[list[str]]:
 
 
 def _language_models(rows: list[dict]) -> list[dict]:
-    # models of one text and training, best first
-    if not rows:
-        return []
-    from benchmarks.lm.report import group, rank_models, speed, training_words
+    # models of one text, model and training, best first
+    from benchmarks.lm.report import group, rank_models, speed, titles
 
-    return [{"title": training_words(found[0]), "lines": rank_models(found), "speed": speed} for found in group(rows)]
+    groups = group(rows)
+    return [{"title": title, "lines": rank_models(found), "speed": speed} for found, title in zip(groups, titles(groups))]
 
 
 def _shade(accuracy: float, chance: float) -> str:
@@ -146,9 +145,9 @@ def _shade(accuracy: float, chance: float) -> str:
     return f"{0.55 * max(0.0, min(1.0, (accuracy - chance) / (1 - chance))):.3f}"
 
 
-def _picture(draw, *arguments) -> str:
+def _picture(draw, *arguments, **options) -> str:
     file = io.BytesIO()
-    draw(*arguments, file)
+    draw(*arguments, path=file, **options)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -168,7 +167,8 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
             curves[line.variant] = [pd.read_csv(path) for path in paths]
     if curves:
         title = f"{comparison.heading}: while training"
-        found.append(("Learning curves", _picture(draw_curves, curves, comparison.settings["lengths"], title)))
+        told = comparison.settings
+        found.append(("Learning curves", _picture(draw_curves, curves, told["lengths"], title, curriculum=told["curriculum"])))
     return found
 
 

@@ -61,19 +61,29 @@ def draw_block_sizes(comparisons: list[Comparison], path: Path) -> None:
         figure.axes[0].set_ylabel("token accuracy")
 
 
+def _costs(lines: list[Line]) -> dict[str, tuple[int, int]]:
+    # by name, FLOPs of the mixers, and those that the rest of the model has more than another's: a wider MLP
+    rest = {line.variant: line["flops_per_token"] - line["mixer_flops"] for line in lines if line["flops_per_token"]}
+    least = min(rest.values(), default=0)
+    return {line.variant: (line["mixer_flops"], rest.get(line.variant, least) - least) for line in lines}
+
+
 def draw_costs(comparison: Comparison, path: Path) -> None:
     """Draws token accuracy at the training length over the FLOPs of the mixers, their linear maps included.
 
-    ValueError, if no row records `mixer_flops`.
+    Where a mixer was matched by a wider MLP, what that costs more than the others' counts as the mixer's. ValueError, if no
+    row records `mixer_flops`.
     """
     lines = [line for line in comparison.lines if line["mixer_flops"]]
     if not lines:
         raise ValueError(f"{comparison.task}: no row records mixer_flops; --rerun records them.")
-    task, styles = get_task(comparison.task), variant_styles([line.variant for line in lines])
-    note = f"{comparison.description}. FLOPs of the forward pass, linear maps included. {_seeds(lines)}."
+    task, styles, found = get_task(comparison.task), variant_styles([line.variant for line in lines]), _costs(lines)
+    wider = ", ".join(name for name, (_, more) in found.items() if more)
+    counted = "linear maps included" + f"; of {wider} with what its wider MLP has more than the others'" * bool(wider)
+    note = f"{comparison.description}. FLOPs of the forward pass, {counted}. {_seeds(lines)}."
     with picture(path, 4.6, f"{comparison.heading}: accuracy and cost", note) as figure:
         axes = figure.subplots()
-        costs = [line["mixer_flops"] for line in lines]
+        costs = [sum(found[line.variant]) for line in lines]
         axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
         axes.set(xlabel="thousand FLOPs of the mixers, per token", ylim=(0, 1.04))
         axes.set_ylabel(f"token accuracy at length {comparison.lengths[0]}")

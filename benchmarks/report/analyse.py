@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.lm.report import draw_models, rank_models, read, read_curves, training_words
+from benchmarks.lm.report import draw_models, group, rank_models, read, read_curves, titles
 from benchmarks.records.cell import MATCHES
 from benchmarks.records.plots import draw
 from benchmarks.records.summary import Comparison, counts_text, distinguish, join_name
@@ -78,11 +78,13 @@ def _overviews(comparisons: list[Comparison], out: Path) -> list[Path]:
 
 
 def _language_models(path: Path, out: Path) -> list[Path]:
-    rows, kept = read([path]), path.with_name(f"{path.stem}-curves")
-    curves = read_curves(kept if kept.exists() else path.with_name("curves"), rows)
-    picture = out / f"{path.stem}.png"
-    draw_models(rank_models(rows), curves, training_words(rows[0]), picture)
-    return [picture]
+    # a picture for each text, model and training; several are numbered
+    kept, groups, pictures = path.with_name(f"{path.stem}-curves"), group(read([path])), []
+    for number, (rows, title) in enumerate(zip(groups, titles(groups)), 1):
+        curves = read_curves(kept if kept.exists() else path.with_name("curves"), rows)
+        pictures.append(out / f"{path.stem}{f'-{number}' * (len(groups) > 1)}.png")
+        draw_models(rank_models(rows), curves, title, pictures[-1])
+    return pictures
 
 
 EACH: dict[str, Callable[[Comparison, Path, Path], list[Path]]] = {  # of each comparison, a folder's, into another

@@ -315,17 +315,35 @@ def _roofline(name: str) -> str:
 
 def _lm(name: str) -> str:
     """Language models of a file, best first."""
-    from benchmarks.lm.report import rank_models, read, speed, training_words
+    from benchmarks.lm.report import read
 
-    rows = []
-    for line in rank_models(read([RESULTS / name])):
+    return language_models(read([RESULTS / name]))
+
+
+def language_models(models: list[dict]) -> str:
+    """A table of rows of language models, best first, for each text, model and training."""
+    from benchmarks.lm.report import group, titles
+
+    groups = group(models)
+    return "\n".join(_language_models(rows, title) for rows, title in zip(groups, titles(groups)))
+
+
+def _language_models(models: list[dict], title: str) -> str:
+    from benchmarks.lm.report import rank_models, size_words, speed
+
+    rows, lines = [], rank_models(models)
+    for line in lines:
         bits = zip(line.lengths, _scores(line, "bits_per_byte"))
         row = {"mixer": _name(line), "mixer parameters": short(line["mixer_params"]), "state": grows(line)}
         row |= {f"bits per byte @{n}" if n == line.lengths[0] else f"@{n}": cell for n, cell in bits}
         row[f"perplexity @{line.lengths[0]}"] = _scores(line, "perplexity")[0]
         rows.append({**row, "seeds": str(line.seeds), "tokens/s in training": f"{speed(line):,.0f}"})
-    of = f"{training_words(line.runs[0])}, {short(line['params'])} parameters, {line['threads']} thread(s), {line['device']}"
-    return f"{_markdown(rows)}\n{of}, commit {line['commit']}.\n"
+    runs = sorted((run for line in lines for run in line.runs), key=lambda run: run["finished"])
+    threads, devices, commits = (
+        ", ".join(dict.fromkeys(str(run[name]) for run in runs)) for name in ("threads", "device", "commit")
+    )
+    of = f"{title}, {size_words(lines)}, {threads} thread(s), {devices}, commit{'s' * (', ' in commits)} {commits}"
+    return f"{_markdown(rows)}\n{of}.\n"
 
 
 def _sizes(name: str) -> str:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +20,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from benchmarks.compare.plan import Planned
+    from benchmarks.lm.train import Run
     from benchmarks.records.store import ResultStore
 
 warnings.filterwarnings("ignore", message="Triton is not supported on current platform")
@@ -47,9 +52,20 @@ def main(
     grid, out = FOLDER / f"{title}.toml", out or Path("results") / title
     # what others have run does not show that it runs here
     stored = FOLDER.parent / "results" / STORED[name] if only is None else None
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    run = _language_models if name == "lm" else _comparison
-    raise typer.Exit(run(console, name, grid, stored, out, status, workers, device))
+    is_lm = name == "lm"
+    if is_lm and workers not in (None, 1):
+        raise typer.BadParameter(f"{workers} is not accepted with lm: one runs at a time; expected 1.", param_hint="--workers")
+    console = Console(width=None if sys.stdout.isatty() else 160 if is_lm else 100, highlight=False)
+    try:
+        code = (_language_models if is_lm else _comparison)(console, name, grid, stored, out, status, workers, device)
+    except UnusableError as error:
+        console.print(f"Error: {error}", markup=False, style="red", soft_wrap=True)
+        code = 2
+    raise typer.Exit(code)
+
+
+class UnusableError(ValueError):
+    """A folder of results that cannot be read or written, or is another run's."""
 
 
 def _comparison(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:
@@ -66,13 +82,14 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     parts = lay_out({}, *read_grid(grid))
     planned = merge([plan(p.task, p.mixers, p.match, p.budget, p.settings, device)[0] for p in parts])
     folders = [folder for folder in (stored, out) if folder is not None]
-    rows = {key: row for folder in folders for key, row in read_folder(folder, needed=False).items() if key in planned}
+    with _usable():
+        rows = {key: row for folder in folders for key, row in read_folder(folder, needed=False).items() if key in planned}
     if status:
         known, later = narrow(planned, rows)
         rows = {key: row for key, row in rows.items() if key in known}
         _say_status(console, name, [*known.values(), *later], rows, workers)
         return 0
-    _carry_over(rows, ResultStore(out))
+    _carry_over(rows, stored, ResultStore(out))
     code = comparison._compare(console, parts, comparison.Workers(device, workers, 1, None), out, False, False)
     rows = [row for key, row in read_folder(out, needed=False).items() if key in planned]
     if rows:
@@ -83,10 +100,27 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     return code
 
 
-def _carry_over(rows: dict[str, dict], store: ResultStore) -> None:
-    with store:
-        for row in [row for key, row in rows.items() if key not in store.rows]:
-            store.add(row)
+@contextmanager
+def _usable() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UnusableError(str(error)) from None
+    except OSError as error:
+        raise UnusableError(f"{error.filename or '--out'} cannot be written: {error.strerror or error}.") from None
+
+
+def _carry_over(rows: dict[str, dict], stored: Path | None, store: ResultStore) -> None:
+    # with their curves, where these are kept
+    from benchmarks.records.store import write_file
+
+    with _usable(), store:
+        for key, row in rows.items():
+            curve = Path("curves", f"{key}.csv")
+            if stored is not None and (stored / curve).exists() and not (store.folder / curve).exists():
+                write_file(store.folder / curve, (stored / curve).read_bytes())
+            if key not in store.rows:
+                store.add(row)
 
 
 def _say_status(console: Console, name: str, planned: list[Planned], rows: dict[str, dict], workers: int) -> None:
@@ -126,32 +160,48 @@ def _seconds(planned: Planned, rows: list[dict]) -> float | None:
 
 
 def _language_models(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:
-    from benchmarks.lm.__main__ import app as language_models
+    from benchmarks.lm.__main__ import compare_models
     from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS
     from benchmarks.lm.settings import load_settings
-    from benchmarks.records.store import ResultStore, read_rows
+    from benchmarks.records.store import ResultStore, read_rows, write_file
+    from benchmarks.report.documents import language_models
 
     rows = {}
-    for path in (folder / "lm.csv" for folder in (stored, out) if folder is not None):
-        rows |= read_rows(path, COLUMNS)[0] if path.exists() else {}
+    with _usable():
+        for path in (folder / "lm.csv" for folder in (stored, out) if folder is not None):
+            rows |= read_rows(path, COLUMNS)[0] if path.exists() else {}
+    planned = _model_runs(grid)
     if status:
-        settings = load_settings(str(grid), ())
-        seconds: dict[str, dict[int, float]] = {}
+        seconds: dict[str, list[float]] = {}
         for row in rows.values():
-            seconds.setdefault(row["name"], {})[row["seed"]] = row["seconds"]
-        usual = median(time for of in seconds.values() for time in of.values()) if rows else 0
-        left = [
-            median(seconds[entry.name].values()) if entry.name in seconds else usual
-            for entry in settings.mixers
-            for seed in settings.training.seeds
-            if seed not in seconds.get(entry.name, ())
-        ]
-        runs = len(settings.mixers) * len(settings.training.seeds)
+            seconds.setdefault(row["name"], []).append(row["seconds"])
+        usual = median(time for of in seconds.values() for time in of) if rows else 0
+        left = [median(seconds.get(run.entry.name, [usual])) for run in planned if run.key not in rows]
         time = f": about {sum(left) / HOUR:.1f} h, one at a time" if rows else "; how long it takes is not known yet"
-        console.print(f"{name}: {runs - len(left)} of {runs} runs done, {len(left)} left{time}.")
+        console.print(f"{name}: {len(planned) - len(left)} of {len(planned)} runs done, {len(left)} left{time}.")
         return 0
-    _carry_over(rows, ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS))
-    return language_models(["--preset", str(grid), "--out", str(out), "--device", device], standalone_mode=False) or 0
+    keys = [run.key for run in planned]
+    _carry_over({key: rows[key] for key in keys if key in rows}, stored, ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS))
+    code = compare_models(console, partial(load_settings, str(grid)), device, out, name)
+    with _usable():
+        rows = read_rows(out / "lm.csv", COLUMNS)[0] if (out / "lm.csv").exists() else {}
+        if done := [rows[key] for key in keys if key in rows]:
+            write_file(out / f"{name}.md", language_models(done).encode())
+            console.print(f"table: {out / name}.md", markup=False)
+    return code
+
+
+def _model_runs(grid: Path) -> list[Run]:
+    # with the keys that they get where they are run: the text that this Python has counts
+    from benchmarks.compare.models import quiet
+    from benchmarks.lm.models import settle
+    from benchmarks.lm.plan import make_runs, prepare_corpus
+    from benchmarks.lm.settings import load_settings
+
+    quiet()
+    settings = settle(load_settings(str(grid)))
+    with TemporaryDirectory() as folder:
+        return make_runs(settings, prepare_corpus(settings, Path(folder), lambda line: None), 1)
 
 
 if __name__ == "__main__":

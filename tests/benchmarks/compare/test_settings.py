@@ -187,6 +187,21 @@ def test_nothing_said_is_the_quick_comparison():
             "schedule",
             "'one-cycle' is not accepted with curriculum restarting; expected trapezoid",
         ),
+        (
+            "preset = 'paper'\ntask = 'recall'\ntokens = 1024",
+            "tokens",
+            "1024 is not accepted with a set of 12,800 training examples, of which a step takes 128 sequences; expected 0",
+        ),
+        (
+            "preset = 'paper'\ntask = 'recall'\ncurriculum = 'adaptive'",
+            "curriculum",
+            "'adaptive' is not accepted with a set of 12,800 training examples, as it draws new ones; expected stages",
+        ),
+        (
+            "threshold = 0.5",
+            "threshold",
+            "0.5 is not accepted with curriculum stages, which has none; expected none, or curriculum adaptive or restarting",
+        ),
         ("settings = 3", "grid.toml: settings", "3 is not accepted; expected tables"),
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),
@@ -220,6 +235,20 @@ def test_limits(name, taken, refused):
     for value in refused:
         with pytest.raises(FieldError, match=f"^{name}: {value!r} is not accepted"):
             parse_field(name, value, name)
+
+
+def test_a_field_without_effect_is_named_as_it_was_given():
+    flags = {"task": ("recall",), "preset": ("paper",)}
+    for name, value in (("tokens", 1024), ("curriculum", "adaptive"), ("threshold", 0.5)):
+        with pytest.raises(FieldError, match=f"^--{name}: {value!r} is not accepted with"):
+            lay_out({**flags, name: (value,)}, {}, {})
+    (part,) = lay_out({**flags, "tokens": (0,), "steps": (9,), "curriculum": ("stages",)}, {}, {})
+    assert (part.settings.train_examples, part.settings.steps) == (12_800, 9)
+    # a preset's curriculum takes a threshold; without that curriculum its tokens hold
+    (part,) = lay_out({"preset": ("tracking",), "threshold": (0.9,)}, {}, {})
+    assert (part.settings.threshold, part.settings.curriculum) == (0.9, "restarting")
+    (part,) = lay_out({"preset": ("tracking",), "curriculum": ("stages",)}, {}, {})
+    assert part.settings.tokens == 2048
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

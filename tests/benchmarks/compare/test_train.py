@@ -243,6 +243,12 @@ def test_a_run_whose_state_fades_draws_its_weights_anew(monkeypatch):
         train_cell(replace(cell, schedule="cosine"))
 
 
+@pytest.mark.parametrize("other", [{"tokens": 32}, {"curriculum": "adaptive"}])
+def test_a_finite_training_set_goes_with_stages_of_whole_batches(other):
+    with pytest.raises(ValueError, match=r"^train_examples=40 is not accepted with tokens=.* and curriculum=.*; expected 0"):
+        train_cell(replace(CELL, train_examples=40, **other))
+
+
 def test_a_run_that_diverges_stops():
     result = train_cell(replace(CELL, lr=1e38, steps=200))
     assert result["diverged"]

@@ -32,6 +32,8 @@ def test_a_comparison_gives_rows_curves_models_a_table_and_a_picture(unbroken):
         assert [2 ** float(b) for b in bits] == pytest.approx([float(p) for p in row["perplexity"].split()], rel=1e-4)
         assert row["steps"] == "20"
         assert row["precision"] == "fp32"
+        assert (row["match"], row["budget"], row["clip"]) == ("params", "", "1.0")
+        assert row["backbone"] == row["model"]
         assert "accelerate" in row["versions"]
         assert row["text_digest"]
         assert len(curve(out, name)) == 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lm.report import CURVE_COLUMNS, OCTAVES, group, rank_models, read, read_curves, speed
+from benchmarks.lm.report import CURVE_COLUMNS, OCTAVES, draw_models, group, rank_models, read, read_curves, speed, titles
 
 STORED = Path("benchmarks/results/lm-quick.csv")
 
@@ -33,6 +33,43 @@ def test_speed_is_the_mean_of_the_runs():
 def test_runs_of_another_training_are_another_group():
     first, seed, second, third = rows(lstm=((2.0, 9), (2.0, 9)), gla=((2.0, 9),), attn=((2.0, 9),))
     assert group([first, seed, {**second, "lr": 1.0}, third]) == [[first, seed, third], [{**second, "lr": 1.0}]]
+
+
+def test_models_of_another_size_rule_or_recipe_are_other_groups():
+    (like,) = rows(lstm=((2.0, 9),))
+    like["backbone"] = like["model"]
+    larger = {"backbone": {**like["model"], "hidden_size": 256}}
+    changes = [larger, {"match": "state"}, {"budget": 99}, {"warmup_steps": 9}, {"precision": "bf16"}, {"weight_decay": 0.0}]
+    changes += [{"beta1": 0.5}, {"beta2": 0.5}, {"clip": 2.0}, {"min_lr_ratio": 0.5}, {"torch_compile": True}]
+    found = group([like, *({**like, **change} for change in changes)])
+    assert [len(of) for of in found] == [1] * (1 + len(changes))
+    assert len(set(titles(found))) == len(found)
+    assert titles([found[0], found[1]])[1].endswith("learning rate 0.003, model.hidden_size 256")
+    # what a mixer has of its own, and what older rows do not say
+    wider = {**like, "name": "attn", "model": {**like["model"], "intermediate_size": 500}}
+    older = {**like, "backbone": None, "match": "", "clip": None}
+    said = {**like, "match": "params", "clip": 1.0}
+    assert group([like, wider, older, said]) == [[like, wider, older, said]]
+    assert titles([[like]])[0].endswith("learning rate 0.003")
+
+
+@pytest.mark.parametrize(
+    "change, title",
+    [
+        ({}, "Language models, equal parameters"),
+        ({"params": 700_000}, "Language models"),  # models as they were given
+        ({"match": "state"}, "Language models"),
+        ({"match": "state", "state_size": 256, "params": 700_000}, "Language models, equal state"),
+        ({"match": "state", "state_size": None}, "Language models, equal state"),  # it grows
+    ],
+)
+def test_the_picture_says_what_is_equal(figures, tmp_path, change, title):
+    first, second = rows(lstm=((2.0, 9),), gla=((2.0, 9),))
+    second |= {"state_size": 999, "eval_lengths": (256, 512), **change}
+    curves = read_curves(Path("nowhere"), [])
+    first |= {"state_size": 256, "eval_lengths": (256, 512), "match": second["match"]}
+    draw_models(rank_models([first, second]), curves, "", tmp_path / "lm.png")
+    assert figures[0].get_suptitle() == title
 
 
 def test_losses_by_octave_are_pairs():

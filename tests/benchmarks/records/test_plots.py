@@ -57,6 +57,17 @@ def test_curves_are_smoothed_and_the_range_of_seeds_is_shaded(figures, tmp_path)
     assert figures[0].get_supxlabel().endswith("lengths 4, 8 in turn. Line: median of 3 seeds; shade: their range.")
 
 
+@pytest.mark.parametrize("curriculum, lines", [("stages", [10]), ("adaptive", []), ("restarting", [])])
+def test_lines_between_lengths_are_drawn_where_they_are_known(figures, tmp_path, curriculum, lines):
+    seeds = [pd.DataFrame({"step": range(1, 21), "token_accuracy": 0.5})]
+    draw_curves({"lstm": seeds}, [4, 8], "title", tmp_path / "curves.png", curriculum)
+    _, *borders = figures[0].axes[0].lines
+    assert [border.get_xdata()[0] for border in borders] == lines
+    note = figures[0].get_supxlabel().replace("\n", " ")
+    assert ("lengths 4, 8 in turn." in note) == bool(lines)
+    assert (f"as each run's own accuracy moves it ({curriculum} curriculum), so no lines between them" in note) != bool(lines)
+
+
 def test_a_panel_shows_shares_as_colours_with_words_that_can_be_read():
     cells = {("lstm", "parity"): (1.0, "1.00"), ("bdlru-m4", "parity"): (0.1, "0.10"), ("lstm", "s3"): (0.5, "0.50")}
     panel, axes = Panel("", ["lstm", "bdlru-m4"], ["s3", "parity"], cells, bold=[("lstm", "s3")]), Figure().subplots()

@@ -1,6 +1,7 @@
 """Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.compare.plan import make_row, merge, plan
 from benchmarks.compare.presets import Preset
 from benchmarks.compare.run import run_cell
 from benchmarks.compare.train import evaluate
+from benchmarks.lm.report import COLUMNS, read
 from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
@@ -280,12 +282,21 @@ def test_only_a_win_that_is_learned_and_alone_is_bold(make_row, tmp_path, texts)
     assert [text.get_text() for text in cells if text.get_weight() == "bold"] == ["0.90"]
 
 
-def test_costs_are_those_of_whole_mixers(make_row, tmp_path, texts):
-    costs = {"lstm": 50_000, "gla": 40_000}
-    rows = [make_row(name, 0.5, mixer_flops=str(cost), recurrent_flops="7") for name, cost in costs.items()]
+def test_costs_are_those_of_whole_mixers_and_of_wider_mlps(make_row, tmp_path, figures, texts):
+    costs = {"lstm": (50_000, 90_000), "gla": (40_000, 80_000), "attn": (30_000, 95_000), "hgrn": (20_000, "")}
+    rows = [
+        make_row(name, 0.5, mixer_flops=str(cost), recurrent_flops="7", flops_per_token=str(of))
+        for name, (cost, of) in costs.items()
+    ]
     (comparison,) = compare(rows)
     draw_costs(comparison, tmp_path / "costs.png")
-    assert {text.get_text(): text.xy[0] for text in texts() if text.get_text() in costs} == costs
+    found = {text.get_text(): text.xy[0] for text in texts() if text.get_text() in costs}
+    assert found == {"lstm": 50_000, "gla": 40_000, "attn": 30_000 + 25_000, "hgrn": 20_000}
+    note = figures[0].get_supxlabel().replace("\n", " ")
+    assert "linear maps included; of attn with what its wider MLP has more than the others'." in note
+    (alone,) = compare(rows[:2])
+    draw_costs(alone, tmp_path / "costs.png")
+    assert "linear maps included." in figures[1].get_supxlabel().replace("\n", " ")
 
 
 def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
@@ -327,6 +338,19 @@ def test_stored_language_models_are_drawn(tmp_path):
     result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
+
+
+def test_language_models_of_two_sizes_are_drawn_apart(tmp_path, figures):
+    with ResultStore(tmp_path, "lm", COLUMNS) as store:
+        for row in read([Path("benchmarks/results/lm-quick.csv")]):
+            store.add(row)
+            larger = {**row["model"], "num_hidden_layers": 9}
+            store.add({**row, "key": f"{row['key']}9", "model": larger, "params": 9 * row["params"]})
+    result = run(tmp_path, "--what", "lm")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.glob("*.png")} == {"lm-1.png", "lm-2.png"}
+    notes = [figure.get_supxlabel().replace("\n", " ") for figure in figures]
+    assert [f"model.num_hidden_layers {n}" in note for n, note in zip((2, 9), notes)] == [True, True]
 
 
 def test_weights_are_scored_at_other_lengths(trained, tmp_path):

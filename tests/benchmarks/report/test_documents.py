@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.lm.report import read
 from benchmarks.records.store import ResultStore
 from benchmarks.report import documents
 
@@ -53,3 +54,16 @@ def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
     assert rows[2][2:4] == ["1 of 2", "0.375 (0.25-0.50)"]
     assert rows[2][4:6] == ["0 of 2", "0.312 (0.25-0.38)"]
     assert rows[2][6:] == ["0.500", "0.250 |"]
+
+
+def test_language_models_say_all_commits_sizes_and_groups():
+    rows = read([documents.RESULTS / "lm-quick.csv"])
+    made = [{**row, "params": n * 1000, "commit": c} for row, n, c in zip(rows, (592, 588, 593, 590), "abab")]
+    text = documents.language_models(made)
+    assert ", 588.0k to 593.0k parameters, 2 thread(s), " in text
+    assert text.endswith("commits a, b.\n")
+    larger = [{**row, "model": {**row["model"], "num_hidden_layers": 9}, "params": 9, "commit": "a"} for row in rows]
+    text = documents.language_models([*made, *larger])
+    assert text.count("| mixer |") == 2
+    assert "model.num_hidden_layers 9, 9 parameters" in text
+    assert text.endswith("commit a.\n")

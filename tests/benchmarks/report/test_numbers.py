@@ -106,7 +106,7 @@ def test_a_model_with_bos_is_read_and_run_with_it(tmp_path):
 
 @pytest.mark.parametrize("dearest, scale", [(49_000, "linear"), (51_000, "log")])
 def test_costs_far_apart_stand_on_a_logarithmic_scale(make_row, figures, tmp_path, dearest, scale):
-    rows = [make_row(name, 0.5, mixer_flops=str(cost)) for name, cost in (("lstm", 10_000), ("gla", dearest))]
+    rows = [make_row(n, 0.5, mixer_flops=str(x), flops_per_token=str(x)) for n, x in (("lstm", 10_000), ("gla", dearest))]
     draw_costs(*compare(rows), tmp_path / "costs.png")
     assert figures[0].axes[0].get_xscale() == scale
 

@@ -52,6 +52,17 @@ def test_numbers_on_the_page_are_medians_and_ranges(folder):
     assert "9.0k" in page
 
 
+def test_learning_curves_are_told_the_curriculum(make_row, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("benchmarks.records.plots.draw_curves", lambda *_, path, curriculum: drawn.append(curriculum))
+    with ResultStore(tmp_path) as store:
+        for task, more in (("s3", {}), ("s5", {"curriculum": "restarting"})):
+            store.add(make_row("lstm", 0.5, task=task, **more), [(1, 32, 0.01, 1.0, 0.5)])
+    page = make_report(tmp_path)
+    assert drawn == ["stages", "restarting"]
+    assert "the same batches unless a curriculum is adaptive or\nrestarting" in page
+
+
 def test_names_are_escaped(make_row, tmp_path):
     with ResultStore(tmp_path) as store:
         store.add(make_row("<script>alert(1)</script>", 0.5))

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.compare.models import quiet
 from benchmarks.compare.plan import plan
 from benchmarks.compare.settings import lay_out, read_grid
-from benchmarks.lm.report import COLUMNS
+from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, read
 from benchmarks.lm.settings import load_settings
 from benchmarks.records.store import ResultStore, read_folder
 from benchmarks.studies import __main__ as studies
@@ -148,17 +149,60 @@ def test_one_layer_never_needs_more_than_one_block():
         assert smallest_block(name) <= find_group(name).signed_degree
 
 
-def test_language_models_have_a_status(tmp_path, monkeypatch):
-    monkeypatch.setitem(studies.STORED, "lm", "nothing")
-    said = command("lm", "--status", "--out", tmp_path)[1]
-    assert "lm: 0 of 27 runs done, 27 left; how long it takes is not known yet" in said
-    with ResultStore(tmp_path, "lm", COLUMNS) as store:
-        store.add({"key": "one", "name": "bdlru-m1", "seed": 0, "seconds": 7200.0})
-        store.add({"key": "two", "name": "mamba2", "seed": 2, "seconds": 3600.0})
-        store.add({"key": "three", "name": "mamba2", "seed": 7, "seconds": 3600.0})  # none of the study's seeds
-    # two each of these mixers, and three of seven others, which are taken to cost what is usual
-    said = command("lm", "--status", "--out", tmp_path)[1]
-    assert f"lm: 2 of 27 runs done, 25 left: about {2 * 2 + 2 + 21:.1f} h, one at a time" in said
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    # a study of language models whose runs are all stored, as far as the study knows: (its runs, the folder with the rows)
+    folder, stored = tmp_path / "studies", tmp_path / "results" / "lm"
+    folder.mkdir()
+    text = tmp_path / "text.txt"
+    text.write_text("one line of text\n" * 2000)
+    preset = (studies.FOLDER / "lm-quick.toml").read_text().replace('dataset = "stdlib"', f'text = "{text}"')
+    (folder / "lm.toml").write_text(preset.replace("tokens = 65_536", "").replace("3e-3", "3e-3\nseeds = [0, 1]"))
+    monkeypatch.setattr(studies, "FOLDER", folder)
+    like, *_ = read([Path("benchmarks/results/lm/lm.csv")])
+    runs = studies._model_runs(folder / "lm.toml")
+    with ResultStore(stored, "lm", COLUMNS, CURVE_COLUMNS) as store:
+        for run in runs:
+            row = {**like, "key": run.key, "name": run.entry.name, "seed": run.seed, "seconds": 7200.0}
+            store.add(row, [(100, 400_000, 1e-3, 2.5, 1.0, 2.4, 60.0)])
+    return runs, stored
+
+
+def test_language_models_have_a_status_by_what_their_results_depend_on(models, tmp_path):
+    runs, stored = models
+    assert [(run.entry.name, run.seed) for run in runs] == [(n, s) for s in (0, 1) for n in ("bdlru-m4", "mamba2")]
+    assert "lm: 4 of 4 runs done, 0 left: about 0.0 h" in command("lm", "--status", "--out", tmp_path / "out")[1]
+    with ResultStore(stored, "lm", COLUMNS) as store:  # another text or training, the same name and seed
+        rows = [store.rows[run.key] for run in runs]
+        store._write_rows({row["key"]: row for row in (rows[0], {**rows[1], "key": "other", "seconds": 3600.0})})
+    said = command("lm", "--status", "--out", tmp_path / "out")[1]
+    assert f"lm: 1 of 4 runs done, 3 left: about {1 + 2 + 1:.1f} h, one at a time" in said
+    (stored / "lm.csv").unlink()
+    said = command("lm", "--status", "--out", tmp_path / "out")[1]
+    assert "lm: 0 of 4 runs done, 4 left; how long it takes is not known yet" in said
+
+
+def test_language_models_leave_a_figure_with_stored_curves_and_a_table(models, tmp_path, figures):
+    out = tmp_path / "out"
+    code, said = command("lm", "--out", out)
+    assert code == 0, said
+    assert "4 runs, 4 of them" in said
+    assert sorted(path.name for path in out.glob("lm*")) == ["lm.csv", "lm.md", "lm.png"]
+    assert (out / "lm.md").read_text().startswith("| mixer | mixer parameters | state | bits per byte @256 |")
+    assert [axes.get_ylabel() for axes in figures[-1].axes][2:] == ["validation loss"]
+
+
+def test_workers_of_language_models_are_refused():
+    code, said = command("lm", "--status", "--workers", 7)
+    assert code == 2
+    assert "7 is not accepted with lm: one runs at a time; expected 1" in said.replace("│ ", "")
+
+
+def test_a_folder_of_another_run_is_named_in_a_line(small, monkeypatch):
+    with ResultStore(small / "out"):
+        code, said = command("law", "--out", small / "out", "--workers", 1)
+    assert code == 2
+    assert said == f"Error: out='{small / 'out'}' is in use by another run; wait for it or name another."
 
 
 def test_the_status_counts_what_follows_from_rates_yet_unknown(small):
