@@ -7,6 +7,10 @@ A model can also tell products of a length by a representation of the group that
 from that (docs: results, S5). It shows early: noise as loud as a part of what was said first drowns what is said last. A
 restarting curriculum draws such a model's weights anew, while enough of the steps are left. A model that is told in full noise
 and not drowned is done: its learning rate falls.
+
+How loud noise has to be hangs on the group: the fewer the answers, the more of it leaves them told. So the `louder` curriculum
+has no final level: noise grows as long as the model tells the longest length in it. And it is as loud for every token as for
+the loudest, so that what shrinks is worth less and less, even where it shrinks slowly.
 """
 
 from __future__ import annotations
@@ -27,13 +31,17 @@ LOUD = 0.3  # level of the noise that shows a state that fades, relative to the 
 FADED, PATIENCE = 0.15, 12  # share of the way from guessing to 1 under that noise, and looks in a row below it
 LEFT = 0.4  # of the steps, for another start
 HELD = 0.95  # share under that noise above which a state does not fade
+# of `louder`: the share of the way from guessing to 1, told in the present noise, above which that grows, and below which it
+# falls; by what factors, a look; and where it ends
+BORNE, DROWNED, GROWTH, FALL, LOUDEST = 0.95, 0.8, 1.08, 0.97, 8.0
 
 
 class Curriculum:
     r"""Which of rising `lengths` is trained, and how much noise there is.
 
     A length is learned when the running accuracy at the last position, without noise, is above `threshold`; `noise` is the
-    final level. With `restarts` it moves faster, as a run that goes astray starts anew.
+    final level. With `restarts` it moves faster, as a run that goes astray starts anew. With `louder` the noise is what
+    `bear` makes of it, in units of `noise`.
 
     Example:
         >>> from benchmarks.compare.recipe import Curriculum
@@ -43,14 +51,16 @@ class Curriculum:
         >>> assert curriculum.length == 4 and curriculum.noise == 0.3
     """
 
-    def __init__(self, lengths: tuple[int, ...], threshold: float, noise: float, restarts: bool = False):
+    def __init__(self, lengths: tuple[int, ...], threshold: float, noise: float, restarts: bool = False, louder: bool = False):
         self.lengths, self.threshold, self.level, self.memory = lengths, threshold, noise, MEMORY[restarts]
+        self.louder = louder
         self.start()
 
     def start(self) -> None:
         """Goes back to the first length."""
         self.stage, self.running, self.share = 0, 0.0, START
         self.faded = self.held = 0
+        self.learned = False
 
     @property
     def length(self) -> int:
@@ -68,11 +78,31 @@ class Curriculum:
         if self.stage + 1 < len(self.lengths):
             self.stage, self.running = self.stage + 1, 0.0
         else:
-            self.share = min(1.0, self.share + RISE)
+            self.learned = True
+            if not self.louder:
+                self.share = min(1.0, self.share + RISE)
+
+    @property
+    def is_loud(self) -> bool:
+        """Whether noise is as loud for every token as for the loudest: of `louder`, once it has grown."""
+        return self.louder and self.share > START
+
+    def bear(self, in_noise: float, in_loud_noise: float) -> None:
+        """Takes the accuracy, from 0 (guessing) to 1, in the present noise and in loud noise, at the longest length.
+
+        Noise that is borne grows; where it no longer does and nothing fades, a look counts for `holds`.
+        """
+        if in_noise > BORNE:
+            self.share = min(LOUDEST / self.level, GROWTH * self.share)
+            self.held = self.held + 1 if self.noise == LOUDEST else max(0, self.held - 1)
+        elif in_loud_noise > HELD:
+            self.held += 1
+            self.share *= FALL if in_noise < DROWNED else 1.0
 
     def holds(self, accuracy: float) -> bool:
-        """Takes the same accuracy; whether it was high `PATIENCE` looks in a row, in full noise at the longest length."""
-        self.held = self.held + 1 if accuracy > HELD and self.share == 1.0 else 0
+        """Takes that in loud noise; whether it was high `PATIENCE` looks in a row, in full noise at the longest length."""
+        if not self.louder:
+            self.held = self.held + 1 if accuracy > HELD and self.share == 1.0 else 0
         return self.held >= PATIENCE
 
     def fades(self, accuracy: float) -> bool:
@@ -89,7 +119,8 @@ class Noise:
     """How loud noise is."""
 
     level: float = 0.0  # relative to the root mean square of a token's channels, while the mixer trains
-    loud: float = 0.0  # relative to that of the sequence's loudest token, in eval mode too
+    is_loud: bool = False  # whether `level` is relative to that of the sequence's loudest token
+    loud: float = 0.0  # relative to that of the loudest token, in eval mode too
 
 
 @contextmanager
@@ -115,7 +146,7 @@ def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
             return output
         o, *rest = output
         rms = o.detach().float().square().mean(-1, keepdim=True).sqrt()  # [B, T, 1]
-        rms = (rms.amax(1, keepdim=True) if noise.loud else rms).to(o.dtype)
+        rms = (rms.amax(1, keepdim=True) if noise.loud or noise.is_loud else rms).to(o.dtype)
         return o + level * rms * torch.randn_like(o), *rest
 
     with ExitStack() as hooks:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import PRESETS, Preset, get_preset
-from benchmarks.records.cell import CURRICULA, MATCHES, SWEPT
+from benchmarks.records.cell import CURRICULA, MATCHES, RESTARTING, SWEPT
 from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, read_fields, real, whole
 
 
@@ -188,9 +188,16 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
         if base.steps < len(base.lengths):
             where = "--steps" if "steps" in flags else "steps"
             raise FieldError(where, f"{base.steps} is not accepted; expected at least one per length {base.lengths}.")
-        if base.curriculum == "restarting" and base.schedule != "trapezoid":
+        if base.curriculum in RESTARTING and base.schedule != "trapezoid":
             where = "--schedule" if "schedule" in flags else "--curriculum" if "curriculum" in flags else "schedule"
-            raise FieldError(where, f"{base.schedule!r} is not accepted with curriculum restarting; expected trapezoid.")
+            raise FieldError(
+                where, f"{base.schedule!r} is not accepted with curriculum {base.curriculum}; expected trapezoid."
+            )
+        if base.curriculum == "louder" and not base.readout_noise:
+            where = (
+                "--readout-noise" if "readout_noise" in flags else "--curriculum" if "curriculum" in flags else "readout_noise"
+            )
+            raise FieldError(where, "no noise is not accepted with curriculum louder; expected a level above 0, its unit.")
         _check_effect(base, values, flags)
         if len(values.get("match", ())) > 1 and "budget" in values:
             where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]

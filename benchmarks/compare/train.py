@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from benchmarks.compare.models import build_model
-from benchmarks.compare.recipe import CHECK, EXAMPLES, LEFT, LOUD, Curriculum, noisy
-from benchmarks.records.cell import SCHEDULES, Cell
+from benchmarks.compare.recipe import CHECK, EXAMPLES, LEFT, LOUD, Curriculum, Noise, noisy
+from benchmarks.records.cell import RESTARTING, SCHEDULES, Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
 
@@ -160,6 +160,14 @@ def _last_accuracy(model: torch.nn.Module, task: Task, generator: torch.Generato
     return right.float().mean().item()
 
 
+def _told_in(level: float, noise: Noise, model: torch.nn.Module, task: Task, *look) -> float:
+    """That accuracy under noise relative to the loudest token, from 0 (guessing) to 1."""
+    noise.loud = level
+    accuracy = _last_accuracy(model, task, *look)
+    noise.loud = 0.0
+    return (accuracy - task.chance) / (1 - task.chance)
+
+
 def begin(cell: Cell, task: Task, restarts: int = 0, span: Span | None = None, device: str = "cpu") -> tuple:
     """New weights, different for each restart, and their optimiser and schedule."""
     torch.manual_seed(make_generator("weights", cell.seed, *[restarts] * bool(restarts)).initial_seed())
@@ -185,9 +193,15 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid, or a
     finite training set goes with a curriculum or tokens a step.
     """
-    restarting = cell.curriculum == "restarting"
+    restarting = cell.curriculum in RESTARTING
     if restarting and cell.schedule != "trapezoid":
-        raise ValueError(f"schedule={cell.schedule!r} is not accepted with curriculum='restarting'; expected trapezoid.")
+        raise ValueError(
+            f"schedule={cell.schedule!r} is not accepted with curriculum={cell.curriculum!r}; expected trapezoid."
+        )
+    if cell.curriculum == "louder" and not cell.readout_noise:
+        raise ValueError(
+            "readout_noise=0 is not accepted with curriculum='louder', whose unit it is; expected a positive level."
+        )
     if cell.train_examples and (cell.tokens or cell.curriculum != "stages"):
         given = f"train_examples={cell.train_examples}"
         raise ValueError(f"{given} is not accepted with tokens={cell.tokens} and curriculum={cell.curriculum!r}; expected 0.")
@@ -203,7 +217,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
 
     curriculum = None
     if cell.curriculum != "stages":
-        curriculum = Curriculum(cell.lengths, cell.threshold, cell.readout_noise, restarting)
+        curriculum = Curriculum(cell.lengths, cell.threshold, cell.readout_noise, restarting, cell.curriculum == "louder")
     looks = make_generator(cell.task, "curriculum", cell.seed)
     stack = ExitStack()
     noise = stack.enter_context(noisy(_mixers(model)))
@@ -218,10 +232,9 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         if curriculum is not None and step % CHECK == 0:
             curriculum.look(_last_accuracy(model, task, looks, curriculum.length, device))
             if restarting and not finishing:
-                noise.loud = LOUD
-                told = _last_accuracy(model, task, looks, curriculum.length, device)
-                noise.loud = 0.0
-                told = (told - task.chance) / (1 - task.chance)
+                told = _told_in(LOUD, noise, model, task, looks, curriculum.length, device)
+                if curriculum.louder and curriculum.learned:
+                    curriculum.bear(_told_in(curriculum.noise, noise, model, task, looks, curriculum.length, device), told)
                 if curriculum.holds(told):
                     finishing, span.end = True, min(cell.steps, step + int(LAST * cell.steps))
                 elif (broken or curriculum.fades(told)) and step <= (1 - LEFT) * cell.steps:
@@ -231,7 +244,7 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
                     stack.close()
                     model, optimizer, schedule = begin(cell, task, restarts, span, device)
                     noise = stack.enter_context(noisy(_mixers(model)))
-            noise.level = curriculum.noise
+            noise.level, noise.is_loud = curriculum.noise, curriculum.is_loud
         over = broken or step == span.end
         if over or step % every == 0:
             right, asked, _, _ = score(logits.detach(), targets)

@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.records.fields import SWITCH, Accepts, one_of, option, real, whole
 
 SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
-CURRICULA = ("stages", "adaptive", "restarting")  # of the training lengths
+CURRICULA = ("stages", "adaptive", "restarting", "louder")  # of the training lengths
+RESTARTING = ("restarting", "louder")  # those that begin anew if a state fades
 MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
 WIDEST = 2**14  # layers of that width are built to be measured
 
@@ -51,7 +52,8 @@ class Setup:
         "one-cycle", "c", "schedule {}", one_of(*SCHEDULES),
         f"Of the learning rate: {', '.join(SCHEDULES)}. Default: as preset.", later=True,
     )  # fmt: skip
-    curriculum: str = _setting(  # an equal share of the steps a length; the next when one is learned; anew if a state fades
+    # an equal share of the steps a length; the next when one is learned; anew if a state fades; and with noise that is borne
+    curriculum: str = _setting(
         "stages", "u", "{} curriculum", one_of(*CURRICULA), f"One of {', '.join(CURRICULA)}. Default: as preset.", later=True
     )
     threshold: float = _setting(
@@ -63,7 +65,7 @@ class Setup:
         "Tokens of a step, in place of sequences. Default: as preset.", later=True,
     )  # fmt: skip
     bos: bool = _setting(False, "o", "BOS {}", SWITCH, "true: sequences begin with a token of their own.", later=True)
-    readout_noise: float = _setting(  # relative to the root mean square; a curriculum's final level
+    readout_noise: float = _setting(  # relative to the root mean square; a curriculum's final level, or its unit
         0.0, "z", "readout noise {}", real(lambda x: 0 <= x <= 10, "a level from 0 (none) to 10"),
         "Noise on what mixers return while training. Default: as preset, 0.", later=True,
     )  # fmt: skip
