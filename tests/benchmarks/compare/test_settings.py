@@ -188,6 +188,11 @@ def test_nothing_said_is_the_quick_comparison():
             "'one-cycle' is not accepted with curriculum restarting; expected trapezoid",
         ),
         (
+            "curriculum = 'louder'\nschedule = 'trapezoid'",
+            "readout_noise",
+            "no noise is not accepted with curriculum louder; expected a level above 0, its unit",
+        ),
+        (
             "preset = 'paper'\ntask = 'recall'\ntokens = 1024",
             "tokens",
             "1024 is not accepted with a set of 12,800 training examples, of which a step takes 128 sequences; expected 0",

@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.compare import recipe, train
-from benchmarks.compare.recipe import CHECK, FADED, HELD, PATIENCE, Curriculum, noisy
+from benchmarks.compare.recipe import BORNE, CHECK, FADED, FALL, GROWTH, HELD, LOUDEST, PATIENCE, Curriculum, noisy
 from benchmarks.compare.train import LAST, batches, score, train_cell
 from benchmarks.records.cell import LATER
 from benchmarks.tasks import IGNORE, get_task
@@ -197,6 +197,77 @@ def test_a_state_holds_if_it_is_told_in_full_noise_many_looks_in_a_row():
     assert [curriculum.holds(accuracy) for accuracy in looks] == [False] * (len(looks) - 1) + [True]
     curriculum.start()
     assert curriculum.held == 0
+
+
+def test_louder_noise_grows_while_it_is_borne_and_falls_where_it_drowns():
+    curriculum = Curriculum((2, 3), threshold=0.9, noise=2.0, restarts=True, louder=True)
+    for _ in range(50):
+        curriculum.look(1.0)
+    assert (curriculum.learned, curriculum.noise, curriculum.is_loud) == (True, 0.6, False)  # it waits for what is told in it
+    curriculum.bear(1.0, 1.0)
+    assert curriculum.noise == pytest.approx(0.6 * GROWTH)
+    assert curriculum.is_loud
+    for in_noise, in_loud, factor in ((BORNE, 1.0, 1.0), (0.0, HELD, 1.0), (0.0, 1.0, FALL)):  # HELD: a state that may fade
+        before = curriculum.noise
+        curriculum.bear(in_noise, in_loud)
+        assert curriculum.noise == pytest.approx(factor * before)
+    assert curriculum.held == 2
+    curriculum.bear(1.0, 1.0)
+    assert curriculum.held == 1
+    assert not curriculum.holds(1.0)
+    for _ in range(PATIENCE - 1):
+        curriculum.bear(BORNE, 1.0)
+    assert curriculum.holds(0.0)
+    curriculum.start()
+    assert (curriculum.learned, curriculum.held, curriculum.noise) == (False, 0, 0.6)
+    for _ in range(100):
+        curriculum.bear(1.0, 1.0)
+    assert curriculum.noise == LOUDEST
+    assert curriculum.holds(1.0)  # louder it will not get
+
+
+def test_louder_noise_is_that_of_the_loudest_token_for_all():
+    class Fades(torch.nn.Module):
+        def forward(self, x):
+            return x * 0.5 ** torch.arange(x.shape[1])[:, None], None
+
+    layer, x = Fades(), torch.ones(1, 5, 4096)
+    clean = layer(x)[0]
+    with noisy([layer]) as noise:
+        noise.level = 0.3
+        torch.testing.assert_close((layer(x)[0] - clean).std(-1)[0], 0.3 * 0.5 ** torch.arange(5), rtol=0.1, atol=0)
+        noise.is_loud = True
+        torch.testing.assert_close((layer(x)[0] - clean).std(-1)[0], torch.full((5,), 0.3), rtol=0.1, atol=0)
+        assert torch.equal(layer.eval()(x)[0], clean)
+
+
+def test_a_run_trains_in_noise_as_loud_as_it_bears(monkeypatch):
+    """It ends where noise is no longer borne and no state fades; with noise of its own unit alone."""
+    levels = []
+
+    def accuracy(*_):
+        levels.append((noises[-1].level, noises[-1].is_loud))
+        return 0.0 if noises[-1].loud > 1.0 else 1.0
+
+    @contextmanager
+    def remember(mixers):
+        with noisy(mixers) as noise:
+            noises.append(noise)
+            yield noise
+
+    noises = []
+    monkeypatch.setattr(train, "_last_accuracy", accuracy)
+    monkeypatch.setattr(train, "noisy", remember)
+    cell = replace(CELL, task="z3", lengths=(2, 3), schedule="trapezoid", curriculum="louder", tokens=32, steps=900)
+    cell = replace(cell, readout_noise=1.0)
+    result = train_cell(cell)
+    assert result["restarts"] == 0
+    assert result["steps_done"] < 900
+    assert levels[0] == (0.3, False)
+    assert max(levels) == (pytest.approx(1.0, rel=GROWTH - 1), True)
+    for name, value in (("readout_noise", 0), ("schedule", "cosine")):
+        with pytest.raises(ValueError, match=f"{name}={value!r} is not accepted with curriculum='louder'"):
+            train_cell(replace(cell, **{name: value}))
 
 
 def test_a_restarting_curriculum_moves_faster():
