@@ -1,4 +1,4 @@
-"""What the replacements share: the number type of a computation."""
+"""What the replacements share: the number type of a computation, the shapes that it takes, and what runs it."""
 
 import functools
 import os
@@ -24,6 +24,19 @@ def full_precision(fn: Callable) -> Callable:
 def upcast(x: torch.Tensor) -> torch.Tensor:
     """`x` in fp32, as FLA's kernels compute half types; `x` itself if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def check_shape(name: str, x: torch.Tensor | None, *shapes: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless `x` is `None` or has one of the shapes."""
+    if x is not None and all(x.shape != shape for shape in shapes):
+        raise ValueError(f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}; got {list(x.shape)}.")
+
+
+def check_sizes(**sizes: tuple[torch.Tensor | None, int]) -> None:
+    """Raises `ValueError` unless each tensor has as many elements as a kernel, which gets a pointer, is about to index."""
+    for name, (x, size) in sizes.items():
+        if x is not None and x.numel() != size:
+            raise ValueError(f"{name} must have {size} elements for the other shapes; got {x.numel()}, {list(x.shape)}.")
 
 
 def _is_plain(x: torch.Tensor | None) -> bool:

@@ -14,6 +14,7 @@ import torch
 from numba import njit
 from numba.extending import overload
 
+from fla_bdlru.fla_cpu.common import check_sizes
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, across, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import as_array, empty, kernel, run_tasks
@@ -191,6 +192,11 @@ class LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, beta, decay, initial_state):
         (B, T, H, K), V, A = q.shape, v.shape[-1], 0 if decay is None else decay.shape[-1]
+        rows = B * T * H
+        check_sizes(
+            k=(k, rows * K), v=(v, rows * V), beta=(beta, rows), decay=(decay, rows * A),
+            initial_state=(initial_state, B * H * K * V),
+        )  # fmt: skip
         ctx.given = beta is not None, decay is not None, initial_state is not None
         given = q, k, v, v.new_ones(1) if beta is None else beta, v.new_ones(1) if decay is None else decay
         given = [as_input(t) for t in given]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from fla_bdlru.fla_cpu.common import check_sizes
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.gates import exp
 from fla_bdlru.ops.cpu.lanes import LANES, across, lanes_below, load, splat, store
@@ -98,6 +99,8 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, initial_state):
         (batch, T, D), N = x.shape, A.shape[1]
+        rows, state = batch * T, batch * D * N
+        check_sizes(dt=(dt, rows * D), A=(A, D * N), B=(B, rows * N), C=(C, rows * N), initial_state=(initial_state, state))
         given = [as_input(t) for t in (x, dt, A.t(), B, C)]
         h0 = x.new_zeros(batch, N, D) if initial_state is None else as_input(initial_state.mT)
         keep = any(ctx.needs_input_grad)

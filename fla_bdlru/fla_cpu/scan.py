@@ -2,7 +2,7 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
 
 # Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
@@ -149,6 +149,24 @@ def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -
     return _LinearScan.apply(a.contiguous(), b.contiguous(), initial_state)
 
 
+def check_heads(q, k, v, beta=None, g=None, gk=None, gv=None, low_rank=(None, None)) -> None:
+    """Raises `ValueError` unless the inputs have the shapes that `linear_attention` documents."""
+    for name, t, axes in (("q", q, "[B, T, H, K]"), ("v", v, "[B, T, HV, V]")):
+        if t.ndim != 4:
+            raise ValueError(f"{name} must have shape {axes}; got {list(t.shape)}.")
+    check_shape("k", k, q.shape)
+    H, (HV, V) = q.shape[2], v.shape[2:]
+    if HV == 0 or H == 0 or HV % H != 0:
+        raise ValueError(f"q and k have {H} heads, and v has {HV}; v's have to be a multiple of the others'.")
+    heads = *q.shape[:2], HV
+    check_shape("v", v, (*heads, V))
+    check_shape("beta", beta, heads, v.shape)
+    check_shape("g", g, heads)
+    check_shape("gv", gv, v.shape)
+    for name, t in zip(("gk", "a", "b"), (gk, *low_rank)):
+        check_shape(name, t, (*heads, q.shape[-1]))
+
+
 L2NORM_EPS = 1e-6
 
 
@@ -171,11 +189,11 @@ def linear_attention(
 
     Returns o [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
     """
-    B, _, H, K = q.shape
-    HV, V = v.shape[2:]
-    if k.shape[2] != H or HV % H != 0:
-        raise ValueError(f"q, k and v have {H}, {k.shape[2]} and {HV} heads; v's have to be a multiple of the others'.")
+    check_heads(q, k, v, beta, g, gk, gv, low_rank)
+    (B, _, H, K), (HV, V) = q.shape, v.shape[2:]
     check_documents(B, cu_seqlens, initial_state)
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (len(initial_state), HV, *((V, K) if state_v_first else (K, V))))
     dtype = v.dtype
     q, k, v, beta, g, gk, gv, a, b = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv, *low_rank))
     if use_qk_l2norm_in_kernel:

@@ -430,3 +430,32 @@ def test_kernels_are_for_plain_float32():
     with torch.utils.flop_counter.FlopCounterMode(display=False):
         seen.append(are_for_numba(x))
     assert seen == [False, False]
+
+
+# what launches kernels, and the shapes of what it takes
+keys, rows = (2, 9, 2, 3), (9, 5)
+LAUNCHES = {
+    "attention": (native_scan.LinearAttention.apply, keys, keys, (2, 9, 2, 5), (2, 9, 2), keys, (2, 2, 3, 5)),
+    "scan": (native_selective_scan.SelectiveScan.apply, (2, 9, 5), (2, 9, 5), (5, 3), (2, 9, 3), (2, 9, 3), (2, 5, 3)),
+    "convolution": (lambda *args: native_convolution.forward(*args, True), (2, 9, 5), (5, 4), (5,)),
+    "convolution, back": (
+        lambda x, w, b, dy: native_convolution.backward(x, w, b, True, dy), (2, 9, 5), (5, 4), (5,), (2, 9, 5)
+    ),
+    "norm": (lambda x, w, b, *more: native_norm.forward(x, w, b, 1e-5, *more, "swish"), rows, (5,), (5,), rows, rows),
+    "norm, back": (
+        lambda x, dy, *more: native_norm.backward(dy, x, *more, "swish"), rows, rows, (5,), (5,), (9,), (9,), rows, rows
+    ),
+    "gate": (lambda *args: native_activation.forward("swish", *args), rows, rows),
+    "gate, back": (lambda *args: native_activation.backward("swish", *args), rows, rows, rows),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAUNCHES.values(), ids=LAUNCHES)
+def test_kernels_get_no_memory_that_is_too_small(case):
+    """Sizes come from the first tensor; whichever other one is cut is refused, and all in full are not."""
+    launch, *shapes = case
+    tensors = [torch.zeros(shape) for shape in shapes]
+    launch(*tensors)
+    for i in range(1, len(tensors)):
+        with pytest.raises(ValueError, match="elements for the other shapes"):
+            launch(*tensors[:i], tensors[i][:1], *tensors[i + 1 :])
