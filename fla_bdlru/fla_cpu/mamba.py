@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
+from fla_bdlru.ops.common.autograd import as_input
 
 
 def _check(name: str, x, last_state, cu_seqlens) -> None:
@@ -50,7 +51,10 @@ def _selective_scan(x, dt, A, B, C, last_state):
     if x.numel() and are_for_numba(x, dt, A, B, C, state):
         from fla_bdlru.fla_cpu.native_selective_scan import SelectiveScan
 
-        return SelectiveScan.apply(x, dt, A, B, C, state)
+        inputs = x, dt, A.t(), B, C, None if state is None else state.mT
+        # copied here, where the copies are part of the graph: what is saved has to tell what it depends on
+        y, state = SelectiveScan.apply(*(None if t is None else as_input(t) for t in inputs))
+        return y, state.mT
     decay = (dt[..., None] * A).exp()
     update = (dt * x)[..., None] * B[:, :, None]
     h = linear_scan(decay, update, x.new_zeros(x.shape[0], *A.shape) if state is None else state)

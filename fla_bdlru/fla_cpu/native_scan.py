@@ -186,7 +186,7 @@ def _tiles(V: int) -> int:
 class LinearAttention(torch.autograd.Function):
     """`scan.chunk_linear_attention` of float32 tensors in FLA's layout: q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H].
 
-    `decay`, exp(g), is [B, T, H, 1 or K], the initial state [B, H, K, V].
+    `decay`, exp(g), is [B, T, H, 1 or K], the initial state [B, H, K, V]; all of them as `as_input` returns them.
     """
 
     @staticmethod
@@ -199,21 +199,20 @@ class LinearAttention(torch.autograd.Function):
         )  # fmt: skip
         ctx.given = beta is not None, decay is not None, initial_state is not None
         given = q, k, v, v.new_ones(1) if beta is None else beta, v.new_ones(1) if decay is None else decay
-        given = [as_input(t) for t in given]
-        h0 = v.new_zeros(B, H, K, V) if initial_state is None else as_input(initial_state)
+        h0 = v.new_zeros(B, H, K, V) if initial_state is None else initial_state
         keep = any(ctx.needs_input_grad)
         cells = empty((B, H, -(-T // CELL), K, V) if keep else (0,), v.dtype)
         o, ht = empty(v.shape, v.dtype), torch.empty_like(h0)
         arrays = tuple(map(as_array, (*given, h0, o, cells, ht)))
         run_tasks(forward_kernel(_tiles(V), ctx.given[0]), (*arrays, T, H, K, V, A, keep), B * H, B * H * T * K * V)
-        ctx.save_for_backward(*given, cells)
+        ctx.save_for_backward(*given, cells, initial_state)  # the last for the graph alone: `cells` has none
         ctx.set_materialize_grads(False)
         return o, ht
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, do, dht):
-        *given, cells = saved
+        *given, cells, _ = saved
         q, v, decay = given[0], given[2], given[4]
         (B, T, H, K), V, A = q.shape, v.shape[-1], decay.shape[-1] if ctx.given[1] else 0
         do = torch.zeros_like(v) if do is None else as_input(do)

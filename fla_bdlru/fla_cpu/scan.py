@@ -4,6 +4,7 @@ import torch
 
 from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
+from fla_bdlru.ops.common.autograd import as_input
 
 # Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
 # [C, C, K] tensor.
@@ -29,7 +30,8 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
 
         rows = [None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, None if g is None else g.exp())]
         rows[3] = None if beta is None else rows[3][..., 0]
-        o, state = LinearAttention.apply(*rows, initial_state)
+        # copied here, where the copies are part of the graph: what is saved has to tell what it depends on
+        o, state = LinearAttention.apply(*(None if t is None else as_input(t) for t in (*rows, initial_state)))
         return o.transpose(1, 2), state if final else None
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = max(1, (2 * k.shape[2] + size) // (2 * size))
