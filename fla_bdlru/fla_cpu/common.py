@@ -39,11 +39,28 @@ def check_sizes(**sizes: tuple[torch.Tensor | None, int]) -> None:
             raise ValueError(f"{name} must have {size} elements for the other shapes; got {x.numel()}, {list(x.shape)}.")
 
 
+def is_batched(*tensors: torch.Tensor | None) -> bool:
+    """Whether one of the tensors holds many, as incoming gradients do for `torch.autograd.grad(is_grads_batched=True)`."""
+    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
+@full_precision
+def derive(fn: Callable, inputs: tuple, grads: tuple) -> tuple:
+    """The gradients of `fn(*inputs)` by PyTorch's operators, for incoming ones that may be batched; `None` is left alone."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    with torch.enable_grad():
+        outputs = fn(*leaves)
+    outputs, grads = zip(*((o, grad) for o, grad in zip(outputs, grads) if grad is not None))
+    wanted = [t for t in leaves if t is not None]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True, materialize_grads=True))
+    return tuple(None if t is None else next(found) for t in leaves)
+
+
 def _is_plain(x: torch.Tensor | None) -> bool:
     if x is None:
         return True
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
-    return plain and not is_traced() and not torch._C._are_functorch_transforms_active()
+    return plain and not is_traced() and not torch._C._are_functorch_transforms_active() and not is_batched(x)
 
 
 def are_for_numba(*tensors: torch.Tensor | None) -> bool:

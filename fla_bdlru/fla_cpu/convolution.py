@@ -197,9 +197,10 @@ def token_shift_fwd(x, cu_seqlens=None, cache=None, output_cache=False):
 
 
 def token_shift_bwd(dy, N, dcache, cu_seqlens, has_init_cache):
-    leaves = [torch.zeros_like(dy).requires_grad_()]
+    # not zeros_like, which would be batched as dy can be
+    leaves = [torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device, requires_grad=True)]
     if has_init_cache:
-        leaves.append(dy.new_zeros(N, dy.shape[-1]).requires_grad_())
+        leaves.append(torch.zeros(N, dy.shape[-1], dtype=dy.dtype, device=dy.device, requires_grad=True))
     with torch.enable_grad():
         y, *_, cache_out = token_shift_fwd(leaves[0], cu_seqlens, *leaves[1:], output_cache=dcache is not None)
         outputs, grads = ([y], [dy]) if dcache is None else ([y, cache_out], [dy, dcache])

@@ -14,7 +14,8 @@ import torch
 from numba import njit
 from numba.extending import overload
 
-from fla_bdlru.fla_cpu.common import check_sizes
+from fla_bdlru.fla_cpu.common import check_sizes, derive, is_batched
+from fla_bdlru.fla_cpu.scan import by_chunks
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, across, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import as_array, empty, kernel, run_tasks
@@ -183,6 +184,15 @@ def _tiles(V: int) -> int:
     return -(-tiles // -(-tiles // TILES))
 
 
+def _by_chunks(q, k, v, beta, decay, initial_state):
+    """What `LinearAttention` computes, in PyTorch's operators."""
+    # of a decay of 0 the logarithm is that of next to nothing, which has a gradient
+    g = None if decay is None else decay.clamp_min(torch.finfo(decay.dtype).tiny).log()
+    beta = None if beta is None else beta[..., None]
+    o, state = by_chunks(*(None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, g)), initial_state)
+    return o.transpose(1, 2), state
+
+
 class LinearAttention(torch.autograd.Function):
     """`scan.chunk_linear_attention` of float32 tensors in FLA's layout: q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H].
 
@@ -212,7 +222,10 @@ class LinearAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, do, dht):
-        *given, cells, _ = saved
+        *given, cells, initial_state = saved
+        if is_batched(do, dht):
+            inputs = (t if there else None for t, there in zip((*given, initial_state), (True, True, True, *ctx.given)))
+            return derive(_by_chunks, tuple(inputs), (do, dht))
         q, v, decay = given[0], given[2], given[4]
         (B, T, H, K), V, A = q.shape, v.shape[-1], decay.shape[-1] if ctx.given[1] else 0
         do = torch.zeros_like(v) if do is None else as_input(do)

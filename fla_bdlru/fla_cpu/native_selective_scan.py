@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from fla_bdlru.fla_cpu.common import check_sizes
+from fla_bdlru.fla_cpu.common import check_sizes, derive, is_batched
+from fla_bdlru.fla_cpu.scan import linear_scan
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.gates import exp
 from fla_bdlru.ops.cpu.lanes import LANES, across, lanes_below, load, splat, store
@@ -90,6 +91,14 @@ def backward_kernel(x, dt, A, B, C, cells, dy, dht, dx, ddt, dA, dB, dC, dh0, T,
             _copy(dstate, 0, LANES, dh0, seq * N * D + c, D, N, mask)
 
 
+def _by_steps(x, dt, A, B, C, initial_state):
+    """What `SelectiveScan` computes, in PyTorch's operators."""
+    decay = (dt[:, :, None] * A).exp()
+    update = (dt * x)[:, :, None] * B[..., None]
+    h = linear_scan(decay, update, x.new_zeros(len(x), *A.shape) if initial_state is None else initial_state)
+    return (C[:, :, None] @ h)[:, :, 0], h[:, -1]
+
+
 class SelectiveScan(torch.autograd.Function):
     """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; float32 x, dt, y: [B, T, D], A: [N, D], B, C: [B, T, N].
 
@@ -116,7 +125,9 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, dy, dht):
-        *given, cells, _ = saved
+        *given, cells, initial_state = saved
+        if is_batched(dy, dht):
+            return derive(_by_steps, (*given, initial_state), (dy, dht))
         x, A = given[0], given[2]
         (batch, T, D), N = x.shape, A.shape[0]
         dy = torch.zeros_like(x) if dy is None else as_input(dy)

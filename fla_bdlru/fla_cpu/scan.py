@@ -2,7 +2,7 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, is_batched, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
 from fla_bdlru.ops.common.autograd import as_input
 
@@ -33,6 +33,11 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
         # copied here, where the copies are part of the graph: what is saved has to tell what it depends on
         o, state = LinearAttention.apply(*(None if t is None else as_input(t) for t in (*rows, initial_state)))
         return o.transpose(1, 2), state if final else None
+    return by_chunks(q, k, v, beta, g, initial_state, final)
+
+
+def by_chunks(q, k, v, beta, g, initial_state, final=True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`chunk_linear_attention` of one or more steps in PyTorch's operators."""
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = max(1, (2 * k.shape[2] + size) // (2 * size))
     # of equal size: one step in a chunk of its own would cost as much as a whole chunk; tensor_split's backward is quadratic
@@ -131,7 +136,7 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx, dh):
         a, h, initial_state = ctx.saved_tensors
         carry, steps = torch.zeros_like(initial_state), list(zip(a.unbind(1), dh.unbind(1)))
-        if torch.is_grad_enabled():  # somebody takes the derivative of this, too
+        if torch.is_grad_enabled() or is_batched(dh):  # somebody takes the derivative of this, too, or takes many at once
             sums = []
             for a_t, dh_t in reversed(steps):
                 sums.append(dh_t + carry)
