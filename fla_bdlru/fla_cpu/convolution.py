@@ -92,9 +92,12 @@ def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
 
 def _final_state(x, state_len, initial_state, cu_seqlens):
     """The last `state_len` inputs of each sequence, [N, D, state_len]."""
-    lengths = torch.full((x.shape[0],), x.shape[1]) if cu_seqlens is None else cu_seqlens.diff().long()
-    starts = torch.arange(x.shape[0]) * x.shape[1] if cu_seqlens is None else cu_seqlens[:-1].long()
-    position = lengths[:, None] - state_len + torch.arange(state_len)
+    if cu_seqlens is None:
+        starts = torch.arange(x.shape[0], device=x.device) * x.shape[1]
+        lengths = torch.full_like(starts, x.shape[1])
+    else:
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    position = lengths[:, None] - state_len + torch.arange(state_len, device=starts.device)
     tokens = x.reshape(-1, x.shape[-1])
     if tokens.shape[0] == 0:
         tokens = x.new_zeros(1, x.shape[-1])

@@ -77,7 +77,7 @@ def _times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
 def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """exp(total_i - total_j) for j <= i, else 0; [B, H, C, 1 or K] to [B, H, C, C, 1 or K]."""
     C = total.shape[2]
-    future = torch.ones(C, C, dtype=torch.bool).triu(1)[..., None]
+    future = torch.ones(C, C, dtype=torch.bool, device=total.device).triu(1)[..., None]
     # masked before the exponential, where the difference can be large
     return (total[:, :, :, None] - total[:, :, None]).to(dtype).masked_fill(future, -torch.inf).exp()
 
