@@ -14,8 +14,8 @@ MISSING = (
 
 def _attend(q, k, v, softmax_scale, causal, window_size):
     """Attention of q [N, Tq, H, D] to k and v [N, Tk, Hk, D]; the last query stands at the last key."""
-    query = torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None]
-    key = torch.arange(k.shape[1])
+    query = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=k.device)[:, None]
+    key = torch.arange(k.shape[1], device=k.device)
     left, right = window_size
     mask = (key <= query) | (not causal)
     if left >= 0:
@@ -70,7 +70,7 @@ def _gated_attend(q, k, v, g, scale, window_size, sink_bias):
     if g is not None:
         total = g.double().cumsum(1).transpose(1, 2)
         scores = scores + (total[:, :, Tk - Tq :, None] - total[:, :, None]).to(scores.dtype)
-    distance = torch.arange(Tk - Tq, Tk)[:, None] - torch.arange(Tk)
+    distance = torch.arange(Tk - Tq, Tk, device=k.device)[:, None] - torch.arange(Tk, device=k.device)
     hidden = distance < 0 if window_size is None else (distance < 0) | (distance >= window_size)
     scores = scores.masked_fill(hidden, -torch.inf)
     if sink_bias is not None:

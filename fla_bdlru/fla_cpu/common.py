@@ -1,4 +1,4 @@
-"""What the replacements share: the number type of a computation."""
+"""What the replacements share: the number type of a computation, the shapes that it takes, and what runs it."""
 
 import functools
 import os
@@ -26,11 +26,41 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def check_shape(name: str, x: torch.Tensor | None, *shapes: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless `x` is `None` or has one of the shapes."""
+    if x is not None and all(x.shape != shape for shape in shapes):
+        raise ValueError(f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}; got {list(x.shape)}.")
+
+
+def check_sizes(**sizes: tuple[torch.Tensor | None, int]) -> None:
+    """Raises `ValueError` unless each tensor has as many elements as a kernel, which gets a pointer, is about to index."""
+    for name, (x, size) in sizes.items():
+        if x is not None and x.numel() != size:
+            raise ValueError(f"{name} must have {size} elements for the other shapes; got {x.numel()}, {list(x.shape)}.")
+
+
+def is_batched(*tensors: torch.Tensor | None) -> bool:
+    """Whether one of the tensors holds many, as incoming gradients do for `torch.autograd.grad(is_grads_batched=True)`."""
+    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
+@full_precision
+def derive(fn: Callable, inputs: tuple, grads: tuple) -> tuple:
+    """The gradients of `fn(*inputs)` by PyTorch's operators, for incoming ones that may be batched; `None` is left alone."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    with torch.enable_grad():
+        outputs = fn(*leaves)
+    outputs, grads = zip(*((o, grad) for o, grad in zip(outputs, grads) if grad is not None))
+    wanted = [t for t in leaves if t is not None]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True, materialize_grads=True))
+    return tuple(None if t is None else next(found) for t in leaves)
+
+
 def _is_plain(x: torch.Tensor | None) -> bool:
     if x is None:
         return True
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
-    return plain and not is_traced() and not torch._C._are_functorch_transforms_active()
+    return plain and not is_traced() and not torch._C._are_functorch_transforms_active() and not is_batched(x)
 
 
 def are_for_numba(*tensors: torch.Tensor | None) -> bool:

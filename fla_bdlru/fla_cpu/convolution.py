@@ -4,17 +4,32 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import swish
-from fla_bdlru.fla_cpu.common import are_for_kernels, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_kernels, check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 ACTIVATIONS = (None, "silu", "swish")
 
 
-def _check(activation, weight) -> None:
+def _check(x, weight, bias, residual, activation) -> torch.Tensor:
+    """`x` as tokens, [..., D]; raises `ValueError` for what does not go with it."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is not known; expected one of {ACTIVATIONS}.")
     if weight is None:
         raise ValueError("weight=None is not supported; expected a tensor of shape [D, W].")
+    tokens = x if x.ndim < 3 or x.shape[-1] == weight.shape[0] else x.flatten(2)
+    D = tokens.shape[-1]
+    if weight.ndim != 2 or weight.shape[0] != D:
+        raise ValueError(f"weight must have shape [D, W] with D={D} channels; got {list(weight.shape)}.")
+    check_shape("bias", bias, (D,))
+    if residual is not None and residual.numel() != x.numel():
+        check_shape("residual", residual, x.shape)
+    return tokens
+
+
+def _check_state(tokens, initial_state, cu_seqlens, state_len) -> None:
+    check_documents(tokens.shape[0], cu_seqlens, initial_state)
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (len(initial_state), tokens.shape[-1], state_len))
 
 
 def _behind(x, shifts, initial_state):
@@ -63,7 +78,6 @@ def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
     s = upcast(x)
     w, bias, state = (None if t is None else t.to(s.dtype) for t in (weight, bias, initial_state))
     if cu_seqlens is None and x.numel():
-        check_documents(x.shape[0], cu_seqlens, initial_state)
         y = _sequences(s, w, bias, state)
     else:
         W = w.shape[-1]
@@ -78,9 +92,12 @@ def _convolve(x, weight, bias, residual, initial_state, activation, cu_seqlens):
 
 def _final_state(x, state_len, initial_state, cu_seqlens):
     """The last `state_len` inputs of each sequence, [N, D, state_len]."""
-    lengths = torch.full((x.shape[0],), x.shape[1]) if cu_seqlens is None else cu_seqlens.diff().long()
-    starts = torch.arange(x.shape[0]) * x.shape[1] if cu_seqlens is None else cu_seqlens[:-1].long()
-    position = lengths[:, None] - state_len + torch.arange(state_len)
+    if cu_seqlens is None:
+        starts = torch.arange(x.shape[0], device=x.device) * x.shape[1]
+        lengths = torch.full_like(starts, x.shape[1])
+    else:
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    position = lengths[:, None] - state_len + torch.arange(state_len, device=starts.device)
     tokens = x.reshape(-1, x.shape[-1])
     if tokens.shape[0] == 0:
         tokens = x.new_zeros(1, x.shape[-1])
@@ -93,13 +110,9 @@ def _final_state(x, state_len, initial_state, cu_seqlens):
     return torch.where((position >= 0)[:, None], state, earlier)
 
 
-def _token_layout(x, weight):
-    return x if x.shape[-1] == weight.shape[0] else x.flatten(2)
-
-
 def causal_conv1d_fwd(x, weight, bias, residual, initial_state, output_final_state, activation, cu_seqlens):
-    _check(activation, weight)
-    tokens = _token_layout(x, weight)
+    tokens = _check(x, weight, bias, residual, activation)
+    _check_state(tokens, initial_state, cu_seqlens, weight.shape[-1])
     y = _convolve(tokens, weight, bias, residual, initial_state, activation, cu_seqlens)
     final_state = _final_state(tokens, weight.shape[-1], initial_state, cu_seqlens) if output_final_state else None
     return y.to(x.dtype).view(x.shape), final_state
@@ -116,8 +129,10 @@ def causal_conv1d(
 
 
 def causal_conv1d_bwd(x, dy, dht, weight=None, bias=None, residual=None, initial_state=None, activation=None, cu_seqlens=None):
-    _check(activation, weight)
-    tokens, dr = _token_layout(x, weight), dy if residual is not None else None
+    tokens, dr = _check(x, weight, bias, residual, activation), dy if residual is not None else None
+    _check_state(tokens, initial_state, cu_seqlens, weight.shape[-1])
+    if dy.numel() != x.numel():
+        check_shape("dy", dy, x.shape)
     if dht is None and _has_kernel(tokens, weight, bias, initial_state, cu_seqlens, dy):
         from fla_bdlru.fla_cpu import native_convolution
 
@@ -153,16 +168,16 @@ def compute_dh0_triton(dy, y, weight, initial_state, activation, cu_seqlens, dht
 
 def causal_conv1d_update_states(x, state_len, initial_state, cu_seqlens):
     x = x[None] if x.dim() == 2 else x
-    check_documents(x.shape[0], cu_seqlens, initial_state)
+    _check_state(x, initial_state, cu_seqlens, state_len)
     return _final_state(x, state_len, initial_state, cu_seqlens)
 
 
 def causal_conv1d_update(x, cache, residual, weight, bias, activation):
     # x: [N, D], [N, 1, D] or [1, N, D], one token a sequence; cache: [N, D, W], updated in place
-    _check(activation, weight)
+    token = upcast(_check(x, weight, bias, residual, activation)).reshape(-1, weight.shape[0])
     if cache is None:
         raise ValueError("cache=None is not supported; expected a tensor of shape [N, D, W].")
-    token = upcast(x).reshape(-1, weight.shape[0])
+    check_shape("cache", cache, (len(token), *weight.shape))
     window = torch.cat([upcast(cache)[..., 1:], token[..., None]], -1)
     y = (window * upcast(weight)).sum(-1)
     if bias is not None:
@@ -185,9 +200,10 @@ def token_shift_fwd(x, cu_seqlens=None, cache=None, output_cache=False):
 
 
 def token_shift_bwd(dy, N, dcache, cu_seqlens, has_init_cache):
-    leaves = [torch.zeros_like(dy).requires_grad_()]
+    # not zeros_like, which would be batched as dy can be
+    leaves = [torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device, requires_grad=True)]
     if has_init_cache:
-        leaves.append(dy.new_zeros(N, dy.shape[-1]).requires_grad_())
+        leaves.append(torch.zeros(N, dy.shape[-1], dtype=dy.dtype, device=dy.device, requires_grad=True))
     with torch.enable_grad():
         y, *_, cache_out = token_shift_fwd(leaves[0], cu_seqlens, *leaves[1:], output_cache=dcache is not None)
         outputs, grads = ([y], [dy]) if dcache is None else ([y, cache_out], [dy, dcache])

@@ -5,7 +5,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.common import check_shape, upcast
 from fla_bdlru.fla_cpu.documents import check_documents
 from fla_bdlru.fla_cpu.scan import l2norm, linear_attention
 
@@ -34,6 +34,7 @@ def gated_delta_rule(
     if use_gate_in_kernel:
         if A_log is None or g is None:
             raise ValueError("use_gate_in_kernel=True needs g (the raw gate) and A_log.")
+        check_shape("g", g, v.shape[:3])
         g = softplus_gate(g, A_log, dt_bias)
     beta = _beta(torch.ones_like(v[..., 0]) if beta is None else beta, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     return linear_attention(q, k, v, beta, g=g, gk=gk, gv=gv, **options)
@@ -58,6 +59,7 @@ def kda(
     q, k, v, g, beta, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
     A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
+    check_shape("g", g, (*v.shape[:3], q.shape[-1]))
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return linear_attention(q, k, v, _beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), gk=g, **options)
 
@@ -80,6 +82,9 @@ def gdn2(
     q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, A_log=None, dt_bias=None, **options
 ):  # fmt: skip
     # S' = exp(g) S;  S = S' + k (w v - S'^T (b k))^T
+    for name, t in {"g": g, "b": b}.items():
+        check_shape(name, t, (*v.shape[:3], k.shape[-1]))
+    check_shape("w", w, v.shape)
     g = upcast(fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
     q, k = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k)
     low_rank = (-upcast(b) * k * g.exp(), k)
@@ -91,6 +96,8 @@ def comba(q, k, v, p, g, beta, use_qk_l2norm_in_kernel, **options):
     # S_t = exp(g) S_{t-1} + k beta (v - S_{t-1}^T p)^T: unlike the gated delta rule, p reads the state before its decay.
     if beta is not None and beta.dim() == 4:
         raise ValueError("beta has 4 axes; on a CPU Comba takes one value a head, [B, T, HV].")
+    check_shape("beta", beta, v.shape[:3])
+    check_shape("p", p, k.shape)
     q, k, p = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k, k if p is None else p)
     beta = upcast(torch.ones_like(v[..., :1]) if beta is None else beta[..., None])
     o, state = linear_attention(q, k, beta * upcast(v), g=g, low_rank=(-p, beta * k), **options)

@@ -18,10 +18,11 @@ def token_positions(x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple[t
     """Sequence number and position within the sequence of each of the B*T tokens of `x` ([B, T, ...])."""
     B, T = x.shape[:2]
     if cu_seqlens is None:
-        return torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
+        rows, steps = (torch.arange(n, device=x.device) for n in (B, T))
+        return rows.repeat_interleave(T), steps.repeat(B)
     starts = cu_seqlens.long()
-    sequence = torch.arange(len(starts) - 1).repeat_interleave(starts.diff(), output_size=T)
-    return sequence, torch.arange(T) - starts[sequence]
+    sequence = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff(), output_size=T)
+    return sequence, torch.arange(T, device=starts.device) - starts[sequence]
 
 
 def _buckets(lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -47,7 +48,7 @@ def run_documents(fn: Callable, tensors: tuple, initial_state: torch.Tensor | No
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     outputs, states, order, documents = [], [], [], []
     for members in _buckets(lengths):
-        steps = torch.arange(int(lengths[members].max()))
+        steps = torch.arange(int(lengths[members].max()), device=lengths.device)
         mask = steps < lengths[members, None]
         tokens = (starts[members, None] + steps)[mask]
         padded = [None if t is None else _pad(t[0, tokens], mask) for t in tensors]

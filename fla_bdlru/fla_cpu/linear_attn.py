@@ -8,12 +8,13 @@ from itertools import repeat
 
 import torch
 
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.common import check_shape, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents, split_documents
-from fla_bdlru.fla_cpu.scan import attention_matrix, linear_attention, linear_scan
+from fla_bdlru.fla_cpu.scan import attention_matrix, check_heads, linear_attention, linear_scan
 
 
 def gla(q, k, v, g, **options):
+    check_shape("g", g, (*v.shape[:3], q.shape[-1]))
     return linear_attention(q, k, v, gk=g, **options)
 
 
@@ -21,6 +22,8 @@ def simple_gla(q, k, v, g, g_gamma, gk=None, gv=None, **options):
     """`fla.ops.simple_gla`, and what is behind `linear_attn`, `retention` and the fused forms of `gla`."""
     if g_gamma is not None:
         # g_gamma: [H], the same decay at every step
+        check_shape("g_gamma", g_gamma, v.shape[2:3])
+        check_shape("g", g, v.shape[:3])
         gamma = upcast(g_gamma).expand(*v.shape[:3])
         g = gamma if g is None else upcast(g) + gamma
     return linear_attention(q, k, v, g=g, gk=gk, gv=gv, **options)
@@ -31,6 +34,7 @@ def parallel_simple_gla(q, k, v, g, scale, output_attentions, cu_seqlens):
         return linear_attention(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)
     if cu_seqlens is not None:
         raise ValueError("output_attentions=True is not supported with cu_seqlens.")
+    check_heads(q, k, v, g=g)
     attention = attention_matrix(q, k, g, scale)
     o = attention @ upcast(v).transpose(1, 2)
     return o.transpose(1, 2).to(v.dtype), attention.to(q.dtype)
@@ -39,8 +43,10 @@ def parallel_simple_gla(q, k, v, g, scale, output_attentions, cu_seqlens):
 def hgrn(x, g, initial_state, output_final_state, cu_seqlens=None):
     # h_t = exp(g_t) h_{t-1} + x_t; x, g: [B, T, D], state: [N, D]
     check_documents(x.shape[0], cu_seqlens, initial_state)
-    s, g = upcast(x), upcast(g)
     N = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    check_shape("g", g, x.shape, (*x.shape[:2], 1))
+    check_shape("initial_state", initial_state, (N, x.shape[-1]))
+    s, g = upcast(x), upcast(g)
     state = s.new_zeros(N, x.shape[-1]) if initial_state is None else upcast(initial_state)
 
     def run(s, g, state):

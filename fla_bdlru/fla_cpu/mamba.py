@@ -6,8 +6,9 @@ index the time axis inside the graph (Mamba), which makes the backward quadratic
 
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
+from fla_bdlru.ops.common.autograd import as_input
 
 
 def _check(name: str, x, last_state, cu_seqlens) -> None:
@@ -43,10 +44,17 @@ def _mask(x, attention_mask):
 def _selective_scan(x, dt, A, B, C, last_state):
     """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; x, dt: [B, T, D], A: [D, N], B and C: [B, T, N]."""
     state = None if last_state is None else last_state["recurrent_state"].to(x.dtype)
+    (batch, T, D), N = x.shape, A.shape[-1]
+    shapes = {"dt": (dt, x.shape), "A": (A, (D, N)), "B": (B, (batch, T, N)), "C": (C, (batch, T, N))}
+    for name, (t, shape) in {**shapes, "recurrent_state": (state, (batch, D, N))}.items():
+        check_shape(name, t, shape)
     if x.numel() and are_for_numba(x, dt, A, B, C, state):
         from fla_bdlru.fla_cpu.native_selective_scan import SelectiveScan
 
-        return SelectiveScan.apply(x, dt, A, B, C, state)
+        inputs = x, dt, A.t(), B, C, None if state is None else state.mT
+        # copied here, where the copies are part of the graph: what is saved has to tell what it depends on
+        y, state = SelectiveScan.apply(*(None if t is None else as_input(t) for t in inputs))
+        return y, state.mT
     decay = (dt[..., None] * A).exp()
     update = (dt * x)[..., None] * B[:, :, None]
     h = linear_scan(decay, update, x.new_zeros(x.shape[0], *A.shape) if state is None else state)
@@ -86,6 +94,9 @@ def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_ma
     dt = F.softplus(upcast(dt) + upcast(self.dt_bias)).clamp(*self.dt_limit)[..., None]
     g = -dt * upcast(self.A_log).exp()[:, None]
     state = None if last_state is None else last_state["recurrent_state"].to(x.dtype).transpose(-1, -2)
+    for name, t in {"dt_bias": self.dt_bias, "A_log": self.A_log}.items():
+        check_shape(name, t, (H,))
+    check_shape("recurrent_state", None if state is None else state.mT, (B, H, P, N))
     q, k, v, g = (t.transpose(1, 2) for t in (q, k, x * dt, g))
     y, state = chunk_linear_attention(q, k, v, None, g, state, bool(use_cache))
     y = y.transpose(1, 2) + x * upcast(self._get_D(expand_to_head_dim=True))

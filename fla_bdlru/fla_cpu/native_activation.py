@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from fla_bdlru.fla_cpu.common import check_sizes
 from fla_bdlru.ops.common.autograd import as_input
 from fla_bdlru.ops.cpu.gates import sigmoid, silu
 from fla_bdlru.ops.cpu.lanes import LANES, lanes_below, load, store
@@ -59,6 +60,7 @@ def _run(function, tensors, size: int) -> None:
 def forward(activation: str, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
     """activation(x), times `other` if there is one; float32 of one shape."""
     x, other = as_input(x), None if other is None else as_input(other)
+    check_sizes(other=(other, x.numel()))
     y = empty(x.shape, x.dtype)
     _run(forward_kernel(activation), (x, other, y), x.numel())
     return y
@@ -69,6 +71,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The gradients of x and of `other`, and the output again if `recompute` (with an `other` only)."""
     x, dy, other = as_input(x), as_input(dy), None if other is None else as_input(other)
+    check_sizes(dy=(dy, x.numel()), other=(other, x.numel()))
     dx, dother, y = (empty(x.shape, x.dtype) if wanted else None for wanted in (True, other is not None, recompute))
     _run(backward_kernel(activation), (x, other, dy, dx, dother, y), x.numel())
     return dx, dother, y

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from numba import njit
 
+from fla_bdlru.fla_cpu.common import check_sizes
 from fla_bdlru.ops.common.autograd import as_input
 from fla_bdlru.ops.cpu.gates import silu
 from fla_bdlru.ops.cpu.lanes import LANES, get, lanes_below, load, put, splat, stack, store
@@ -89,6 +90,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ac
     x: float32 [B, T, D], weight: [D, W], bias: [D].
     """
     x, w, bias = as_input(x), as_input(weight.t()), None if bias is None else as_input(bias)
+    check_sizes(weight=(w, len(w) * x.shape[-1]), bias=(bias, x.shape[-1]))
     y = empty(x.shape, x.dtype)
     function = forward_kernel(len(w), active)
     launch(function, tuple(map(as_array, (x, w, bias, y))), x.shape[-1], boundaries(x, None), (1 + active) * len(w))
@@ -100,6 +102,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The gradients of x, weight and bias."""
     x, w, dy, bias = as_input(x), as_input(weight.t()), as_input(dy), None if bias is None else as_input(bias)
+    check_sizes(weight=(w, len(w) * x.shape[-1]), bias=(bias, x.shape[-1]), dy=(dy, x.numel()))
     dx, sums = empty(x.shape, x.dtype), x.new_empty(len(x), len(w) + 1, x.shape[-1])  # the bias's last
     pulled = empty(x.shape, x.dtype) if active else dy
     arrays = tuple(map(as_array, (x, w, bias, dy, dx, sums, pulled)))

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from fla_bdlru.fla_cpu.common import check_sizes
 from fla_bdlru.fla_cpu.native_activation import ACTIVATIONS
 from fla_bdlru.ops.common.autograd import as_input
 from fla_bdlru.ops.cpu.lanes import LANES, across, lanes_below, load, splat, store, where
@@ -117,6 +118,7 @@ def _plain(tensors) -> list[torch.Tensor | None]:
 def forward(x, weight, bias, eps, residual=None, gate=None, activation=None, is_rms_norm=False, num_groups=1):
     """norm(x + residual) * activation(gate), x: [T, D], and mean, rstd ([T]) and the sum, which is x without a residual."""
     (T, D), (x, weight, bias, residual, gate) = x.shape, _plain((x, weight, bias, residual, gate))
+    check_sizes(weight=(weight, num_groups * D), bias=(bias, num_groups * D), residual=(residual, T * D), gate=(gate, T * D))
     y, total = empty((T, D), x.dtype), x if residual is None else empty((T, D), x.dtype)
     mean, rstd = None if is_rms_norm else x.new_empty(T), x.new_empty(T)
     arrays = map(as_array, (total, y, mean, rstd))
@@ -131,6 +133,10 @@ def backward(
     """The gradients of x (the sum, if there was a residual), gate, weight and bias, and the output again if `recompute`."""
     (T, D), tasks = x.shape, -(-x.shape[0] // ROWS)
     dy, x, weight, bias, mean, rstd, dresidual, gate = _plain((dy, x, weight, bias, mean, rstd, dresidual, gate))
+    check_sizes(
+        dy=(dy, T * D), weight=(weight, num_groups * D), bias=(bias, num_groups * D), mean=(mean, T), rstd=(rstd, T),
+        dresidual=(dresidual, T * D), gate=(gate, T * D),
+    )  # fmt: skip
     dx, dgate, y = (empty((T, D), x.dtype) if wanted else None for wanted in (True, gate is not None, recompute))
     dw, db = (None if t is None else t.new_zeros(tasks, t.numel()) for t in (weight, bias))
     tensors = dy, x, weight, bias, gate, mean, rstd, dresidual, dx, dgate, dw, db, y

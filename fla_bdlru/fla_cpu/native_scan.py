@@ -14,6 +14,8 @@ import torch
 from numba import njit
 from numba.extending import overload
 
+from fla_bdlru.fla_cpu.common import check_sizes, derive, is_batched
+from fla_bdlru.fla_cpu.scan import by_chunks
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.lanes import LANES, across, get, lanes_below, load, put, splat, stack, store
 from fla_bdlru.ops.cpu.runtime import as_array, empty, kernel, run_tasks
@@ -182,32 +184,48 @@ def _tiles(V: int) -> int:
     return -(-tiles // -(-tiles // TILES))
 
 
+def _by_chunks(q, k, v, beta, decay, initial_state):
+    """What `LinearAttention` computes, in PyTorch's operators."""
+    # of a decay of 0 the logarithm is that of next to nothing, which has a gradient
+    g = None if decay is None else decay.clamp_min(torch.finfo(decay.dtype).tiny).log()
+    beta = None if beta is None else beta[..., None]
+    o, state = by_chunks(*(None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, g)), initial_state)
+    return o.transpose(1, 2), state
+
+
 class LinearAttention(torch.autograd.Function):
     """`scan.chunk_linear_attention` of float32 tensors in FLA's layout: q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H].
 
-    `decay`, exp(g), is [B, T, H, 1 or K], the initial state [B, H, K, V].
+    `decay`, exp(g), is [B, T, H, 1 or K], the initial state [B, H, K, V]; all of them as `as_input` returns them.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, beta, decay, initial_state):
         (B, T, H, K), V, A = q.shape, v.shape[-1], 0 if decay is None else decay.shape[-1]
+        rows = B * T * H
+        check_sizes(
+            k=(k, rows * K), v=(v, rows * V), beta=(beta, rows), decay=(decay, rows * A),
+            initial_state=(initial_state, B * H * K * V),
+        )  # fmt: skip
         ctx.given = beta is not None, decay is not None, initial_state is not None
         given = q, k, v, v.new_ones(1) if beta is None else beta, v.new_ones(1) if decay is None else decay
-        given = [as_input(t) for t in given]
-        h0 = v.new_zeros(B, H, K, V) if initial_state is None else as_input(initial_state)
+        h0 = v.new_zeros(B, H, K, V) if initial_state is None else initial_state
         keep = any(ctx.needs_input_grad)
         cells = empty((B, H, -(-T // CELL), K, V) if keep else (0,), v.dtype)
         o, ht = empty(v.shape, v.dtype), torch.empty_like(h0)
         arrays = tuple(map(as_array, (*given, h0, o, cells, ht)))
         run_tasks(forward_kernel(_tiles(V), ctx.given[0]), (*arrays, T, H, K, V, A, keep), B * H, B * H * T * K * V)
-        ctx.save_for_backward(*given, cells)
+        ctx.save_for_backward(*given, cells, initial_state)  # the last for the graph alone: `cells` has none
         ctx.set_materialize_grads(False)
         return o, ht
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, do, dht):
-        *given, cells = saved
+        *given, cells, initial_state = saved
+        if is_batched(do, dht):
+            inputs = (t if there else None for t, there in zip((*given, initial_state), (True, True, True, *ctx.given)))
+            return derive(_by_chunks, tuple(inputs), (do, dht))
         q, v, decay = given[0], given[2], given[4]
         (B, T, H, K), V, A = q.shape, v.shape[-1], decay.shape[-1] if ctx.given[1] else 0
         do = torch.zeros_like(v) if do is None else as_input(do)

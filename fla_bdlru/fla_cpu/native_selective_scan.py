@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numba import njit
 
+from fla_bdlru.fla_cpu.common import check_sizes, derive, is_batched
+from fla_bdlru.fla_cpu.scan import linear_scan
 from fla_bdlru.ops.common.autograd import as_input, once_differentiable
 from fla_bdlru.ops.cpu.gates import exp
 from fla_bdlru.ops.cpu.lanes import LANES, across, lanes_below, load, splat, store
@@ -89,37 +91,49 @@ def backward_kernel(x, dt, A, B, C, cells, dy, dht, dx, ddt, dA, dB, dC, dh0, T,
             _copy(dstate, 0, LANES, dh0, seq * N * D + c, D, N, mask)
 
 
-class SelectiveScan(torch.autograd.Function):
-    """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; float32 x, dt, y: [B, T, D], A: [D, N], B, C: [B, T, N].
+def _by_steps(x, dt, A, B, C, initial_state):
+    """What `SelectiveScan` computes, in PyTorch's operators."""
+    decay = (dt[:, :, None] * A).exp()
+    update = (dt * x)[:, :, None] * B[..., None]
+    h = linear_scan(decay, update, x.new_zeros(len(x), *A.shape) if initial_state is None else initial_state)
+    return (C[:, :, None] @ h)[:, :, 0], h[:, -1]
 
-    Returns y and the last state, [B, D, N] as the initial one, which may be `None`.
+
+class SelectiveScan(torch.autograd.Function):
+    """h_t = exp(dt A) h_{t-1} + dt x B and y_t = h_t C; float32 x, dt, y: [B, T, D], A: [N, D], B, C: [B, T, N].
+
+    Returns y and the last state, [B, N, D] as the initial one, which may be `None`. All are as `as_input` returns them.
     """
 
     @staticmethod
     def forward(ctx, x, dt, A, B, C, initial_state):
-        (batch, T, D), N = x.shape, A.shape[1]
-        given = [as_input(t) for t in (x, dt, A.t(), B, C)]
-        h0 = x.new_zeros(batch, N, D) if initial_state is None else as_input(initial_state.mT)
+        (batch, T, D), N = x.shape, A.shape[0]
+        rows, state = batch * T, batch * D * N
+        check_sizes(dt=(dt, rows * D), A=(A, D * N), B=(B, rows * N), C=(C, rows * N), initial_state=(initial_state, state))
+        given = x, dt, A, B, C
+        h0 = x.new_zeros(batch, N, D) if initial_state is None else initial_state
         keep = any(ctx.needs_input_grad)
         cells = empty((batch, -(-T // CELL), N, D) if keep else (0,), x.dtype)
         y, ht = empty(x.shape, x.dtype), torch.empty_like(h0)
         arrays = map(as_array, (*given, h0, y, cells, ht))
         run_tasks(forward_kernel, (*arrays, T, D, N, keep), batch * -(-D // LANES), WORK * x.numel() * N)
-        ctx.save_for_backward(*given, cells)
+        ctx.save_for_backward(*given, cells, initial_state)  # the last for the graph alone: `cells` has none
         ctx.from_zero = initial_state is None
         ctx.set_materialize_grads(False)
-        return y, ht.mT
+        return y, ht
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, dy, dht):
-        *given, cells = saved
+        *given, cells, initial_state = saved
+        if is_batched(dy, dht):
+            return derive(_by_steps, (*given, initial_state), (dy, dht))
         x, A = given[0], given[2]
         (batch, T, D), N = x.shape, A.shape[0]
         dy = torch.zeros_like(x) if dy is None else as_input(dy)
-        dht = x.new_zeros(batch, N, D) if dht is None else as_input(dht.mT)
+        dht = x.new_zeros(batch, N, D) if dht is None else as_input(dht)
         dx, ddt, dh0 = empty(x.shape, x.dtype), empty(x.shape, x.dtype), torch.empty_like(dht)
         dA, dB, dC = x.new_zeros(batch, N, D), torch.zeros_like(given[3]), torch.zeros_like(given[4])
         arrays = map(as_array, (*given, cells, dy, dht, dx, ddt, dA, dB, dC, dh0))
         run_tasks(backward_kernel, (*arrays, T, D, N), batch, 4 * WORK * x.numel() * N)
-        return dx, ddt, dA.sum(0).t(), dB, dC, None if ctx.from_zero else dh0.mT
+        return dx, ddt, dA.sum(0), dB, dC, None if ctx.from_zero else dh0

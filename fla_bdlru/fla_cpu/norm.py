@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.activation import gated, gated_backward, sigmoid, swish
-from fla_bdlru.fla_cpu.common import are_for_kernels, upcast
+from fla_bdlru.fla_cpu.common import are_for_kernels, check_shape, upcast
 from fla_bdlru.ops.common.autograd import refused_further
 
 
@@ -19,10 +19,19 @@ def _kernels(dtypes, *tensors):
     return native_norm
 
 
+def _check(x, weight, bias, num_groups=1, **rows):
+    """Raises `ValueError` where FLA asserts: weights have shape [num_groups * D], `rows` that of `x`, [T, D]."""
+    check_shape("weight", weight, (num_groups * x.shape[-1],))
+    check_shape("bias", bias, (num_groups * x.shape[-1],))
+    for name, t in rows.items():
+        check_shape(name, t, x.shape)
+
+
 def layer_norm_fwd(
     x, weight, bias, eps=1e-05, residual=None, out_dtype=None, residual_dtype=None, is_rms_norm=False, num_groups=1
 ):
     # x: [T, D], row t belongs to group t % num_groups; weight, bias: [num_groups * D]
+    _check(x, weight, bias, num_groups, residual=residual)
     if native := _kernels((out_dtype, residual_dtype), x, weight, bias, residual):
         return native.forward(x, weight, bias, eps, residual, is_rms_norm=is_rms_norm, num_groups=num_groups)
     s = upcast(x) if residual is None else upcast(x) + upcast(residual)
@@ -55,6 +64,7 @@ def _once(backward):
 
 @_once
 def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output, num_groups=1):
+    _check(x, weight, bias, num_groups, dy=dy, dres=dres)
     if native := _kernels((x_dtype,), dy, x, weight, bias, dres):
         dx, _, dw, db, y = native.backward(
             dy, x, weight, bias, mean, rstd, dres, recompute=recompute_output, num_groups=num_groups
@@ -86,10 +96,16 @@ def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_n
     return dx_out, dw, db, dres_in, y.view_as(x_hat).to(dy.dtype)
 
 
+def _gate(g, x):
+    # FLA reads a gate as rows of x, whatever axes it came with
+    return g.reshape(x.shape) if g.shape != x.shape and g.numel() == x.numel() else g
+
+
 def layer_norm_gated_fwd(
     x, g, weight, bias, activation, eps, residual, out_dtype, residual_dtype, is_rms_norm, num_groups=1
 ):  # fmt: skip
-    gate = sigmoid if activation == "sigmoid" else swish
+    gate, g = sigmoid if activation == "sigmoid" else swish, _gate(g, x)
+    _check(x, weight, bias, num_groups, g=g, residual=residual)
     if native := _kernels((out_dtype, residual_dtype), x, g, weight, bias, residual):
         return native.forward(x, weight, bias, eps, residual, g, gate.__name__, is_rms_norm, num_groups)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -106,7 +122,8 @@ def layer_norm_gated_bwd(
     num_groups=1,
 ):  # fmt: skip
     # eps is in rstd
-    gate = sigmoid if activation == "sigmoid" else swish
+    gate, g = sigmoid if activation == "sigmoid" else swish, _gate(g, x)
+    _check(x, weight, bias, num_groups, dy=dy, g=g, dresidual=dresidual)
     if native := _kernels((x_dtype,), dy, x, g, weight, bias, dresidual):
         dx, dg, dw, db, y = native.backward(
             dy, x, weight, bias, mean, rstd, dresidual, g, gate.__name__, recompute_output, num_groups
@@ -122,10 +139,18 @@ def layer_norm_gated_bwd(
     return (*grads, (y * value).to(dy.dtype)) if recompute_output else grads
 
 
+def _groups(x, group_size):
+    """Channels of a group, and how many groups there are."""
+    D = group_size or x.shape[-1]
+    if x.shape[-1] % D != 0:
+        raise ValueError(f"group_size must divide the {x.shape[-1]} channels; got {group_size}.")
+    return D, x.shape[-1] // D
+
+
 def layernorm_gated_fwd(x, weight, bias, eps, z, out, group_size, norm_before_gate, is_rms_norm):
     """`fla.modules.norm.layernorm_gated.layer_norm_fwd`: norm in groups of channels, SiLU gate before or after."""
-    D = group_size or x.shape[-1]
-    groups = x.shape[-1] // D
+    D, groups = _groups(x, group_size)
+    _check(x, weight, bias, z=z, out=out)
     if z is None or not norm_before_gate:
         s = x if z is None else gated(swish, z, x)
         y, mean, rstd, _ = layer_norm_fwd(s.reshape(-1, D), weight, bias, eps, is_rms_norm=is_rms_norm, num_groups=groups)
@@ -144,8 +169,8 @@ def layernorm_gated_bwd(
     dy, x, weight, bias, mean, rstd, z, group_size, norm_before_gate, is_rms_norm, recompute_output, dz, out
 ):
     """`fla.modules.norm.layernorm_gated.layer_norm_bwd`."""
-    D = group_size or x.shape[-1]
-    groups = x.shape[-1] // D
+    D, groups = _groups(x, group_size)
+    _check(x, weight, bias, dy=dy, z=z, dz=dz, out=out)
     mean, rstd = (None if t is None else t.view(groups, -1).t().flatten() for t in (mean, rstd))
     grad = upcast(dy).reshape(-1, D)
     if z is None or not norm_before_gate:

@@ -23,7 +23,7 @@ def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved
     inside = (position >= 0).view(*x.shape[:2], 1, 1)
     index = position.clamp_min(0)
     c, s = (upcast(t)[index].view(*x.shape[:2], 1, R) for t in (cos, -sin if conjugate else sin))
-    rotated = upcast(x[..., : 2 * R])
+    rotated = upcast(x.narrow(-1, 0, 2 * R))
     first, second = (rotated[..., ::2], rotated[..., 1::2]) if interleaved else rotated.chunk(2, -1)
     pair = first * c - second * s, first * s + second * c
     rotated = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)

@@ -2,8 +2,9 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import are_for_numba, full_precision, upcast
+from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, is_batched, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
+from fla_bdlru.ops.common.autograd import as_input
 
 # Steps a chunk, or up to half as many more than that: a scalar decay needs one [C, C] matrix, a decay per key channel a
 # [C, C, K] tensor.
@@ -29,8 +30,14 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
 
         rows = [None if t is None else t.transpose(1, 2) for t in (q, k, v, beta, None if g is None else g.exp())]
         rows[3] = None if beta is None else rows[3][..., 0]
-        o, state = LinearAttention.apply(*rows, initial_state)
+        # copied here, where the copies are part of the graph: what is saved has to tell what it depends on
+        o, state = LinearAttention.apply(*(None if t is None else as_input(t) for t in (*rows, initial_state)))
         return o.transpose(1, 2), state if final else None
+    return by_chunks(q, k, v, beta, g, initial_state, final)
+
+
+def by_chunks(q, k, v, beta, g, initial_state, final=True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`chunk_linear_attention` of one or more steps in PyTorch's operators."""
     size = VECTOR_CHUNK if g is not None and g.shape[-1] > 1 else SCALAR_CHUNK
     count = max(1, (2 * k.shape[2] + size) // (2 * size))
     # of equal size: one step in a chunk of its own would cost as much as a whole chunk; tensor_split's backward is quadratic
@@ -70,7 +77,7 @@ def _times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
 def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """exp(total_i - total_j) for j <= i, else 0; [B, H, C, 1 or K] to [B, H, C, C, 1 or K]."""
     C = total.shape[2]
-    future = torch.ones(C, C, dtype=torch.bool).triu(1)[..., None]
+    future = torch.ones(C, C, dtype=torch.bool, device=total.device).triu(1)[..., None]
     # masked before the exponential, where the difference can be large
     return (total[:, :, :, None] - total[:, :, None]).to(dtype).masked_fill(future, -torch.inf).exp()
 
@@ -129,7 +136,7 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx, dh):
         a, h, initial_state = ctx.saved_tensors
         carry, steps = torch.zeros_like(initial_state), list(zip(a.unbind(1), dh.unbind(1)))
-        if torch.is_grad_enabled():  # somebody takes the derivative of this, too
+        if torch.is_grad_enabled() or is_batched(dh):  # somebody takes the derivative of this, too, or takes many at once
             sums = []
             for a_t, dh_t in reversed(steps):
                 sums.append(dh_t + carry)
@@ -147,6 +154,24 @@ class _LinearScan(torch.autograd.Function):
 def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -> torch.Tensor:
     """Every h_t = a_t * h_{t-1} + b_t, elementwise; a, b, h: [B, T, ...], initial_state: [B, ...]."""
     return _LinearScan.apply(a.contiguous(), b.contiguous(), initial_state)
+
+
+def check_heads(q, k, v, beta=None, g=None, gk=None, gv=None, low_rank=(None, None)) -> None:
+    """Raises `ValueError` unless the inputs have the shapes that `linear_attention` documents."""
+    for name, t, axes in (("q", q, "[B, T, H, K]"), ("v", v, "[B, T, HV, V]")):
+        if t.ndim != 4:
+            raise ValueError(f"{name} must have shape {axes}; got {list(t.shape)}.")
+    check_shape("k", k, q.shape)
+    H, (HV, V) = q.shape[2], v.shape[2:]
+    if HV == 0 or H == 0 or HV % H != 0:
+        raise ValueError(f"q and k have {H} heads, and v has {HV}; v's have to be a multiple of the others'.")
+    heads = *q.shape[:2], HV
+    check_shape("v", v, (*heads, V))
+    check_shape("beta", beta, heads, v.shape)
+    check_shape("g", g, heads)
+    check_shape("gv", gv, v.shape)
+    for name, t in zip(("gk", "a", "b"), (gk, *low_rank)):
+        check_shape(name, t, (*heads, q.shape[-1]))
 
 
 L2NORM_EPS = 1e-6
@@ -171,11 +196,11 @@ def linear_attention(
 
     Returns o [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
     """
-    B, _, H, K = q.shape
-    HV, V = v.shape[2:]
-    if k.shape[2] != H or HV % H != 0:
-        raise ValueError(f"q, k and v have {H}, {k.shape[2]} and {HV} heads; v's have to be a multiple of the others'.")
+    check_heads(q, k, v, beta, g, gk, gv, low_rank)
+    (B, _, H, K), (HV, V) = q.shape, v.shape[2:]
     check_documents(B, cu_seqlens, initial_state)
+    if initial_state is not None:
+        check_shape("initial_state", initial_state, (len(initial_state), HV, *((V, K) if state_v_first else (K, V))))
     dtype = v.dtype
     q, k, v, beta, g, gk, gv, a, b = (None if t is None else upcast(t) for t in (q, k, v, beta, g, gk, gv, *low_rank))
     if use_qk_l2norm_in_kernel:

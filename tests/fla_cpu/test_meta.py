@@ -1,11 +1,19 @@
 """Whole models on meta tensors, which run shapes through: forward, loss, backward, a step with the cache."""
 
+from functools import partial
+
 import fla.models
 import pytest
 import torch
+from fla.layers import Attention, GatedDeltaNet, Mamba2
+from fla.modules.causal_conv1d import causal_conv1d
+from fla.modules.token_shift import token_shift
+from fla.ops.attn.parallel import parallel_attn
+from fla.ops.gla import chunk_gla
 from fla_cpu.test_all_configs import MORE, NAMES, SIZES, STOPPED
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM
+from fla_bdlru.layers import BDLRU
 from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 
 OURS = {"bdlru": (BDLRUConfig, BDLRUForCausalLM), "hlru": (HLRUConfig, HLRUForCausalLM)}
@@ -64,3 +72,37 @@ def test_ops(monkeypatch, backend):
         assert (o.shape, state.shape, v.grad.shape) == (v.shape, (2, 5, 3), v.shape)
         o, state = chunk_hlru(torch.randn(2, 9, 5).bfloat16(), torch.randn(2, 9, 5, 4), None, True)
         assert (o.shape, o.dtype, state.shape, state.dtype) == ((2, 9, 5), torch.bfloat16, (2, 5, 3), torch.float32)
+
+
+X, BOUNDS = torch.randn(1, 9, 16), torch.tensor([0, 4, 4, 9])
+HEADS, FILTERS = X.view(1, 9, 2, 8), torch.randn(16, 4)
+ON_A_CPU = {
+    "convolution": lambda: causal_conv1d(X, FILTERS, output_final_state=True),
+    "packed convolution": lambda: causal_conv1d(X, FILTERS, output_final_state=True, cu_seqlens=BOUNDS),
+    "token shift": lambda: token_shift(X, cu_seqlens=BOUNDS, output_cache=True),
+    "packed op": lambda: chunk_gla(HEADS, HEADS, HEADS, -HEADS.abs(), output_final_state=True, cu_seqlens=BOUNDS),
+    "packed attention": lambda: parallel_attn(HEADS, HEADS, HEADS, cu_seqlens=BOUNDS, window_size=2),
+}
+LAYERS = {
+    "Attention": lambda: Attention(hidden_size=16, num_heads=2, window_size=3, layer_idx=0),
+    "BDLRU": lambda: BDLRU(hidden_size=16, use_short_conv=True, layer_idx=0),
+    "GatedDeltaNet": lambda: GatedDeltaNet(hidden_size=16, head_dim=8, num_heads=2, layer_idx=0),
+    "Mamba2": lambda: Mamba2(num_heads=4, head_dim=8, hidden_size=16, state_size=8, layer_idx=0),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("name", [*ON_A_CPU, *LAYERS])
+def test_the_default_device_is_not_that_of_the_tensors(name, backend, monkeypatch):
+    """Tensors on a CPU under `torch.set_default_device`, as while the parts of a model are made on another device."""
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", backend)
+    call = ON_A_CPU[name] if name in ON_A_CPU else partial(LAYERS[name]().requires_grad_(False), X)
+    expected = call()
+    torch.set_default_device("meta")
+    try:
+        got = call()
+    finally:
+        torch.set_default_device(None)
+    for a, b in zip(got, expected):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)

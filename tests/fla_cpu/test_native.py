@@ -352,6 +352,47 @@ def test_second_derivatives_are_refused(loss, monkeypatch):
         backward()
 
 
+def slices_of_keys_and_values(kv):
+    k, v = kv.chunk(2, -1)
+    return chunk_linear_attention(torch.ones(1, 1, 3, 2), k, v, None, None, None)[0]
+
+
+def slices_of_B_and_C(bc):
+    B, C = bc.split([2, 2], -1)
+    return selective_scan(torch.ones(1, 3, 5), torch.ones(1, 3, 5), -torch.ones(5, 2), B, C, None)[0]
+
+
+STRIDED = {
+    "keys and values": (slices_of_keys_and_values, (1, 1, 3, 4)),
+    "B and C": (slices_of_B_and_C, (1, 3, 4)),
+    "A": (lambda A: selective_scan(*(torch.ones(1, 3, n) for n in (5, 5)), A, *(torch.ones(1, 3, 2),) * 2, None)[0], (5, 2)),
+}
+
+
+@pytest.mark.parametrize("case", STRIDED.values(), ids=STRIDED)
+def test_second_derivatives_of_copies_are_refused(case, monkeypatch):
+    """Kernels read copies of what has strides, which depend on it as well as on what asks for the derivative."""
+    fn, shape = case
+    x = rand(*shape).float().requires_grad_()
+
+    def penalty():
+        (grad,) = torch.autograd.grad(fn(x).sum(), x, create_graph=True)
+        return grad.square().sum() + x.square().sum()
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        penalty().backward()
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "torch")
+    penalty().backward()
+
+
+def test_second_derivatives_of_an_initial_state_are_refused():
+    """The gradients of queries depend on it, and what is kept for them is its copy."""
+    inputs = [t.float().requires_grad_() for t in attention_inputs(1, 1, 3, 2, 4, True, 1, True)]
+    (grad,) = torch.autograd.grad(chunk_linear_attention(*inputs)[0].sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(grad.sum(), inputs[-1], allow_unused=True)
+
+
 SECOND = {
     "convolution": (lambda x, w: causal_conv1d(x, w, activation="silu")[0], lambda x, w: convolve(x, w, None, True)),
     "gate": (lambda x, w: activations.swiglu(x, x * w[0]), lambda x, w: F.silu(x) * x * w[0]),
@@ -430,3 +471,32 @@ def test_kernels_are_for_plain_float32():
     with torch.utils.flop_counter.FlopCounterMode(display=False):
         seen.append(are_for_numba(x))
     assert seen == [False, False]
+
+
+# what launches kernels, and the shapes of what it takes
+keys, rows = (2, 9, 2, 3), (9, 5)
+LAUNCHES = {
+    "attention": (native_scan.LinearAttention.apply, keys, keys, (2, 9, 2, 5), (2, 9, 2), keys, (2, 2, 3, 5)),
+    "scan": (native_selective_scan.SelectiveScan.apply, (2, 9, 5), (2, 9, 5), (3, 5), (2, 9, 3), (2, 9, 3), (2, 3, 5)),
+    "convolution": (lambda *args: native_convolution.forward(*args, True), (2, 9, 5), (5, 4), (5,)),
+    "convolution, back": (
+        lambda x, w, b, dy: native_convolution.backward(x, w, b, True, dy), (2, 9, 5), (5, 4), (5,), (2, 9, 5)
+    ),
+    "norm": (lambda x, w, b, *more: native_norm.forward(x, w, b, 1e-5, *more, "swish"), rows, (5,), (5,), rows, rows),
+    "norm, back": (
+        lambda x, dy, *more: native_norm.backward(dy, x, *more, "swish"), rows, rows, (5,), (5,), (9,), (9,), rows, rows
+    ),
+    "gate": (lambda *args: native_activation.forward("swish", *args), rows, rows),
+    "gate, back": (lambda *args: native_activation.backward("swish", *args), rows, rows, rows),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAUNCHES.values(), ids=LAUNCHES)
+def test_kernels_get_no_memory_that_is_too_small(case):
+    """Sizes come from the first tensor; whichever other one is cut is refused, and all in full are not."""
+    launch, *shapes = case
+    tensors = [torch.zeros(shape) for shape in shapes]
+    launch(*tensors)
+    for i in range(1, len(tensors)):
+        with pytest.raises(ValueError, match="elements for the other shapes"):
+            launch(*tensors[:i], tensors[i][:1], *tensors[i + 1 :])
