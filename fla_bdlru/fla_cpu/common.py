@@ -28,7 +28,7 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
 
 def check_shape(name: str, x: torch.Tensor | None, *shapes: tuple[int, ...]) -> None:
     """Raises `ValueError` unless `x` is `None` or has one of the shapes."""
-    if x is not None and all(x.shape != shape for shape in shapes):
+    if x is not None and x.shape not in shapes:
         raise ValueError(f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}; got {list(x.shape)}.")
 
 
@@ -39,9 +39,12 @@ def check_sizes(**sizes: tuple[torch.Tensor | None, int]) -> None:
             raise ValueError(f"{name} must have {size} elements for the other shapes; got {x.numel()}, {list(x.shape)}.")
 
 
+_is_legacy = torch._C._functorch.is_legacy_batchedtensor
+
+
 def is_batched(*tensors: torch.Tensor | None) -> bool:
     """Whether one of the tensors holds many, as incoming gradients do for `torch.autograd.grad(is_grads_batched=True)`."""
-    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+    return any(x is not None and _is_legacy(x) for x in tensors)
 
 
 @full_precision
@@ -60,7 +63,7 @@ def _is_plain(x: torch.Tensor | None) -> bool:
     if x is None:
         return True
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
-    return plain and not is_traced() and not torch._C._are_functorch_transforms_active() and not is_batched(x)
+    return plain and not is_traced() and not torch._C._are_functorch_transforms_active() and not _is_legacy(x)
 
 
 def are_for_numba(*tensors: torch.Tensor | None) -> bool:

@@ -21,10 +21,12 @@ def _kernels(dtypes, *tensors):
 
 def _check(x, weight, bias, num_groups=1, **rows):
     """Raises `ValueError` where FLA asserts: weights have shape [num_groups * D], `rows` that of `x`, [T, D]."""
-    check_shape("weight", weight, (num_groups * x.shape[-1],))
-    check_shape("bias", bias, (num_groups * x.shape[-1],))
+    shape = x.shape
+    channels = (num_groups * shape[-1],)
+    check_shape("weight", weight, channels)
+    check_shape("bias", bias, channels)
     for name, t in rows.items():
-        check_shape(name, t, x.shape)
+        check_shape(name, t, shape)
 
 
 def layer_norm_fwd(

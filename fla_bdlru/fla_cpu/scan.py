@@ -158,20 +158,21 @@ def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -
 
 def check_heads(q, k, v, beta=None, g=None, gk=None, gv=None, low_rank=(None, None)) -> None:
     """Raises `ValueError` unless the inputs have the shapes that `linear_attention` documents."""
-    for name, t, axes in (("q", q, "[B, T, H, K]"), ("v", v, "[B, T, HV, V]")):
-        if t.ndim != 4:
-            raise ValueError(f"{name} must have shape {axes}; got {list(t.shape)}.")
-    check_shape("k", k, q.shape)
-    H, (HV, V) = q.shape[2], v.shape[2:]
+    shape, of_v = q.shape, v.shape
+    if len(shape) != 4 or len(of_v) != 4:
+        name, axes, t = ("q", "[B, T, H, K]", q) if len(shape) != 4 else ("v", "[B, T, HV, V]", v)
+        raise ValueError(f"{name} must have shape {axes}; got {list(t.shape)}.")
+    check_shape("k", k, shape)
+    (B, T, H, K), (_, _, HV, V) = shape, of_v
     if HV == 0 or H == 0 or HV % H != 0:
         raise ValueError(f"q and k have {H} heads, and v has {HV}; v's have to be a multiple of the others'.")
-    heads = *q.shape[:2], HV
+    heads = B, T, HV
     check_shape("v", v, (*heads, V))
-    check_shape("beta", beta, heads, v.shape)
+    check_shape("beta", beta, heads, of_v)
     check_shape("g", g, heads)
-    check_shape("gv", gv, v.shape)
-    for name, t in zip(("gk", "a", "b"), (gk, *low_rank)):
-        check_shape(name, t, (*heads, q.shape[-1]))
+    check_shape("gv", gv, of_v)
+    for name, t in ("gk", gk), ("a", low_rank[0]), ("b", low_rank[1]):
+        check_shape(name, t, (*heads, K))
 
 
 L2NORM_EPS = 1e-6
