@@ -32,8 +32,8 @@ FADED, PATIENCE = 0.15, 12  # share of the way from guessing to 1 under that noi
 LEFT = 0.4  # of the steps, for another start
 HELD = 0.95  # share under that noise above which a state does not fade
 # of `louder`: the share of the way from guessing to 1, told in the present noise, above which that grows, and below which it
-# falls; by what factors, a look; where it ends; and looks at which it no longer grows
-BORNE, DROWNED, GROWTH, FALL, LOUDEST, SETTLED = 0.95, 0.8, 1.08, 0.97, 8.0, 40
+# falls; by what factors, a look; and where it ends
+BORNE, DROWNED, GROWTH, FALL, LOUDEST = 0.95, 0.8, 1.08, 0.97, 8.0
 
 
 class Curriculum:
@@ -102,11 +102,10 @@ class Curriculum:
     def holds(self, accuracy: float) -> bool:
         """Takes that in loud noise; whether it was high `PATIENCE` looks in a row, in full noise at the longest length.
 
-        Of `louder`: whether noise has not grown at `SETTLED` looks, on balance.
+        Of `louder`: whether noise has not grown at so many looks, on balance.
         """
-        if self.louder:
-            return self.held >= SETTLED
-        self.held = self.held + 1 if accuracy > HELD and self.share == 1.0 else 0
+        if not self.louder:
+            self.held = self.held + 1 if accuracy > HELD and self.share == 1.0 else 0
         return self.held >= PATIENCE
 
     def fades(self, accuracy: float) -> bool:

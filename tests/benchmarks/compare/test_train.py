@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.compare import recipe, train
-from benchmarks.compare.recipe import BORNE, CHECK, FADED, FALL, GROWTH, HELD, LOUDEST, PATIENCE, SETTLED, Curriculum, noisy
+from benchmarks.compare.recipe import BORNE, CHECK, FADED, FALL, GROWTH, HELD, LOUDEST, PATIENCE, Curriculum, noisy
 from benchmarks.compare.train import LAST, batches, score, train_cell
 from benchmarks.records.cell import LATER
 from benchmarks.tasks import IGNORE, get_task
@@ -215,7 +215,7 @@ def test_louder_noise_grows_while_it_is_borne_and_falls_where_it_drowns():
     curriculum.bear(1.0, 1.0)
     assert curriculum.held == 1
     assert not curriculum.holds(1.0)
-    for _ in range(SETTLED - 1):
+    for _ in range(PATIENCE - 1):
         assert not curriculum.holds(1.0)
         curriculum.bear(BORNE, 1.0)
     assert curriculum.holds(0.0)
