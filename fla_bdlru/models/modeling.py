@@ -107,7 +107,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
         check_switch("bidirectional", bidirectional)
         for field in ("attn", "mixer") if bidirectional else ():
-            if getattr(self, field, kwargs.get(field)) is not None:
+            if kwargs.get(field, getattr(self, field, None)) is not None:
                 raise ValueError(f"{field} is not accepted with bidirectional=True: its layers only look back.")
         if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
             self.check_fields(kwargs)

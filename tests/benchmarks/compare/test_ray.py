@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import small_cell
+import torch
 from rich.console import Console
 
 from benchmarks.compare.run import run_cells
@@ -14,7 +15,16 @@ from benchmarks.compare.train import train_cell
 CELL = replace(small_cell.CELL, steps=20)
 
 
-def test_ray_gives_the_results_of_a_plain_call():
+@pytest.fixture
+def one_thread():
+    """As Ray's workers have: on some processors a matrix product's last bits depend on the number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_ray_gives_the_results_of_a_plain_call(one_thread):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     cells = [CELL, replace(CELL, seed=1), replace(CELL, mixer_args={"nonsense": 1})]
     console, done = Console(file=io.StringIO()), {}

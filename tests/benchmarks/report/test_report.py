@@ -82,7 +82,7 @@ def test_the_stored_results_make_a_page():
         r'title="[^"]*lstm[^"]*">14 of 14 mixers</span>', page
     )  # memorization: a tie of all needs no fourteen lines
     heads = re.findall(r"<h2>(.*?)</h2>", page)
-    quick = "Composing permutations of three things (S3), 1200 steps, readout noise 0.0, learning rate 0.01, "
+    quick = "Composing permutations of three things (S3), stages curriculum, readout noise 0.0, learning rate 0.01, "
     assert f"{quick}equal parameters, 14 mixers, 1 seed" in heads
     assert len(set(heads)) == len(heads)  # told apart without a folder's name
     assert not any("quick" in head for head in heads)
