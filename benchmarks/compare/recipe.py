@@ -93,8 +93,9 @@ class Curriculum:
         Noise that is borne grows; where it no longer does and nothing fades, a look counts for `holds`.
         """
         if in_noise > BORNE:
-            self.share = min(LOUDEST / self.level, GROWTH * self.share)
-            self.held = self.held + 1 if self.noise == LOUDEST else max(0, self.held - 1)
+            most = LOUDEST / self.level
+            self.share = min(most, GROWTH * self.share)
+            self.held = self.held + 1 if self.share == most else max(0, self.held - 1)
         elif in_loud_noise > HELD:
             self.held += 1
             self.share *= FALL if in_noise < DROWNED else 1.0

@@ -193,11 +193,6 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             raise FieldError(
                 where, f"{base.schedule!r} is not accepted with curriculum {base.curriculum}; expected trapezoid."
             )
-        if base.curriculum == "louder" and not base.readout_noise:
-            where = (
-                "--readout-noise" if "readout_noise" in flags else "--curriculum" if "curriculum" in flags else "readout_noise"
-            )
-            raise FieldError(where, "no noise is not accepted with curriculum louder; expected a level above 0, its unit.")
         _check_effect(base, values, flags)
         if len(values.get("match", ())) > 1 and "budget" in values:
             where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]
@@ -220,6 +215,8 @@ def _check_effect(base: Preset, values: dict[str, tuple], flags: dict[str, tuple
         refuse("tokens", base.tokens, f"{examples}, of which a step takes {base.batch_size} sequences; expected 0")
     if base.train_examples and base.curriculum != "stages":
         refuse("curriculum", base.curriculum, f"{examples}, as it draws new ones; expected stages")
+    if base.curriculum == "louder" and not base.readout_noise:
+        refuse("readout_noise", base.readout_noise, "with curriculum louder, whose unit it is; expected a level above 0")
     if "threshold" in values and base.curriculum == "stages":
         others = " or ".join(name for name in CURRICULA if name != "stages")
         refuse("threshold", base.threshold, f"with curriculum stages, which has none; expected none, or curriculum {others}")

@@ -116,10 +116,18 @@ def swap_blocks(model: FLAPreTrainedModel) -> None:
 
 
 def _freeze_idle(model: FLAPreTrainedModel) -> None:
-    # HGRN's lower bounds of gates are for its own mixers; a parameter that gets no gradient stops DDP
+    # HGRN's lower bounds are for mixers that take them, its own or swapped in; a parameter without a gradient stops DDP
     bounds = getattr(model, "lower_bounds", None)
-    if bounds is not None and all(hasattr(getattr(block, _slot(block)), "_is_swapped") for block in _blocks(model) or ()):
-        bounds.requires_grad_(False)
+    if bounds is None:
+        return
+    mixers = [getattr(block, _slot(block)) for block in _blocks(model)]
+    idle = not any("lower_bound" in inspect.signature(mixer.forward).parameters for mixer in mixers)
+    if idle != hasattr(bounds, "_is_idle"):
+        bounds.requires_grad_(not idle)
+        if idle:
+            bounds._is_idle = True
+        else:
+            del bounds._is_idle
 
 
 def swap_mixers(

@@ -8,6 +8,7 @@ import torch
 from fla.ops.cp import FLACPContext
 from usage import decode, lively
 
+from fla_bdlru import swap_mixers
 from fla_bdlru.layers import BDLRU, HLRU
 
 SIZES = {
@@ -86,6 +87,19 @@ def test_swapped_trained_saved_loaded(name, mixer, mixer_config, cls, tmp_path):
     assert loaded.config.mixer_config == mixer_config
     with torch.no_grad():
         assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("name", ["HGRNConfig", "HGRN2Config"])
+def test_lower_bounds_are_trained_where_a_mixer_takes_them(name):
+    own, arguments = ("hgrn", {}) if name == "HGRNConfig" else ("hgrn2", {"expand_ratio": 8})
+    fields = {"mixer": ["bdlru", "native"], "attn": {"layers": [1], "num_heads": 2}}
+    assert not build(name, **fields).model.lower_bounds.requires_grad  # attention takes none either
+    for mixer, trained in (("bdlru", False), (["bdlru", "native"], True)):
+        assert build(name, mixer=mixer).model.lower_bounds.requires_grad == trained
+    assert build(name, mixer=own, mixer_config=arguments).model.lower_bounds.requires_grad
+    model = swap_mixers(build(name), "bdlru")
+    assert not model.model.lower_bounds.requires_grad
+    assert swap_mixers(model, own, arguments).model.lower_bounds.requires_grad
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in {*REFUSED, *NO_CACHE}])

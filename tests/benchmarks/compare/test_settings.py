@@ -190,7 +190,7 @@ def test_nothing_said_is_the_quick_comparison():
         (
             "curriculum = 'louder'\nschedule = 'trapezoid'",
             "readout_noise",
-            "no noise is not accepted with curriculum louder; expected a level above 0, its unit",
+            "0.0 is not accepted with curriculum louder, whose unit it is; expected a level above 0",
         ),
         (
             "preset = 'paper'\ntask = 'recall'\ntokens = 1024",

@@ -221,10 +221,12 @@ def test_louder_noise_grows_while_it_is_borne_and_falls_where_it_drowns():
     assert curriculum.holds(0.0)
     curriculum.start()
     assert (curriculum.learned, curriculum.held, curriculum.noise) == (False, 0, 0.6)
-    for _ in range(100):
-        curriculum.bear(1.0, 1.0)
-    assert curriculum.noise == LOUDEST
-    assert curriculum.holds(1.0)  # louder it will not get
+    for level in (2.0, 0.09):  # 8 / 0.09 * 0.09 is not 8
+        curriculum = Curriculum((2, 3), threshold=0.9, noise=level, restarts=True, louder=True)
+        for _ in range(100):
+            curriculum.bear(1.0, 1.0)
+        assert curriculum.noise == pytest.approx(LOUDEST)
+        assert curriculum.holds(1.0)  # louder it will not get
 
 
 def test_louder_noise_is_that_of_the_loudest_token_for_all():
