@@ -14,6 +14,7 @@ from statistics import median
 import pandas as pd
 
 from benchmarks.compare.presets import MAD_TASKS
+from benchmarks.records.fields import read_fields
 from benchmarks.records.store import read_folder
 from benchmarks.records.summary import SOLVED, Line, compare
 from benchmarks.records.tables import grows, short
@@ -183,10 +184,12 @@ def _headline(name: str) -> str:
 
 
 def _law(name: str) -> str:
-    """Which block sizes learn and keep which groups (`benchmarks.studies law`)."""
+    """Which block sizes learn and keep which groups (`benchmarks.studies law`), at the study's one learning rate."""
     from benchmarks.studies.figures import law
 
-    return law([row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh")]).table()
+    rate = read_fields(ROOT / "benchmarks" / "studies" / "law.toml")["lr"]
+    rows = [row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh") and row["lr"] == rate]
+    return law(rows).table()
 
 
 def _rounding(name: str) -> str:

@@ -43,6 +43,15 @@ def test_mad_says_what_is_a_claim(table):
     assert "fewer than five seeds" in text
 
 
+def test_the_law_is_of_one_rate(make_row, tmp_path, monkeypatch):
+    """A group that was run at another rate too, and was kept there, is shown at the study's."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    with ResultStore(tmp_path / "law") as store:
+        for lr, value in (("0.02", 0.5), ("0.01", 1.0)):
+            store.add({**make_row("bdlru-m5-sinh", value, task="z5", lr=lr), "token_accuracy_8x": value})
+    assert documents.stored_table("law", "law").count("0/1") == 2
+
+
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
     """What only one instruction set has does not count."""
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
