@@ -25,7 +25,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where pictures and numbers go. Default: the folder itself.")] = None,
 ) -> None:
     from benchmarks.compare.models import quiet
-    from benchmarks.records.store import read_folder
+    from benchmarks.records.store import read_folder, unwritten
     from benchmarks.records.summary import compare
 
     kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
@@ -57,6 +57,9 @@ def main(
             except ValueError as error:
                 typer.echo(f"{kind}, {name}: left out: {error}")
                 continue
+            except OSError as error:
+                typer.echo(f"Error: {unwritten(error)}", err=True)
+                raise typer.Exit(1) from None
             written += len(paths)
             for path in paths:
                 typer.echo(f"{kind}, {name}: {path}")

@@ -224,6 +224,11 @@ def _csv(header: Iterable[str], rows) -> bytes:
     return text.getvalue().encode()
 
 
+def unwritten(error: OSError) -> str:
+    """What a command says of a file that it could not write."""
+    return f"{error.filename or '--out'} cannot be written: {error.strerror or error}."
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file in one go: a reader, a kill or a full disk finds the old one or the new one."""
     temporary = path.with_name(f".{path.name}.new")
