@@ -124,7 +124,10 @@ class _Kept:
 
 
 def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
-    """Lengths that stored weights were tested at (`benchmarks.report.lengths`), on how many sequences, and what was kept."""
+    """Lengths that stored weights were tested at (`benchmarks.report.lengths`), on how many sequences, and what was kept.
+
+    A mixer of which no run was tested on a group is left out. ValueError, if some were, and not those that count.
+    """
     from benchmarks.studies.figures import best_runs
 
     table = pd.read_csv(RESULTS / name / "lengths.csv")
@@ -134,11 +137,14 @@ def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
     )
     lengths, found = sorted(table.length.unique()), []
     for (variant, task), runs in best_runs(rows).items():
-        keys = [run["key"] for run in runs]
-        if all((key, lengths[0]) in tokens for key in keys):
-            rates = len({row["lr"] for row in rows if (row["variant"], row["task"]) == (variant, task)})
-            right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
-            found.append(_Kept(task, variant, runs, rates, right, [[tokens[key, n] for key in keys] for n in lengths]))
+        keys, own = [run["key"] for run in runs], [row for row in rows if (row["variant"], row["task"]) == (variant, task)]
+        if not any((row["key"], n) in tokens for row in own for n in lengths):
+            continue
+        if missing := [f"{key} @{n}" for key in keys for n in lengths if (key, n) not in tokens]:
+            raise ValueError(f"{name}/lengths.csv lacks runs of {variant} on {task}: {', '.join(missing)}; score them.")
+        right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
+        tested = [[tokens[key, n] for key in keys] for n in lengths]
+        found.append(_Kept(task, variant, runs, len({row["lr"] for row in own}), right, tested))
     return lengths, table.examples.iloc[0], found
 
 
