@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import run_command
+
 KINDS = ("overview", "accuracy", "spectra", "memory", "flops", "gate-norms", "gates", "block-size", "lm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -67,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
 from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_grid
 from benchmarks.records.cell import MATCHES, SWEPT
 from benchmarks.records.fields import FieldError
@@ -268,4 +269,4 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
 from benchmarks.lm.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -239,4 +240,4 @@ def _show(console: Console, say, store: ResultStore, name: str, runs: list[Run])
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

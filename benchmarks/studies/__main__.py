@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
+
 if TYPE_CHECKING:
     from benchmarks.compare.plan import Planned
     from benchmarks.lm.train import Run
@@ -207,4 +209,4 @@ def _model_runs(grid: Path) -> list[Run]:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)
