@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -29,7 +29,7 @@ def main(
     from benchmarks.compare.models import quiet
     from benchmarks.compare.train import evaluate
     from benchmarks.records.fields import whole
-    from benchmarks.records.store import read_folder
+    from benchmarks.records.store import read_folder, unwritten
     from benchmarks.report.transitions import load_model
     from benchmarks.tasks import get_task
 
@@ -49,8 +49,11 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--lengths") from None
     out = out or folder / "lengths.csv"
-    done = _done(out)
-    with _open(out) as file:
+    try:
+        done, file = _done(out), out.open("a", newline="", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(unwritten(error), param_hint="--out") from None
+    with file:
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(COLUMNS)
@@ -83,13 +86,6 @@ def _done(out: Path) -> set[tuple[str, int, int]]:
     if kept != text:
         write_file(out, kept.encode())
     return {(line["key"], int(line["length"]), int(line["examples"])) for line in csv.DictReader(kept.splitlines())}
-
-
-def _open(out: Path) -> TextIO:
-    try:
-        return out.open("a", newline="", encoding="utf-8")
-    except OSError as error:
-        raise typer.BadParameter(f"{str(out)!r} cannot be written: {error.strerror}.", param_hint="--out") from None
 
 
 if __name__ == "__main__":

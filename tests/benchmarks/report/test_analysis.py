@@ -1,6 +1,8 @@
 """Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -340,6 +342,15 @@ def test_stored_language_models_are_drawn(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "lm.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
+    assert (result.exit_code, "Error: lm.png cannot be written: No space left on device." in result.output) == (1, True)
+
+
 def test_language_models_of_two_sizes_are_drawn_apart(tmp_path, figures):
     with ResultStore(tmp_path, "lm", COLUMNS) as store:
         for row in read([Path("benchmarks/results/lm-quick.csv")]):
@@ -382,7 +393,8 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
         (["--lengths", "32,"], "Invalid value for --lengths: '32,' is not accepted; expected whole numbers greater than 0"),
         (["--lengths", "0"], "Invalid value for --lengths: '0' is not accepted"),
         (["--lengths", "9", "benchmarks/results/cpu"], "recall'; expected 4 or more, a multiple of 2."),
-        (["--out", "/nowhere/x.csv"], "Invalid value for --out: '/nowhere/x.csv' cannot be written: No such file"),
+        (["--out", "/nowhere/x.csv"], "Invalid value for --out: /nowhere/x.csv cannot be written: No such file"),
+        (["--out", "docs"], "Invalid value for --out: docs cannot be written: Is a directory."),
         (["--out", "LICENSE"], "expected a file with the columns key, task, variant, seed, lr, length"),
     ],
 )
