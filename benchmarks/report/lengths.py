@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import run_command
+
 COLUMNS = ("key", "task", "variant", "seed", "lr", "length", "examples", "token_accuracy", "sequence_accuracy")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -89,4 +91,4 @@ def _done(out: Path) -> set[tuple[str, int, int]]:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)
