@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import run_command
+
 KINDS = ("overview", "accuracy", "spectra", "memory", "flops", "gate-norms", "gates", "block-size", "lm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -25,7 +27,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where pictures and numbers go. Default: the folder itself.")] = None,
 ) -> None:
     from benchmarks.compare.models import quiet
-    from benchmarks.records.store import read_folder
+    from benchmarks.records.store import read_folder, unwritten
     from benchmarks.records.summary import compare
 
     kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
@@ -57,6 +59,9 @@ def main(
             except ValueError as error:
                 typer.echo(f"{kind}, {name}: left out: {error}")
                 continue
+            except OSError as error:
+                typer.echo(f"Error: {unwritten(error)}", err=True)
+                raise typer.Exit(1) from None
             written += len(paths)
             for path in paths:
                 typer.echo(f"{kind}, {name}: {path}")
@@ -64,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

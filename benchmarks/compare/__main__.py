@@ -6,17 +6,18 @@ Run it with `make compare` or `python -m benchmarks.compare --help`.
 from __future__ import annotations
 
 import inspect
-import io
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
 from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_grid
 from benchmarks.records.cell import MATCHES, SWEPT
 from benchmarks.records.fields import FieldError
@@ -94,7 +95,9 @@ def main(
     try:
         code = _compare(console, parts, Workers(device, workers, threads, ray_address), out, weights, rerun)
     except OSError as error:
-        code = _error(console, _unwritten(error))
+        from benchmarks.records.store import unwritten
+
+        code = _error(console, unwritten(error))
     raise typer.Exit(code)
 
 
@@ -133,7 +136,7 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
     from benchmarks.compare.models import quiet
     from benchmarks.compare.plan import join_labels, make_row, merge, narrow, plan
     from benchmarks.compare.run import Interrupted, WorkerDied, run_cells
-    from benchmarks.records.store import ResultStore
+    from benchmarks.records.store import ResultStore, unwritten
 
     quiet()
     with ExitStack() as stack:
@@ -173,7 +176,7 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
         except Interrupted:
             return _stopped(console, store, planned, later, "Stopped.", 130)
         except OSError as error:
-            return _stopped(console, store, planned, later, _unwritten(error), 1)
+            return _stopped(console, store, planned, later, unwritten(error), 1)
         except WorkerDied:
             return _stopped(console, store, planned, later, "A worker died (out of memory? --workers 1 needs less).", 1)
         for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
@@ -191,10 +194,6 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
 def _say(console: Console, text: str, style: str | None = None) -> None:
     # paths and errors may hold brackets, which are rich's markup
     console.print(text, highlight=False, markup=False, style=style)
-
-
-def _unwritten(error: OSError) -> str:
-    return f"{error.filename or '--out'} cannot be written: {error.strerror or error}."
 
 
 def _error(console: Console, error: ValueError | str) -> int:
@@ -250,7 +249,8 @@ def _pictures(parts: list[Part]) -> list[str]:
 
 
 def _show(console, store, part: Part, picture: str, rows, matches) -> None:
-    from benchmarks.records.store import write_file
+    from benchmarks.records.plots import draw
+    from benchmarks.records.style import keep_picture
     from benchmarks.records.summary import summarise
     from benchmarks.records.tables import make_table, say_what_diverged, say_what_was_seen
     from benchmarks.tasks import get_task
@@ -264,17 +264,9 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
             _say(console, f"{name}: {matched.note}.")
     for note in say_what_diverged(lines):
         _say(console, note)
-    try:
-        from benchmarks.records.plots import draw
-
-        image = io.BytesIO()
-        draw(lines, part.task, settings, image)
-        write_file(store.folder / picture, image.getvalue())
-        _say(console, f"picture: {store.folder / picture}")
-    except ModuleNotFoundError as error:
-        _say(console, f"no picture, as {error.name} is not installed: pip install {error.name}")
+    keep_picture(store.folder / picture, partial(draw, lines, part.task, settings), partial(_say, console))
     _say(console, say_what_was_seen(lines, task.title))
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,14 @@ class Field:
 
 
 MOST = 10**9  # layers of that size are built to be measured
+MOST_SEEDS = 1000  # of a count: a larger number is meant as a seed
 # written out, as benchmarks.tasks imports torch
 TASK_NAMES = (
     "s2, s3, s4, s5, a3, a4, a5, d4, q8 (groups), z2, z3, z5, z60 or any z<n> (cyclic), z2xz4 (products), parity, even_pairs, "
     "cycle_navigation, modular_arithmetic, modular_arithmetic_brackets, recall, noisy_recall, fuzzy_recall, memorization, "
     "selective_copying, compression"
 )
-SEEDS = "a count (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"
+SEEDS = f"a count up to {MOST_SEEDS:,} (3 means 0,1,2) or a list of numbers from 0 on (0,7 or 7,)"
 FIELDS = {
     "task": Field(Accepts(_task, "different names of tasks"), f"{TASK_NAMES}; benchmarks/README.md says what they are."),
     "mixers": Field(Accepts(_mixer, "different names of mixers"), "Comma list, or all; a wrong name prints them. Default: 6."),
@@ -93,6 +95,9 @@ FIELDS = {
 }
 
 
+KNOWN_BY = {"task": "benchmarks.tasks", "mixers": "benchmarks.compare.models"}  # what imports torch, and knows the names
+
+
 def parse_field(name: str, value: Any, where: str) -> tuple:
     r"""A field's values, from what is typed after a flag (commas separate several), or a value or a list of a grid file.
 
@@ -104,6 +109,8 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
         >>> assert parse_field("seeds", 3, "seeds") == (0, 1, 2)
     """
     field = FIELDS[name]
+    if name in KNOWN_BY:
+        import_module(KNOWN_BY[name])  # here, as an error in it is not one of the value
     if name == "mixers" and value in ("all", ["all"]):
         from benchmarks.compare.models import ALL_VARIANTS
 
@@ -120,7 +127,7 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
     except (TypeError, ValueError):
         raise wrong from None
     if name == "seeds" and not listed:
-        values = tuple(range(values[0]))
+        values = tuple(range(values[0])) if values[0] <= MOST_SEEDS else ()
     if not values or len(set(values)) < len(values):
         raise wrong
     return values

@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
 from benchmarks.lm.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ def main(
         str | None,
         typer.Option(help="Comma list: entries of the preset or names of benchmarks.compare. Default: the preset's."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds: 3 means 0, 1, 2. Default: the preset's.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Number of seeds: 3 means 0, 1, 2. Default: the preset's.")
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as training.lr=1e-3; may be repeated.")
     ] = None,
@@ -100,7 +104,15 @@ def compare_models(
     except KeyboardInterrupt:
         say("Stopped before training.")
         return 130
-    return _train_all(console, say, name, runs, corpus, device, fsdp, processes, out, rerun)
+    try:
+        return _train_all(console, say, name, runs, corpus, device, fsdp, processes, out, rerun)
+    except OSError as error:
+        if processes > 1:
+            raise  # the others may be waiting for this one
+        from benchmarks.records.store import unwritten
+
+        say(f"{unwritten(error)} {GO_ON}")
+        return 1
 
 
 def _is_main() -> bool:
@@ -212,6 +224,7 @@ def _train_all(
 
 def _show(console: Console, say, store: ResultStore, name: str, runs: list[Run]) -> None:
     from benchmarks.lm.report import draw_models, model_table, rank_models, read_curves, size_words, training_words
+    from benchmarks.records.style import keep_picture
     from benchmarks.records.tables import say_what_diverged
 
     rows = [store.rows[run.key] for run in runs if run.key in store.rows]
@@ -221,10 +234,10 @@ def _show(console: Console, say, store: ResultStore, name: str, runs: list[Run])
     console.print(model_table(lines, f"{training_words(rows[0])}, {size_words(lines)}"))
     for note in say_what_diverged(lines):
         say(note)
-    picture = store.folder / f"{name}.png"
-    draw_models(lines, read_curves(store.folder / "curves", rows), training_words(rows[0]), picture)
-    say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}\npicture: {picture}")
+    say(f"rows: {store.path}\ncurves: {store.folder / 'curves'}\nmodels: {store.folder / 'models'}")
+    curves = read_curves(store.folder / "curves", rows)
+    keep_picture(store.folder / f"{name}.png", partial(draw_models, lines, curves, training_words(rows[0])), say)
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean, median
+from typing import BinaryIO
 
 import pandas as pd
 from rich.table import Table
@@ -199,7 +200,7 @@ def read_curves(folder: Path, rows: list[dict]) -> pd.DataFrame:
     return pd.concat(found) if found else pd.DataFrame(columns=["key", *CURVE_COLUMNS])
 
 
-def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Path) -> None:
+def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Path | BinaryIO) -> None:
     """Draws bits per byte by window length, loss by position, and validation loss by tokens seen where there are curves.
 
     `settings` say in words what was trained, and stand below the picture.

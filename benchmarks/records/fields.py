@@ -113,7 +113,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """What a TOML or YAML file holds, fields and tables of them; FieldError, if it cannot be read or holds something else."""
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # an editor may have put a mark first
         content = yaml.load(text, _UniqueKeys) if is_yaml else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise FieldError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None

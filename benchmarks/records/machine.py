@@ -52,8 +52,9 @@ def commit() -> str:
     """The commit of this checkout, marked if files differ from it; empty outside git."""
 
     def git(*words: str) -> str:
-        root = Path(__file__).resolve().parents[2]
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+        # `status` locks the index to refresh it: that stops who commits meanwhile, and the lock stays where git is killed
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).resolve().parents[2]), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")

@@ -32,13 +32,19 @@ def _share(text: str) -> float:
     return value
 
 
+def _switch(text: str) -> bool:
+    if text not in ("True", "False"):  # a spreadsheet writes TRUE
+        raise ValueError
+    return text == "True"
+
+
 def several(column: Column, words: str) -> Column:
     """A column of tuples, their values separated by spaces."""
     return Column(lambda text: tuple(map(column.read, text.split())), lambda xs: " ".join(map(column.write, xs)), words)
 
 
 TEXT, WHOLE, NUMBER = Column(), Column(int, words="a whole number"), Column(float, words="a number")
-SWITCH = Column("True".__eq__, words="True or False")
+SWITCH = Column(_switch, words="True or False")
 JSON = Column(json.loads, lambda value: json.dumps(value, sort_keys=True), "JSON")
 LOSS, SECONDS = Column(float, "{:.6f}".format, "a number"), Column(float, "{:.2f}".format, "a number")
 SHARE = Column(_share, "{:.6f}".format, "a number from 0 to 1")
@@ -97,7 +103,7 @@ def read_rows(path: str | Path, columns: Mapping[str, Column] = COLUMNS) -> tupl
 
     ValueError, if the file has other columns (those of `LATER_COLUMNS` it may lack), or a value is not what its column holds.
     """
-    header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    header, *lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").split("\n")
     names = next(csv.reader([header]), [])
     if not lines:
         older = (name for name in columns if name not in LATER_COLUMNS)
@@ -216,6 +222,11 @@ def _csv(header: Iterable[str], rows) -> bytes:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def unwritten(error: OSError) -> str:
+    """What a command says of a file that it could not write."""
+    return f"{error.filename or '--out'} cannot be written: {error.strerror or error}."
 
 
 def write_file(path: Path, content: bytes) -> None:

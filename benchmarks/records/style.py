@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO
 
+from benchmarks.records.store import write_file
 from benchmarks.records.summary import OURS
 
 WIDTH = 8.3  # inches, shown at 100 pixels an inch
@@ -85,6 +86,18 @@ def picture(path: Path | BinaryIO, height: float, title: str, note: str = "", wi
         figure.savefig(drawn, format="png")
     # 256 colours are enough for lines and letters, and a third of the bytes
     Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "png", optimize=True)
+
+
+def keep_picture(path: Path, draw: Callable[[BinaryIO], None], say: Callable[[str], None]) -> None:
+    """Draws a picture and writes it in one go; says where it lies, or which package it wants."""
+    image = BytesIO()
+    try:
+        draw(image)
+    except ModuleNotFoundError as error:
+        say(f"no picture, as {error.name} is not installed: pip install {'pillow' if error.name == 'PIL' else error.name}")
+        return
+    write_file(path, image.getvalue())
+    say(f"picture: {path}")
 
 
 def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmarks import run_command
+
 if TYPE_CHECKING:
     from benchmarks.records.summary import Comparison
 
@@ -190,4 +192,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

@@ -14,6 +14,7 @@ from statistics import median
 import pandas as pd
 
 from benchmarks.compare.presets import MAD_TASKS
+from benchmarks.records.fields import read_fields
 from benchmarks.records.store import read_folder
 from benchmarks.records.summary import SOLVED, Line, compare
 from benchmarks.records.tables import grows, short
@@ -123,7 +124,10 @@ class _Kept:
 
 
 def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
-    """Lengths that stored weights were tested at (`benchmarks.report.lengths`), on how many sequences, and what was kept."""
+    """Lengths that stored weights were tested at (`benchmarks.report.lengths`), on how many sequences, and what was kept.
+
+    A mixer of which no run was tested on a group is left out. ValueError, if some were, and not those that count.
+    """
     from benchmarks.studies.figures import best_runs
 
     table = pd.read_csv(RESULTS / name / "lengths.csv")
@@ -133,11 +137,14 @@ def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
     )
     lengths, found = sorted(table.length.unique()), []
     for (variant, task), runs in best_runs(rows).items():
-        keys = [run["key"] for run in runs]
-        if all((key, lengths[0]) in tokens for key in keys):
-            rates = len({row["lr"] for row in rows if (row["variant"], row["task"]) == (variant, task)})
-            right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
-            found.append(_Kept(task, variant, runs, rates, right, [[tokens[key, n] for key in keys] for n in lengths]))
+        keys, own = [run["key"] for run in runs], [row for row in rows if (row["variant"], row["task"]) == (variant, task)]
+        if not any((row["key"], n) in tokens for row in own for n in lengths):
+            continue
+        if missing := [f"{key} @{n}" for key in keys for n in lengths if (key, n) not in tokens]:
+            raise ValueError(f"{name}/lengths.csv lacks runs of {variant} on {task}: {', '.join(missing)}; score them.")
+        right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
+        tested = [[tokens[key, n] for key in keys] for n in lengths]
+        found.append(_Kept(task, variant, runs, len({row["lr"] for row in own}), right, tested))
     return lengths, table.examples.iloc[0], found
 
 
@@ -183,10 +190,12 @@ def _headline(name: str) -> str:
 
 
 def _law(name: str) -> str:
-    """Which block sizes learn and keep which groups (`benchmarks.studies law`)."""
+    """Which block sizes learn and keep which groups (`benchmarks.studies law`), at the study's one learning rate."""
     from benchmarks.studies.figures import law
 
-    return law([row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh")]).table()
+    rate = read_fields(ROOT / "benchmarks" / "studies" / "law.toml")["lr"]
+    rows = [row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh") and row["lr"] == rate]
+    return law(rows).table()
 
 
 def _rounding(name: str) -> str:

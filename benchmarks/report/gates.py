@@ -48,11 +48,11 @@ def are_permutations(matrices: torch.Tensor, above: float = 0.9) -> torch.Tensor
 
 
 def best_and_worst(folder: str | Path, rows: Sequence[dict]) -> pd.DataFrame:
-    """The letters' matrices of the run that holds its group longest, and of the one that does not learn it.
+    """The letters' matrices of the run that holds its group longest, and of the one that does not learn it or loses it first.
 
-    In `rows` of one task other mixers are passed over. `run` says what it is and scores, `matrix` has a `letter`'s entries
-    with three decimals, row by row; empty with less than two runs. ValueError, if gates are not those of single letters, or no
-    weights were kept in `folder`.
+    Where all do equally well, of one run. Of `rows` of one task other mixers do not count. `run` says what it is, and scores;
+    `matrix` has a `letter`'s entries with three decimals, row by row; empty with less than two runs. ValueError, if gates are
+    not those of single letters, or no weights were kept in `folder`.
     """
     import pandas as pd
 
@@ -60,10 +60,11 @@ def best_and_worst(folder: str | Path, rows: Sequence[dict]) -> pd.DataFrame:
     if len(ours) < 2:
         return pd.DataFrame()
     longest, trained = max(ours[0]["eval_lengths"]), min(ours[0]["eval_lengths"])
-    best = max(ours, key=lambda row: row[f"token_accuracy_{longest // trained}x"])
-    worst = min(ours, key=lambda row: row["token_accuracy_1x"])
+    kept = f"token_accuracy_{longest // trained}x"
+    best = max(ours, key=lambda row: row[kept])
+    worst = min(ours, key=lambda row: (row["token_accuracy_1x"], row[kept]))
     found = []
-    for row in (best, worst):
+    for row in (best,) if worst is best else (best, worst):
         matrices = letter_matrices(folder, row)
         scores = ", ".join(f"{row[f'token_accuracy_{n // trained}x']:.2f} at {n}" for n in (trained, longest))
         words = f"{row['variant']}, seed {row['seed']}: {scores}"

@@ -8,10 +8,13 @@ What stands in the file is not scored again.
 from __future__ import annotations
 
 import csv
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from benchmarks import run_command
 
 COLUMNS = ("key", "task", "variant", "seed", "lr", "length", "examples", "token_accuracy", "sequence_accuracy")
 
@@ -27,20 +30,32 @@ def main(
 ) -> None:
     from benchmarks.compare.models import quiet
     from benchmarks.compare.train import evaluate
-    from benchmarks.records.store import read_folder
+    from benchmarks.records.fields import whole
+    from benchmarks.records.store import read_folder, unwritten
     from benchmarks.report.transitions import load_model
     from benchmarks.tasks import get_task
 
     quiet()
     try:
-        tested = [int(length) for length in lengths.split(",")]
+        tested = [whole(1).convert(length) for length in lengths.split(",")]
+    except ValueError:
+        words = f"{lengths!r} is not accepted; expected whole numbers greater than 0 and commas between them (32,256)."
+        raise typer.BadParameter(words, param_hint="--lengths") from None
+    try:
         rows = list(read_folder(folder).values())
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint="FOLDER") from None
+    try:
+        for task, length in product(dict.fromkeys(row["task"] for row in rows), tested):
+            get_task(task).check_length(length)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lengths") from None
     out = out or folder / "lengths.csv"
-    with out.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        done = {(line["key"], int(line["length"]), int(line["examples"])) for line in csv.DictReader(file)}
+    try:
+        done, file = _done(out), out.open("a", newline="", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(unwritten(error), param_hint="--out") from None
+    with file:
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(COLUMNS)
@@ -61,5 +76,19 @@ def main(
                 print(f"{run} @{length}: token, sequence {', '.join(found)}", flush=True)
 
 
+def _done(out: Path) -> set[tuple[str, int, int]]:
+    # what stands in the file; a last line that was cut is taken out, and scored again
+    from benchmarks.records.store import write_file
+
+    text = out.read_text(encoding="utf-8") if out.exists() else ""
+    kept = text[: text.rfind("\n") + 1]
+    if not f"{','.join(COLUMNS)}\n".startswith(text[: text.find("\n") + 1] or text):
+        words = f"{str(out)!r} holds something else ({text[:60]!r}); expected a file with the columns {', '.join(COLUMNS)}."
+        raise typer.BadParameter(words, param_hint="--out")
+    if kept != text:
+        write_file(out, kept.encode())
+    return {(line["key"], int(line["length"]), int(line["examples"])) for line in csv.DictReader(kept.splitlines())}
+
+
 if __name__ == "__main__":
-    app()
+    run_command(app)

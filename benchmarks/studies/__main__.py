@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import run_command
+
 if TYPE_CHECKING:
     from benchmarks.compare.plan import Planned
     from benchmarks.lm.train import Run
@@ -58,14 +60,17 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 160 if is_lm else 100, highlight=False)
     try:
         code = (_language_models if is_lm else _comparison)(console, name, grid, stored, out, status, workers, device)
-    except UnusableError as error:
-        console.print(f"Error: {error}", markup=False, style="red", soft_wrap=True)
+    except (UnusableError, OSError) as error:
+        from benchmarks.records.store import unwritten
+
+        words = unwritten(error) if isinstance(error, OSError) else error
+        console.print(f"Error: {words}", markup=False, style="red", soft_wrap=True)
         code = 2
     raise typer.Exit(code)
 
 
 class UnusableError(ValueError):
-    """A folder of results that cannot be read or written, or is another run's."""
+    """A folder of results that cannot be read, or is another run's."""
 
 
 def _comparison(console: Console, name: str, grid: Path, stored: Path | None, out: Path, status, workers, device) -> int:
@@ -73,7 +78,8 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     from benchmarks.compare.models import quiet
     from benchmarks.compare.plan import merge, narrow, plan
     from benchmarks.compare.settings import lay_out, read_grid
-    from benchmarks.records.store import ResultStore, read_folder
+    from benchmarks.records.store import ResultStore, read_folder, write_file
+    from benchmarks.records.style import keep_picture
     from benchmarks.studies.figures import FIGURES
 
     quiet()
@@ -93,10 +99,10 @@ def _comparison(console: Console, name: str, grid: Path, stored: Path | None, ou
     code = comparison._compare(console, parts, comparison.Workers(device, workers, 1, None), out, False, False)
     rows = [row for key, row in read_folder(out, needed=False).items() if key in planned]
     if rows:
-        figure = FIGURES[name](rows)
-        figure.draw(out / f"{name}.png")
-        (out / f"{name}.md").write_text(figure.table(), encoding="utf-8")
-        console.print(f"figure: {out / name}.png\ntable: {out / name}.md", markup=False)
+        figure, say = FIGURES[name](rows), partial(console.print, markup=False, soft_wrap=True)
+        keep_picture(out / f"{name}.png", figure.draw, say)
+        write_file(out / f"{name}.md", figure.table().encode())
+        say(f"table: {out / name}.md")
     return code
 
 
@@ -106,8 +112,6 @@ def _usable() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UnusableError(str(error)) from None
-    except OSError as error:
-        raise UnusableError(f"{error.filename or '--out'} cannot be written: {error.strerror or error}.") from None
 
 
 def _carry_over(rows: dict[str, dict], stored: Path | None, store: ResultStore) -> None:
@@ -205,4 +209,4 @@ def _model_runs(grid: Path) -> list[Run]:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

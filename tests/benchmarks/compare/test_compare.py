@@ -400,6 +400,14 @@ def test_a_full_disk_is_one_line_and_finished_rows_stay(tmp_path, monkeypatch):
     assert len(rows(tmp_path)) == 3
 
 
+def test_a_terminal_that_lacks_characters_gets_others():
+    command = [sys.executable, "-m", "benchmarks.compare", "--help"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    result = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--oversubscribe" in result.stdout
+
+
 def test_without_matplotlib_a_comparison_ends_well(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = CliRunner().invoke(app, [*ONE, "--seeds", "1", "--out", str(tmp_path)], env={"COLUMNS": "80"})

@@ -1,5 +1,6 @@
 """Grid files and flags: what they lay out, and errors that name the file, the field, the value and what is accepted."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,26 @@ def test_yaml_says_the_same(write, name):
     assert read_grid(write(YAML_GRID, name)) == read_grid(write(GRID))
 
 
+@pytest.mark.parametrize("name, text", [("grid.yaml", YAML_GRID), ("grid.toml", GRID)])
+def test_a_file_from_windows_is_read(tmp_path, write, name, text):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_grid(tmp_path / name) == read_grid(write(GRID, "plain.toml"))
+
+
+@pytest.mark.parametrize("field, module", [("mixers", "benchmarks.compare.models"), ("task", "benchmarks.tasks")])
+def test_what_breaks_an_import_is_not_called_a_wrong_name(monkeypatch, field, module):
+    class Broken:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == module:
+                raise ValueError("numpy.dtype size changed")  # as of a numpy that others were not built for
+
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
+    with pytest.raises(ValueError, match=r"^numpy\.dtype size changed$"):
+        parse_field(field, "s3", f"--{field}")
+
+
 @pytest.mark.parametrize(
     "text, where, words",
     [
@@ -170,6 +191,7 @@ def test_nothing_said_is_the_quick_comparison():
         ("lr = nan", "grid.toml: lr", "nan is not accepted"),
         ("seeds = 0", "grid.toml: seeds", "0 is not accepted; expected a count"),
         ("seeds = [0, -1]", "grid.toml: seeds", "a list of numbers from 0 on"),
+        ("seeds = 20261127", "grid.toml: seeds", "20261127 is not accepted; expected a count up to 1,000"),
         ("threshold = 2", "grid.toml: threshold", "2 is not accepted; expected an accuracy between 0 and 1"),
         ("stop_at = 1.5", "grid.toml: stop_at", "1.5 is not accepted; expected a token accuracy"),
         ("preset = 'long'", "grid.toml: preset", "'long' is not known; expected one of quick, cpu, paper"),

@@ -1,5 +1,6 @@
 """The command line: wrong input, the plan, a whole small comparison, interruption."""
 
+import errno
 import os
 import signal
 
@@ -118,6 +119,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
         (["--set", "data.dataset=pydoc", "--set", "evaluation.tokens=1000"], ["window of 2,048", "evaluation.multiples"]),
         (["--set", "training.micro_batch_size=3"], ["training.batch_size=16", "micro_batch_size=3"]),
         (["--set", "model.type=gpt"], ["model.type='gpt'", "transformer"]),
+        (["--seeds", "20261127"], ["--seeds", "less than or equal to 1000"]),
         (["--device", "tpu"], ["device='tpu'", "auto, cpu, cuda"]),
         (["--fsdp", "--device", "cpu"], ["fsdp shards over GPUs", "without it the model is copied"]),
     ],
@@ -136,6 +138,23 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     code, text = invoke("--set", "data.dataset=pydoc", "--out", str(tmp_path / "file"))
     assert code == 2
     assert "cannot be written" in text
+
+
+def test_a_full_disk_while_training_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "lm.csv")
+
+    for name, does in (
+        ("_set_threads", print),
+        ("_announce", print),
+        ("_prepare", lambda *_: ([], None)),
+        ("_train_all", full),
+    ):
+        monkeypatch.setattr(f"benchmarks.lm.__main__.{name}", does)
+    code, text = invoke("--out", str(tmp_path))
+    assert code == 1
+    assert "lm.csv cannot be written: No space left on device. The same command goes on from there." in text
+    assert "Traceback" not in text
 
 
 def test_own_text_is_checked_before_anything_is_written(tmp_path):

@@ -122,6 +122,8 @@ def test_a_foreign_file_without_a_newline_is_not_replaced(tmp_path):
         ("sequence_accuracy_2x", "7.5", "a number from 0 to 1"),
         ("state_size", "6.5", "a whole number"),
         ("lengths", "4;8", "whole numbers"),
+        ("bos", "TRUE", "True or False"),
+        ("diverged", "no", "True or False"),
     ],
 )
 def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
@@ -132,6 +134,17 @@ def test_what_is_not_a_number_is_named(tmp_path, column, value, expected):
         csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(text)
     with pytest.raises(ValueError, match=rf"compare\.csv: line 3: {column}='{value}' is not accepted; expected {expected}"):
         read_folder(tmp_path)
+
+
+def test_line_ends_and_a_mark_of_another_editor_are_read(tmp_path):
+    fill(tmp_path, ["one", "two"])
+    path = tmp_path / "compare.csv"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + whole.replace(b"\n", b"\r\n"))
+    with ResultStore(tmp_path) as store:
+        assert (list(store.rows), store.dropped) == (["one", "two"], [])
+        store.add(store.rows["one"])
+    assert path.read_bytes() == whole
 
 
 def test_a_row_is_typed_when_read_and_written_as_it_was(tmp_path):

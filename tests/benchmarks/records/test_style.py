@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import sys
 
 import matplotlib.image
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from benchmarks.records.style import (
+    keep_picture,
     label_points,
     percent,
     picture,
@@ -19,6 +21,22 @@ from benchmarks.records.style import (
     spread_apart,
     variant_styles,
 )
+
+
+@pytest.mark.parametrize("package, name", [("matplotlib", "matplotlib"), ("PIL", "pillow")])
+def test_a_picture_is_kept_or_says_what_it_wants(package, name, tmp_path, monkeypatch):
+    def plain(file):
+        with picture(file, 1, "a title"):
+            pass
+
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        keep_picture(tmp_path / "a.png", plain, said.append)
+    assert not list(tmp_path.iterdir())
+    keep_picture(tmp_path / "a.png", plain, said.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert said == [f"no picture, as {package} is not installed: pip install {name}", f"picture: {tmp_path / 'a.png'}"]
 
 
 @pytest.mark.parametrize("values", [[0.5] * 14, [0.0, 1.0, 1.0, 0.99], [0.2, 0.9, 0.3, 0.31], [1.0]])

@@ -1,6 +1,8 @@
 """Transitions of trained models against the layers' own outputs; spectra, memory and pictures of stored runs."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -340,6 +342,15 @@ def test_stored_language_models_are_drawn(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"lm-quick.png", "lm-quick-conv.png"}
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "lm.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
+    assert (result.exit_code, "Error: lm.png cannot be written: No space left on device." in result.output) == (1, True)
+
+
 def test_language_models_of_two_sizes_are_drawn_apart(tmp_path, figures):
     with ResultStore(tmp_path, "lm", COLUMNS) as store:
         for row in read([Path("benchmarks/results/lm-quick.csv")]):
@@ -369,5 +380,26 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
     longer = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,16", "--examples", "32", "--out", str(out)])
     assert longer.stdout.count("@") == longer.stdout.count("@16") == len(rows)  # what is there is kept, and not scored again
     assert out.read_text().startswith(first)
-    wrong = CliRunner().invoke(lengths_app, [str(tmp_path / "nowhere")])
-    assert wrong.exit_code == 2
+    whole = out.read_text()
+    out.write_text(whole[:-9])  # cut by a full disk: that run alone is scored again
+    again = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,16", "--examples", "32", "--out", str(out)])
+    assert (again.exit_code, again.stdout.count("@"), out.read_text()) == (0, 1, whole)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere"], "Invalid value for FOLDER: folder='nowhere' holds no results"),
+        (["--lengths", "32,"], "Invalid value for --lengths: '32,' is not accepted; expected whole numbers greater than 0"),
+        (["--lengths", "0"], "Invalid value for --lengths: '0' is not accepted"),
+        (["--lengths", "9", "benchmarks/results/cpu"], "recall'; expected 4 or more, a multiple of 2."),
+        (["--out", "/nowhere/x.csv"], "Invalid value for --out: /nowhere/x.csv cannot be written: No such file"),
+        (["--out", "docs"], "Invalid value for --out: docs cannot be written: Is a directory."),
+        (["--out", "LICENSE"], "expected a file with the columns key, task, variant, seed, lr, length"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(arguments, words):
+    folder = [] if arguments[-1] in ("nowhere", "benchmarks/results/cpu") else ["benchmarks/results/s3-seeds"]
+    result = CliRunner().invoke(lengths_app, [*arguments, *folder], env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert words in result.output

@@ -43,6 +43,31 @@ def test_mad_says_what_is_a_claim(table):
     assert "fewer than five seeds" in text
 
 
+def test_the_law_is_of_one_rate(make_row, tmp_path, monkeypatch):
+    """A group that was run at another rate too, and was kept there, is shown at the study's."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    with ResultStore(tmp_path / "law") as store:
+        for lr, value in (("0.02", 0.5), ("0.01", 1.0)):
+            store.add({**make_row("bdlru-m5-sinh", value, task="z5", lr=lr), "token_accuracy_8x": value})
+    assert documents.stored_table("law", "law").count("0/1") == 2
+
+
+def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
+    """A group with a new seed that was not scored at other lengths would be gone from the table."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    with ResultStore(tmp_path / "kept") as store:
+        for variant, task, seed in (("lstm", "s3", 0), ("lstm", "s3", 1), ("gla", "s3", 0)):
+            store.add(make_row(variant, 1.0, seed, task=task, mixer_flops="99"))
+    lines = [f"lstm-0.003-{seed}-s3,{n},256,{token},{token}" for seed, token in ((0, 1.0), (1, 0.5)) for n in (32, 256)]
+    head = "key,length,examples,token_accuracy,sequence_accuracy"
+    (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *lines]))
+    table = documents.stored_table("kept", "lengths").splitlines()
+    assert [line[:44] for line in table if "`" in line] == ["| S3, `lstm` | 1 of 2 | 1 of 2 | 0.750 (0.50"]
+    (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *lines[:-1]]))
+    with pytest.raises(ValueError, match=r"kept/lengths\.csv lacks runs of lstm on s3: lstm-0\.003-1-s3 @256; score them"):
+        documents.stored_table("kept", "lengths")
+
+
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
     """What only one instruction set has does not count."""
     monkeypatch.setattr(documents, "RESULTS", tmp_path)

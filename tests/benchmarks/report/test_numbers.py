@@ -74,6 +74,11 @@ def test_gates_are_of_the_run_that_holds_longest_and_of_the_worst(make_row, monk
     ]
     assert panels[0][1].tolist() == torch.stack([EXACT, LEAKY]).double().mul(1000).round().div(1000).tolist()
     assert gates.best_and_worst("", rows[:1]).empty
+    alike = [make_row("bdlru-m2", 1.0, seed, mixer="bdlru", token_accuracy_2x=kept) for seed, kept in enumerate("1011")]
+    told = [words.partition(":")[0] for words, _ in gates.read_panels(gates.best_and_worst("", alike))]
+    assert told == ["bdlru-m2, seed 0", "bdlru-m2, seed 1"]  # all learn it, and one loses it
+    ((_, matrices),) = gates.read_panels(gates.best_and_worst("", alike[2:]))
+    assert len(matrices) == 2  # no letter twice
 
 
 def test_the_block_with_the_most_exact_gates_is_shown(monkeypatch):

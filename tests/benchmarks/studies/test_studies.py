@@ -1,6 +1,9 @@
 """Studies: a command that resumes, from stored rows too, and figures that say what the rows say."""
 
+import errno
+import os
 import shutil
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +80,22 @@ def test_a_study_runs_what_is_left_and_says_so(small, monkeypatch):
     code, said = command("law", "--out", small / "new", "--workers", 1)
     assert "2 runs, 2 of them" in said
     assert (small / "new" / "law.md").read_text() == (out / "law.md").read_text()
+
+    # what is wanting costs the picture alone, and a full disk is a line
+    (out / "law.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        code, said = command("law", "--out", out, "--workers", 1)
+    assert (code, said.count("no picture, as matplotlib is not installed")) == (0, 3)
+    assert not (out / "law.png").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", full)
+        code, said = command("law", "--out", out, "--workers", 1)
+    assert (code, "law.png cannot be written: No space left on device" in said) == (2, True)
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "law.png")
 
 
 def test_wrong_names_are_refused():
