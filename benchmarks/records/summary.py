@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -46,8 +46,8 @@ class Line:
 
     @property
     def seconds(self) -> float:
-        """Mean training time."""
-        return mean(run["seconds"] for run in self.runs)
+        """Median training time."""
+        return median(run["seconds"] for run in self.runs)
 
     @property
     def diverged(self) -> int:

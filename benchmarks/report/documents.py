@@ -466,10 +466,11 @@ def stored_table(name: str, kind: str | None = None) -> str:
             table.append({**row, "lr": f"{line['lr']:g}", "s": f"{line.seconds:.0f}"})
         text += f"{get_task(c.task).title}. {c.description}.\n\n{_markdown(table)}\n"
     devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
-    seeds = "median and range of seeds" if any(line.seeds > 1 for c in comparisons for line in c.lines) else "one seed"
+    several = any(line.seeds > 1 for c in comparisons for line in c.lines)
+    seeds = "median and range of seeds" if several else "one seed"
     return (
         f"{text}Token accuracy at each length, {seeds}, at the rate of those tried that did best on validation "
-        f"data; solved: {SOLVED:g} or more at {c.lengths[0]}; s: seconds of training. {devices}.\n"
+        f"data; solved: {SOLVED:g} or more at {c.lengths[0]}; s: seconds of training{', median' * several}. {devices}.\n"
     )
 
 

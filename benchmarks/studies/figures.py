@@ -137,7 +137,7 @@ def mad(rows: list[dict]) -> Figure:
     note = (
         "Each mixer at the learning rate and weight decay that did best on validation data; "
         f"{' to '.join(map(str, _in_order((min(seeds), max(seeds)))))} seed(s), medians. Guessing: "
-        + ", ".join(f"{task} {get_task(task).chance:.2f}" for task in tasks)
+        + ", ".join(f"{task.replace('_', ' ')} {get_task(task).chance:.2f}" for task in tasks)
         + "."
     )
     return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", list(best), tasks, cells)])

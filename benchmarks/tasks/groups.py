@@ -129,12 +129,12 @@ class Group:
 
     @cached_property
     def permutation_degree(self) -> int:
-        """The smallest number of places whose permutations hold the group: what one block with softmax gates needs."""
+        """The smallest number of places whose permutations hold the group: enough for one block with softmax gates."""
         return sum(orbit.size for orbit in self.orbits())
 
     @cached_property
     def signed_degree(self) -> int:
-        """The smallest number of places whose signed permutations hold the group: one block with signed gates."""
+        """The smallest number of places whose signed permutations hold the group: enough for one with signed gates."""
         return sum(orbit.size for orbit in self.orbits(signed=True))
 
 
