@@ -49,10 +49,18 @@ Without the first line, where the package is installed: `from_pretrained(..., tr
 """
 
 
-# what other libraries call our fields
+# what other libraries call our fields, and the other family
 OTHER_NAMES = {
     **dict.fromkeys(("d_model", "dim", "hidden_dim", "n_embd"), "hidden_size"),
-    **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layer", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("conv_kernel", "d_conv"), "conv_size"),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon"), "norm_eps"),
+    "mlp_ratio": "hidden_ratio",
+    "use_gate": "use_output_gate",
+    "block_size": "order",
+    "order": "block_size",
+    "num_blocks": "num_channels",
+    "num_channels": "num_blocks",
 }
 
 
@@ -135,6 +143,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         known = {field for signature in signatures for field in signature.parameters if not field.endswith("_token_id")}
         theirs = vars(PreTrainedConfig())
         for field, value in fields.items():
+            if field in known:
+                continue
             near = [OTHER_NAMES[field]] if field in OTHER_NAMES else get_close_matches(field, known, n=1, cutoff=0.8)
             if near and field not in theirs:
                 raise ValueError(f"{field}={value!r} is not a field of {cls.__name__}; did you mean {near[0]!r}?")
