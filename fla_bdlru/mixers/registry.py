@@ -173,7 +173,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     if isinstance(name, str) and name in NO_MIXERS and cls is None:
         raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}.")
     if cls is None:
-        near = get_close_matches(str(name), available_mixers(), n=1)
+        near = get_close_matches(str(name).lower(), available_mixers(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
     check_arguments("mixer_config", name, cls, mixer_config)

@@ -142,6 +142,7 @@ def test_register_mixer(own_registry):
 
 @pytest.mark.parametrize("fields, message", [
     ({"mixer": "bdrlu"}, "mixer='bdrlu' is not known; Did you mean 'bdlru'\\? expected one of native, abc, attn, bdlru"),
+    ({"mixer": "BDLRU"}, "mixer='BDLRU' is not known; Did you mean 'bdlru'\\?"),
     ({"mixer": ["bdlru", "blah", "bdlru"]}, "mixer='blah' is not known"),
     ({"mixer": ["bdlru"]}, "mixer must have one entry for each of the 3 layers; got 1"),
     ({"mixer": "bdlru", "mixer_cfg": {"block_size": 2}}, "mixer_cfg=.* is not a field of .*; it takes mixer and mixer_c"),
