@@ -185,7 +185,11 @@ def test_state_size_is_what_the_cache_holds(name):
 def test_flops_are_counted():
     layer = BDLRU(8, block_size=2, num_blocks=3)
     # v, a and o projections, six gates of two operations and six logits of three a block
-    assert layer.flops_per_token() == 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
+    plain = 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
+    assert layer.flops_per_token() == plain
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["v_proj", "o_proj"]), layer)
+    assert layer.flops_per_token() == plain + 2 * 2 * 2 * (8 + 6)
 
 
 @each_layer
@@ -407,6 +411,13 @@ def test_bad_calls(name, message):
     args, kwargs = BAD_CALLS[message](torch.randn(2, 7, D))
     with pytest.raises(ValueError, match=message):
         build(name)(*args, **kwargs)
+
+
+def test_an_unknown_argument_is_named_with_those_that_are_known():
+    with pytest.raises(TypeError, match=r"HLRU: .* 'block_size'; it takes hidden_size, order, num_channels, .*initial_state"):
+        HLRU(D, block_size=4)
+    with pytest.raises(TypeError, match=r"BDLRU: .* 'hidden_size'; it takes hidden_size, block_size"):
+        BDLRU(d_model=D)
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU, LSTM])
