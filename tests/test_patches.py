@@ -122,6 +122,14 @@ def test_swapping_by_hand_keeps_the_rest_and_equals_building_with_the_field(tmp_
     torch.testing.assert_close(packed[:, 4:], model(tokens[:1, 4:], use_cache=False).logits)
 
 
+def test_a_swapped_layer_lies_where_its_block_does():
+    """A model may be spread over devices; here all but one block are on none."""
+    model = GLAForCausalLM(GLAConfig(**SIZES)).to("meta")
+    model.model.layers[1].to_empty(device="cpu")
+    fla_bdlru.swap_mixers(model, "bdlru")
+    assert model.model.layers[1].attn.v_proj.weight.device.type == "cpu"
+
+
 def test_swapping_by_hand_names_what_is_wrong():
     model = GLAForCausalLM(GLAConfig(**SIZES)).bfloat16()
     with pytest.raises(ValueError, match="mixer=None: the config of the model names none either"):

@@ -177,8 +177,7 @@ def swap_mixers(
         resolve_mixers(config, config.num_hidden_layers)
         swaps = [(part, swap) for part in parts if _blocks(part) is not None for swap in plan_swaps(part)]
         for part, swap in swaps:
-            like = next(part.parameters())
-            swap.layer.to(device=like.device, dtype=like.dtype).train(part.training)
+            swap.layer.to(device=device_of(swap.block, part), dtype=next(part.parameters()).dtype).train(part.training)
             _initialize(part, swap.layer)
     for _, swap in swaps:
         swap.apply()
@@ -186,6 +185,12 @@ def swap_mixers(
         _freeze_idle(part)
         prepare(part)
     return model
+
+
+def device_of(block: nn.Module, model: FLAPreTrainedModel) -> torch.device:
+    """Where a block of a model that may be spread over devices runs: its weights' device, unless they are offloaded."""
+    devices = (parameter.device for module in (block, model) for parameter in module.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
 
 @contextmanager
