@@ -199,6 +199,9 @@ class GatedRecurrence(Mixer):
         step = v.shape[1] == 1 and not torch.is_grad_enabled()
         return self.ops[step or self.mode == "fused_recurrent"]
 
+    def cached_states(self) -> tuple[str, ...]:
+        return ("recurrent_state", "conv_state") if self.use_short_conv else ("recurrent_state",)
+
     def conv_state_size(self) -> int:
         """Number of values in the short convolution's cache."""
         return self.width * self.conv_size if self.use_short_conv else 0

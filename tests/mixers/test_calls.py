@@ -42,6 +42,25 @@ def test_a_cache_of_another_batch_size(layer_class):
 
 
 @torch.no_grad()
+@each_layer
+def test_a_cache_of_another_layer(layer_class):
+    """What it lacks would begin anew in silence."""
+    layer, cache, x = layer_class(16, layer_idx=0).eval(), Cache(), torch.randn(2, 5, 16)
+    cache.update(layer_idx=0, attn_state=(x, x), offset=5)
+    with pytest.raises(ValueError, match=r"no recurrent_state for layer 0, where .* keeps one: it is the cache of another"):
+        layer(x, past_key_values=cache, use_cache=True)
+    if layer_class is not LSTM:
+        plain, convolved = Cache(), Cache()
+        with_conv = layer_class(16, layer_idx=0, use_short_conv=True)
+        layer(x, past_key_values=plain, use_cache=True)
+        with_conv(x, past_key_values=convolved, use_cache=True)
+        with pytest.raises(ValueError, match=r"holds no conv_state for layer 0, where .* keeps one"):
+            with_conv(x, past_key_values=plain, use_cache=True)
+        with pytest.raises(ValueError, match=r"holds a conv_state for layer 0, where .* keeps none"):
+            layer(x, past_key_values=convolved, use_cache=True)
+
+
+@torch.no_grad()
 def test_several_sequences_from_a_prefix():
     model, tokens = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))), None
     tokens = torch.randint(3, 40, (1, 6))
