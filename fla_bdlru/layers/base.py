@@ -181,15 +181,16 @@ def as_it_is_now(mask: torch.Tensor) -> torch.Tensor:
     """The same mask, as another object whenever its contents may have changed.
 
     FLA keeps what it has found out of a mask, and looks it up by the object: of one that is written to in place it would go on
-    to use what stood there before.
+    to use what stood there before, and what it found in inference mode is of no use to autograd.
     """
     if torch.compiler.is_compiling():
         return mask
     if mask.is_inference():  # changes are not counted
         return mask.view_as(mask)
+    now = mask._version, torch.is_inference_mode_enabled()
     known = getattr(mask, "_as_it_is_now", None)
-    if known is None or known[0] != mask._version:
-        known = mask._as_it_is_now = (mask._version, mask.detach())
+    if known is None or known[0] != now:
+        known = mask._as_it_is_now = (now, mask.detach())
     return known[1]
 
 

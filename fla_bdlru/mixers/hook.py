@@ -242,8 +242,9 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
 
     Raises:
         ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
-            cache together with attention and a mask that pads elsewhere than on the left, several new tokens after a cache
-            and padding before attention with a window, or as `check_checkpointing` and `check_context_parallel`.
+            cache together with attention and a mask that pads elsewhere than on the left or leaves out what the cache holds,
+            several new tokens after a cache and padding before attention with a window, or as `check_checkpointing` and
+            `check_context_parallel`.
     """
     cache = kwargs.get("past_key_values")
     if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
@@ -262,6 +263,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
             "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad "
             "on the left, or pass use_cache=False."
         )
+    if isinstance(cache, Cache) and kwargs.get("cu_seqlens") is None:
+        check_cached_mask(model, args, kwargs, cache)
     if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         check_checkpointing(cache)
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
@@ -279,6 +282,26 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     elif len(args) > 1 and torch.is_tensor(args[1]):
         args = (args[0], as_it_is_now(args[1]), *args[2:])
     return args, kwargs
+
+
+def has_attention(model: FLAPreTrainedModel) -> bool:
+    """Whether `model` has FLA's attention, or another layer that counts positions."""
+    return any(hasattr(module, "rotary") for module in model.modules())
+
+
+def check_cached_mask(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cache: Cache) -> None:
+    """Raises `ValueError` for a mask without the tokens that a cache holds, before FLA's attention, which needs them."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    mask = kwargs.get("attention_mask", (*args, None, None)[1])
+    if not (torch.is_tensor(tokens) and torch.is_tensor(mask) and tokens.ndim > 1 and mask.ndim == 2):
+        return
+    held, new = cache.get_seq_length(), tokens.shape[1]
+    if new <= mask.shape[1] < held + new and has_attention(model):
+        raise ValueError(
+            f"attention_mask must have shape {[len(tokens), held + new]}, of the {held} tokens in the cache and the {new} new "
+            f"ones, for FLA's attention; got {list(mask.shape)}."
+        )
 
 
 def continues_in_window(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cache: Cache) -> bool:
@@ -313,7 +336,7 @@ def misreads_mask(model: FLAPreTrainedModel, attention_mask: torch.Tensor | None
     """Whether a mask pads elsewhere than on the left and `model` has FLA's attention, which counts positions from its sum."""
     if not torch.is_tensor(attention_mask) or attention_mask.ndim != 2 or attention_mask.is_meta:
         return False
-    if torch.compiler.is_compiling() or not any(hasattr(module, "rotary") for module in model.modules()):
+    if torch.compiler.is_compiling() or not has_attention(model):
         return False
     mask = attention_mask.bool()
     return bool((mask[:, :-1] & ~mask[:, 1:]).any())

@@ -486,3 +486,13 @@ def test_a_mask_that_is_written_to_in_place(name):
             mask[0, :3] = 0
             o = layer(x, attention_mask=mask)[0]
             torch.testing.assert_close(o[0, 3:], layer(x[:1, 3:])[0][0])
+
+
+@each_layer
+def test_a_mask_seen_in_inference_mode_is_of_use_in_training(name):
+    layer, x, mask = build(name), torch.randn(2, 6, D), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.inference_mode():
+        layer(x, attention_mask=mask)
+    layer(x, attention_mask=mask)[0].sum().backward()
+    assert layer.o_proj.weight.grad.abs().sum() > 0

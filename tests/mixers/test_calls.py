@@ -145,6 +145,23 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
 
 
+@torch.no_grad()
+def test_a_mask_without_the_tokens_of_the_cache():
+    """FLA's attention would look at the first keys only."""
+    model, tokens = hybrid(), torch.randint(3, 40, (2, 7))
+    message = r"attention_mask must have shape \[2, 7\], of the 6 tokens in the cache and the 1 new .* got \[2, 1\]"
+    cache = model(tokens[:, :6], use_cache=True).past_key_values
+    for args, kwargs in (((tokens[:, 6:],), {"attention_mask": torch.ones(2, 1)}), ((tokens[:, 6:], torch.ones(2, 1)), {})):
+        with pytest.raises(ValueError, match=message):
+            model(*args, past_key_values=cache, **kwargs)
+    step = model(tokens[:, 6:], attention_mask=torch.ones(2, 7), past_key_values=cache)
+    torch.testing.assert_close(step.logits[:, 0], model(tokens).logits[:, -1])
+    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
+    cache = recurrent(tokens[:, :6], use_cache=True).past_key_values
+    step = recurrent(tokens[:, 6:], attention_mask=torch.ones(2, 1), past_key_values=cache)
+    torch.testing.assert_close(step.logits[:, 0], recurrent(tokens).logits[:, -1])
+
+
 def test_token_ids_under_the_debug_flag(monkeypatch):
     model, tokens = hybrid(), torch.tensor([[3, 40]])
     monkeypatch.setenv("FLA_BDLRU_DEBUG", "1")
