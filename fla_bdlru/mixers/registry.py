@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import fla.layers
 from fla.layers.simple_gla import SimpleGatedLinearAttention
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 
@@ -72,6 +73,11 @@ def find_mixer(name: str) -> type[nn.Module] | None:
         return None
     source = next((source for source in SOURCES if name in source.names and name not in _MIXERS), None)
     return source.find(name) if source else _MIXERS.get(name)
+
+
+def plain(value: Any) -> Any:
+    """The same with Python's numbers in the place of numpy's and torch's, which JSON does not take."""
+    return tree_map(lambda leaf: leaf.item() if getattr(leaf, "ndim", None) == 0 else leaf, value)
 
 
 def names_mixers(config: object) -> bool:

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_switch
-from fla_bdlru.mixers.registry import mixer_arguments
+from fla_bdlru.mixers.registry import mixer_arguments, plain
 
 T = TypeVar("T", bound=FLAPreTrainedModel)
 
@@ -112,7 +112,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         layer = mixer_arguments(self.layer_class)
         fields |= {name: kwargs.pop(name, layer[name].default) for name in layer if name not in (*fields, "layer_idx")}
         for name, value in fields.items():
-            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+            setattr(self, name, plain(list(value) if isinstance(value, tuple) else value))
         check_switch("bidirectional", bidirectional)
         for field in ("attn", "mixer") if bidirectional else ():
             if kwargs.get(field, getattr(self, field, None)) is not None:
