@@ -87,6 +87,7 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
     for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
         if get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
+        block = _unwrapped(block)
         slot = _slot(block)
         if name == NATIVE:
             held = getattr(block, slot or "", None)
@@ -227,6 +228,11 @@ def prepare(model: FLAPreTrainedModel) -> None:
 def _blocks(model: FLAPreTrainedModel) -> nn.ModuleList | None:
     """The blocks that `model` itself holds."""
     return next((b for b in (getattr(model, n, None) for n in ("self_layers", "layers")) if b is not None), None)
+
+
+def _unwrapped(block: nn.Module) -> nn.Module:
+    """What holds the mixer, where a block is wrapped (checkpointed, compiled): what is set on a wrapper stays there."""
+    return next((part for part in block.modules() if {"mixer", "attn"} & part._modules.keys()), block)
 
 
 def _slot(block: nn.Module) -> str | None:
