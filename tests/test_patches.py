@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from fla.layers import GatedLinearAttention
 from fla.models import GLAConfig, GLAForCausalLM, MambaConfig, MambaForCausalLM, TransformerConfig, TransformerForCausalLM
 from fresh import ROOT, run_fresh
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import fla_bdlru
@@ -120,6 +122,25 @@ def test_swapping_by_hand_keeps_the_rest_and_equals_building_with_the_field(tmp_
     torch.testing.assert_close(again.eval()(tokens).logits, logits)
     packed = model(tokens[:1], position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]), use_cache=False).logits
     torch.testing.assert_close(packed[:, 4:], model(tokens[:1, 4:], use_cache=False).logits)
+
+
+def test_a_swapped_layer_lies_where_its_block_does():
+    """A model may be spread over devices; here all but one block are on none."""
+    model = GLAForCausalLM(GLAConfig(**SIZES)).to("meta")
+    model.model.layers[1].to_empty(device="cpu")
+    fla_bdlru.swap_mixers(model, "bdlru")
+    assert model.model.layers[1].attn.v_proj.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda block: torch.compile(block, backend="eager")])
+def test_a_swap_reaches_into_wrapped_blocks(wrap):
+    model = GLAForCausalLM(GLAConfig(**SIZES))
+    model.model.layers[0] = wrap(model.model.layers[0])
+    fla_bdlru.swap_mixers(model, "bdlru")
+    assert [type(module) for module in model.modules() if type(module) in (GatedLinearAttention, BDLRU)] == [BDLRU, BDLRU]
+    tokens = torch.randint(0, 50, (2, 9))
+    model.train()(tokens, labels=tokens).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_swapping_by_hand_names_what_is_wrong():

@@ -14,6 +14,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
@@ -204,6 +205,9 @@ def _create_block(original: Callable, *args, **kwargs) -> nn.Module:
     given = call.arguments
     ssm_cfg = dict(given.get("ssm_cfg") or {})
     name, layer_idx = ssm_cfg.pop("layer", None), given.get("layer_idx")
+    near = get_close_matches(name.upper(), LAYERS, n=1) if isinstance(name, str) and name not in LAYERS else []
+    if near:
+        raise ValueError(f"ssm_cfg: layer={name!r} is not known; did you mean {near[0]!r}?")
     if name not in LAYERS or layer_idx in (given.get("attn_layer_idx") or ()):
         return original(*args, **kwargs)
     check_arguments("ssm_cfg", name, LAYERS[name], ssm_cfg)  # before they meet build_layer's own

@@ -129,7 +129,7 @@ class Mixer(nn.Module):
         last_state = None
         if past_key_values is not None:
             last_state = fla_part("fla.layers.utils", "get_layer_cache")(self, past_key_values)
-            check_cached_batch(last_state, batch_size if indices is not None or cu_seqlens is None else len(cu_seqlens) - 1)
+            self.check_cached(last_state, batch_size if indices is not None or cu_seqlens is None else len(cu_seqlens) - 1)
         if num_steps:
             o, recurrent_state, conv_state, step_states = self.mix_steps(hidden_states, last_state, num_steps)
         else:
@@ -142,6 +142,27 @@ class Mixer(nn.Module):
         if indices is not None:
             o = fla_part("fla.layers.utils", "repad_hidden_states")(o, indices, batch_size, q_len)
         return o, None, past_key_values
+
+    def cached_states(self) -> tuple[str, ...]:
+        """Names of the states that the layer keeps in a cache."""
+        return ("recurrent_state",)
+
+    def check_cached(self, last_state: dict | None, num_seqs: int) -> None:
+        """Raises `ValueError` where a cache holds other states than this layer's, or those of more or fewer sequences."""
+        if last_state is None:
+            return
+        for name in ("recurrent_state", "conv_state"):
+            held, kept = last_state.get(name) is not None, name in self.cached_states()
+            if held != kept:
+                raise ValueError(
+                    f"past_key_values holds {'a' if held else 'no'} {name} for layer {self.layer_idx}, where "
+                    f"{type(self).__name__} keeps {'one' if kept else 'none'}: it is the cache of another model."
+                )
+        held = last_state["recurrent_state"].shape[0]
+        if held != num_seqs:
+            repeats = num_seqs // held if held and num_seqs % held == 0 else 0
+            hint = f"; repeat it first: past_key_values.batch_repeat_interleave({repeats})" if repeats else ""
+            raise ValueError(f"past_key_values holds states of {held} sequences, the inputs are {num_seqs}{hint}.")
 
     def check_context_parallel(
         self, cp_context: FLACPContext, attention_mask: torch.Tensor | None, past_key_values: Cache | None
@@ -160,15 +181,16 @@ def as_it_is_now(mask: torch.Tensor) -> torch.Tensor:
     """The same mask, as another object whenever its contents may have changed.
 
     FLA keeps what it has found out of a mask, and looks it up by the object: of one that is written to in place it would go on
-    to use what stood there before.
+    to use what stood there before, and what it found in inference mode is of no use to autograd.
     """
     if torch.compiler.is_compiling():
         return mask
     if mask.is_inference():  # changes are not counted
         return mask.view_as(mask)
+    now = mask._version, torch.is_inference_mode_enabled()
     known = getattr(mask, "_as_it_is_now", None)
-    if known is None or known[0] != mask._version:
-        known = mask._as_it_is_now = (mask._version, mask.detach())
+    if known is None or known[0] != now:
+        known = mask._as_it_is_now = (now, mask.detach())
     return known[1]
 
 
@@ -206,16 +228,6 @@ def check_step_states(num_steps: int, q_len: int, attention_mask: torch.Tensor |
         raise ValueError(f"step_states={num_steps} needs past_key_values and use_cache=True, no cu_seqlens or cp_context.")
     if attention_mask is not None and not attention_mask[:, -q_len:].all():
         raise ValueError(f"step_states={num_steps} needs tokens without padding; put the padded prompt into the cache first.")
-
-
-def check_cached_batch(last_state: dict | None, num_seqs: int) -> None:
-    """Raises `ValueError` where a cache holds the states of more or fewer sequences than the inputs are."""
-    state = None if last_state is None else last_state.get("recurrent_state")
-    if state is None or state.shape[0] == num_seqs:
-        return
-    held = state.shape[0]
-    hint = f"; repeat it first: past_key_values.batch_repeat_interleave({num_seqs // held})" if num_seqs % held == 0 else ""
-    raise ValueError(f"past_key_values holds states of {held} sequences, the inputs are {num_seqs}{hint}.")
 
 
 def check_number(field: str, value: object) -> None:

@@ -63,7 +63,7 @@ class Bidirectional(Mixer):
         **kwargs,
     ) -> tuple[torch.Tensor, None, None]:
         """As `Mixer.forward`, of whole sequences."""
-        given = {"past_key_values": past_key_values, "use_cache": use_cache or None}
+        given = {"use_cache": use_cache or None, "past_key_values": past_key_values}  # what a caller asked for first
         given.update({name: kwargs.get(name) for name in ("step_states", "cp_context")})
         for name, value in given.items():
             if value is not None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fla_bdlru.layers.base import Mixer, check_choice, check_count, check_number, check_switch, fla_part
 from fla_bdlru.layers.gate_bias import GATE_BIASES, check_memory_range, gate_logits, rounded_down
+from fla_bdlru.layers.measure import linear_flops_per_token
 from fla_bdlru.ops.common.context_parallel import entering_tokens
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 from fla_bdlru.ops.common.recompute import with_gates
@@ -49,7 +50,12 @@ def takes_options(init: Callable) -> Callable:
 
     @wraps(init)
     def __init__(*args, **kwargs):
-        init(**signature.bind(*args, **kwargs).arguments)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            _, *accepted = signature.parameters
+            raise TypeError(f"{type(args[0]).__name__}: {error}; it takes {', '.join(accepted)}.") from None
+        init(**given.arguments)
 
     __init__.__signature__ = signature
     return __init__
@@ -193,6 +199,9 @@ class GatedRecurrence(Mixer):
         step = v.shape[1] == 1 and not torch.is_grad_enabled()
         return self.ops[step or self.mode == "fused_recurrent"]
 
+    def cached_states(self) -> tuple[str, ...]:
+        return ("recurrent_state", "conv_state") if self.use_short_conv else ("recurrent_state",)
+
     def conv_state_size(self) -> int:
         """Number of values in the short convolution's cache."""
         return self.width * self.conv_size if self.use_short_conv else 0
@@ -202,8 +211,7 @@ class GatedRecurrence(Mixer):
 
         Projections and the recurrence are counted in full, the gates' norm as three operations per logit.
         """
-        linear = sum(m.weight.numel() for m in self.children() if isinstance(m, nn.Linear))
-        return 2 * (linear + self.conv_state_size()) + 5 * self.num_gates()
+        return linear_flops_per_token(self) + 2 * self.conv_state_size() + 5 * self.num_gates()
 
     def mix(self, hidden_states, last_state, use_cache, cu_seqlens, cp_context):
         v = self.v_proj(hidden_states)

@@ -64,8 +64,8 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             FLOPs per token and sequence.
 
     Raises:
-        ValueError: if `context` is not positive, or the layer cannot decode on a CPU and has no `flops_per_token()`, as those
-            of lrnnx.
+        ValueError: if `context` is not positive, what is given is no single layer, or the layer cannot decode on a CPU and has
+            no `flops_per_token()`, as those of lrnnx.
 
     Example:
         >>> from fla_bdlru.layers.measure import measure_flops_per_token
@@ -81,6 +81,7 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             return layer.flops_per_token()
         except NotImplementedError:
             raise ValueError(f"{type(layer).__name__} has no flops_per_token(); give it one.") from None
+    check_layer(layer)
     x = torch.zeros(1, context, layer.hidden_size)
     attention = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     try:
@@ -96,6 +97,16 @@ def measure_flops_per_token(layer: nn.Module, context: int = 1) -> int:
             f"flops_per_token(). {type(error).__name__}: {error}"
         ) from error
     return products.get_total_flops() + others.flops
+
+
+def check_layer(layer: nn.Module) -> None:
+    """Raises `ValueError` for what has not FLA's layer signature, as whole models."""
+    missing = [field for field in ("hidden_size", "layer_idx") if not hasattr(layer, field)]
+    if missing:
+        raise ValueError(
+            f"layer must be one mixer with FLA's layer signature; {type(layer).__name__} has no {' and no '.join(missing)}. "
+            "Of a model, measure the mixers (model.model.layers[i].attn or .mixer) one by one."
+        )
 
 
 @contextmanager
@@ -160,6 +171,9 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tok
         tokens (int, Optional):
             Number of tokens that the layer has seen. Default: 1.
 
+    Raises:
+        ValueError: if what is given is no single layer.
+
     Example:
         >>> from fla_bdlru.layers.measure import measure_state_size
         >>> from fla_bdlru.mixers import build_mixer
@@ -167,6 +181,7 @@ def measure_state_size(layer: nn.Module, dtype: torch.dtype = torch.float32, tok
     """
     if callable(getattr(layer, "state_size", None)):
         return layer.state_size()
+    check_layer(layer)
     x = torch.zeros(1, tokens, layer.hidden_size, device=next(layer.parameters()).device, dtype=dtype)
     with decoding(layer) as cache:
         layer(x, attention_mask=None, past_key_values=cache, use_cache=True)

@@ -87,6 +87,7 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
     for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
         if get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
+        block = _unwrapped(block)
         slot = _slot(block)
         if name == NATIVE:
             held = getattr(block, slot or "", None)
@@ -177,8 +178,7 @@ def swap_mixers(
         resolve_mixers(config, config.num_hidden_layers)
         swaps = [(part, swap) for part in parts if _blocks(part) is not None for swap in plan_swaps(part)]
         for part, swap in swaps:
-            like = next(part.parameters())
-            swap.layer.to(device=like.device, dtype=like.dtype).train(part.training)
+            swap.layer.to(device=device_of(swap.block, part), dtype=next(part.parameters()).dtype).train(part.training)
             _initialize(part, swap.layer)
     for _, swap in swaps:
         swap.apply()
@@ -186,6 +186,12 @@ def swap_mixers(
         _freeze_idle(part)
         prepare(part)
     return model
+
+
+def device_of(block: nn.Module, model: FLAPreTrainedModel) -> torch.device:
+    """Where a block of a model that may be spread over devices runs: its weights' device, unless they are offloaded."""
+    devices = (parameter.device for module in (block, model) for parameter in module.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
 
 @contextmanager
@@ -224,6 +230,11 @@ def _blocks(model: FLAPreTrainedModel) -> nn.ModuleList | None:
     return next((b for b in (getattr(model, n, None) for n in ("self_layers", "layers")) if b is not None), None)
 
 
+def _unwrapped(block: nn.Module) -> nn.Module:
+    """What holds the mixer, where a block is wrapped (checkpointed, compiled): what is set on a wrapper stays there."""
+    return next((part for part in block.modules() if {"mixer", "attn"} & part._modules.keys()), block)
+
+
 def _slot(block: nn.Module) -> str | None:
     """Under which name a block holds its mixer."""
     return next((slot for slot in ("mixer", "attn") if isinstance(getattr(block, slot, None), nn.Module)), None)
@@ -237,8 +248,9 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
 
     Raises:
         ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
-            cache together with attention and a mask that pads elsewhere than on the left, several new tokens after a cache
-            and padding before attention with a window, or as `check_checkpointing` and `check_context_parallel`.
+            cache together with attention and a mask that pads elsewhere than on the left or leaves out what the cache holds,
+            several new tokens after a cache and padding before attention with a window, or as `check_checkpointing` and
+            `check_context_parallel`.
     """
     cache = kwargs.get("past_key_values")
     if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
@@ -257,6 +269,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
             "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad "
             "on the left, or pass use_cache=False."
         )
+    if isinstance(cache, Cache) and kwargs.get("cu_seqlens") is None:
+        check_cached_mask(model, args, kwargs, cache)
     if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         check_checkpointing(cache)
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
@@ -274,6 +288,26 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     elif len(args) > 1 and torch.is_tensor(args[1]):
         args = (args[0], as_it_is_now(args[1]), *args[2:])
     return args, kwargs
+
+
+def has_attention(model: FLAPreTrainedModel) -> bool:
+    """Whether `model` has FLA's attention, or another layer that counts positions."""
+    return any(hasattr(module, "rotary") for module in model.modules())
+
+
+def check_cached_mask(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cache: Cache) -> None:
+    """Raises `ValueError` for a mask without the tokens that a cache holds, before FLA's attention, which needs them."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    mask = kwargs.get("attention_mask", (*args, None, None)[1])
+    if not (torch.is_tensor(tokens) and torch.is_tensor(mask) and tokens.ndim > 1 and mask.ndim == 2):
+        return
+    held, new = cache.get_seq_length(), tokens.shape[1]
+    if new <= mask.shape[1] < held + new and has_attention(model):
+        raise ValueError(
+            f"attention_mask must have shape {[len(tokens), held + new]}, of the {held} tokens in the cache and the {new} new "
+            f"ones, for FLA's attention; got {list(mask.shape)}."
+        )
 
 
 def continues_in_window(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cache: Cache) -> bool:
@@ -308,7 +342,7 @@ def misreads_mask(model: FLAPreTrainedModel, attention_mask: torch.Tensor | None
     """Whether a mask pads elsewhere than on the left and `model` has FLA's attention, which counts positions from its sum."""
     if not torch.is_tensor(attention_mask) or attention_mask.ndim != 2 or attention_mask.is_meta:
         return False
-    if torch.compiler.is_compiling() or not any(hasattr(module, "rotary") for module in model.modules()):
+    if torch.compiler.is_compiling() or not has_attention(model):
         return False
     mask = attention_mask.bool()
     return bool((mask[:, :-1] & ~mask[:, 1:]).any())

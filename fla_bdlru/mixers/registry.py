@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import fla.layers
 from fla.layers.simple_gla import SimpleGatedLinearAttention
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 
@@ -72,6 +73,11 @@ def find_mixer(name: str) -> type[nn.Module] | None:
         return None
     source = next((source for source in SOURCES if name in source.names and name not in _MIXERS), None)
     return source.find(name) if source else _MIXERS.get(name)
+
+
+def plain(value: Any) -> Any:
+    """The same with Python's numbers in the place of numpy's and torch's, which JSON does not take."""
+    return tree_map(lambda leaf: leaf.item() if getattr(leaf, "ndim", None) == 0 else leaf, value)
 
 
 def names_mixers(config: object) -> bool:
@@ -173,7 +179,7 @@ def build_mixer(name: str, hidden_size: int, layer_idx: int | None = None, **mix
     if isinstance(name, str) and name in NO_MIXERS and cls is None:
         raise ValueError(f"mixer={name!r} is refused, as {NO_MIXERS[name]}.")
     if cls is None:
-        near = get_close_matches(str(name), available_mixers(), n=1)
+        near = get_close_matches(str(name).lower(), available_mixers(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"mixer={name!r} is not known;{hint} expected one of {', '.join([NATIVE, *available_mixers()])}.")
     check_arguments("mixer_config", name, cls, mixer_config)

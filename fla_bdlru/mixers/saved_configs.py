@@ -13,7 +13,7 @@ from typing import Any
 from fla.models.modeling_utils import FLAPreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from fla_bdlru.mixers.registry import names_mixers
+from fla_bdlru.mixers.registry import names_mixers, plain
 from fla_bdlru.patches import wrap
 
 MARK = "fla_bdlru"
@@ -23,6 +23,8 @@ def _to_dict(original: Callable, self: PreTrainedConfig) -> dict[str, Any]:
     output = original(self)
     if names_mixers(self) and any(cls.__module__.split(".")[0] == "fla" for cls in type(self).__mro__):
         output["attn_implementation"] = MARK
+        if output.get("mixer_config"):
+            output["mixer_config"] = plain(output["mixer_config"])  # a sweep's numbers are numpy's
     return output
 
 

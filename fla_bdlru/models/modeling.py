@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_switch
-from fla_bdlru.mixers.registry import mixer_arguments
+from fla_bdlru.mixers.registry import mixer_arguments, plain
 
 T = TypeVar("T", bound=FLAPreTrainedModel)
 
@@ -49,10 +49,18 @@ Without the first line, where the package is installed: `from_pretrained(..., tr
 """
 
 
-# what other libraries call our fields
+# what other libraries call our fields, and the other family
 OTHER_NAMES = {
     **dict.fromkeys(("d_model", "dim", "hidden_dim", "n_embd"), "hidden_size"),
-    **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("depth", "n_layer", "n_layers", "num_layer", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("conv_kernel", "d_conv"), "conv_size"),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon"), "norm_eps"),
+    "mlp_ratio": "hidden_ratio",
+    "use_gate": "use_output_gate",
+    "block_size": "order",
+    "order": "block_size",
+    "num_blocks": "num_channels",
+    "num_channels": "num_blocks",
 }
 
 
@@ -104,7 +112,7 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         layer = mixer_arguments(self.layer_class)
         fields |= {name: kwargs.pop(name, layer[name].default) for name in layer if name not in (*fields, "layer_idx")}
         for name, value in fields.items():
-            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+            setattr(self, name, plain(list(value) if isinstance(value, tuple) else value))
         check_switch("bidirectional", bidirectional)
         for field in ("attn", "mixer") if bidirectional else ():
             if kwargs.get(field, getattr(self, field, None)) is not None:
@@ -135,6 +143,8 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         known = {field for signature in signatures for field in signature.parameters if not field.endswith("_token_id")}
         theirs = vars(PreTrainedConfig())
         for field, value in fields.items():
+            if field in known:
+                continue
             near = [OTHER_NAMES[field]] if field in OTHER_NAMES else get_close_matches(field, known, n=1, cutoff=0.8)
             if near and field not in theirs:
                 raise ValueError(f"{field}={value!r} is not a field of {cls.__name__}; did you mean {near[0]!r}?")

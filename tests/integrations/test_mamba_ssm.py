@@ -333,8 +333,11 @@ def test_part_of_a_batch():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="Invalid ssm_layer: bdlru, only support Mamba1 and Mamba2"):
-        build(ssm_cfg={"layer": "bdlru"})
+    for layer in ("bdlru", "BD-LRU"):
+        with pytest.raises(ValueError, match=f"ssm_cfg: layer={layer!r} is not known; did you mean 'BDLRU'"):
+            build(ssm_cfg={"layer": layer})
+    with pytest.raises(ValueError, match="Invalid ssm_layer: mamba2, only support Mamba1 and Mamba2"):
+        build(ssm_cfg={"layer": "mamba2"})
     with pytest.raises(ValueError, match="ssm_cfg: d_state=16 is not an argument of 'BDLRU'; it takes block_size, num_blocks"):
         build(ssm_cfg={"layer": "BDLRU", "d_state": 16})
     with pytest.raises(ValueError, match="ssm_cfg: block_size=4 is not an argument of 'HLRU'; it takes order, num_channels"):

@@ -185,7 +185,11 @@ def test_state_size_is_what_the_cache_holds(name):
 def test_flops_are_counted():
     layer = BDLRU(8, block_size=2, num_blocks=3)
     # v, a and o projections, six gates of two operations and six logits of three a block
-    assert layer.flops_per_token() == 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
+    plain = 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
+    assert layer.flops_per_token() == plain
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["v_proj", "o_proj"]), layer)
+    assert layer.flops_per_token() == plain + 2 * 2 * 2 * (8 + 6)
 
 
 @each_layer
@@ -409,6 +413,13 @@ def test_bad_calls(name, message):
         build(name)(*args, **kwargs)
 
 
+def test_an_unknown_argument_is_named_with_those_that_are_known():
+    with pytest.raises(TypeError, match=r"HLRU: .* 'block_size'; it takes hidden_size, order, num_channels, .*initial_state"):
+        HLRU(D, block_size=4)
+    with pytest.raises(TypeError, match=r"BDLRU: .* 'hidden_size'; it takes hidden_size, block_size"):
+        BDLRU(d_model=D)
+
+
 @pytest.mark.parametrize("cls", [BDLRU, HLRU, LSTM])
 @pytest.mark.parametrize("hidden_size", [32.0, "32", None, 0])
 def test_hidden_size_is_checked(cls, hidden_size):
@@ -475,3 +486,13 @@ def test_a_mask_that_is_written_to_in_place(name):
             mask[0, :3] = 0
             o = layer(x, attention_mask=mask)[0]
             torch.testing.assert_close(o[0, 3:], layer(x[:1, 3:])[0][0])
+
+
+@each_layer
+def test_a_mask_seen_in_inference_mode_is_of_use_in_training(name):
+    layer, x, mask = build(name), torch.randn(2, 6, D), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.inference_mode():
+        layer(x, attention_mask=mask)
+    layer(x, attention_mask=mask)[0].sum().backward()
+    assert layer.o_proj.weight.grad.abs().sum() > 0

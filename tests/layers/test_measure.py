@@ -84,3 +84,6 @@ def test_errors():
 
     with pytest.raises(ValueError, match=r"OnlyOnGPU cannot take a decoding step on the CPU.*flops_per_token.*0 active"):
         measure_flops_per_token(OnlyOnGPU())
+    for measure in (measure_flops_per_token, measure_state_size):
+        with pytest.raises(ValueError, match=r"one mixer with FLA's .*; LSTM has no layer_idx. Of a model, measure the mix"):
+            measure(nn.LSTM(3, 3))

@@ -42,6 +42,25 @@ def test_a_cache_of_another_batch_size(layer_class):
 
 
 @torch.no_grad()
+@each_layer
+def test_a_cache_of_another_layer(layer_class):
+    """What it lacks would begin anew in silence."""
+    layer, cache, x = layer_class(16, layer_idx=0).eval(), Cache(), torch.randn(2, 5, 16)
+    cache.update(layer_idx=0, attn_state=(x, x), offset=5)
+    with pytest.raises(ValueError, match=r"no recurrent_state for layer 0, where .* keeps one: it is the cache of another"):
+        layer(x, past_key_values=cache, use_cache=True)
+    if layer_class is not LSTM:
+        plain, convolved = Cache(), Cache()
+        with_conv = layer_class(16, layer_idx=0, use_short_conv=True)
+        layer(x, past_key_values=plain, use_cache=True)
+        with_conv(x, past_key_values=convolved, use_cache=True)
+        with pytest.raises(ValueError, match=r"holds no conv_state for layer 0, where .* keeps one"):
+            with_conv(x, past_key_values=plain, use_cache=True)
+        with pytest.raises(ValueError, match=r"holds a conv_state for layer 0, where .* keeps none"):
+            layer(x, past_key_values=convolved, use_cache=True)
+
+
+@torch.no_grad()
 def test_several_sequences_from_a_prefix():
     model, tokens = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))), None
     tokens = torch.randint(3, 40, (1, 6))
@@ -124,6 +143,23 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
     assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
     recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
+
+
+@torch.no_grad()
+def test_a_mask_without_the_tokens_of_the_cache():
+    """FLA's attention would look at the first keys only."""
+    model, tokens = hybrid(), torch.randint(3, 40, (2, 7))
+    message = r"attention_mask must have shape \[2, 7\], of the 6 tokens in the cache and the 1 new .* got \[2, 1\]"
+    cache = model(tokens[:, :6], use_cache=True).past_key_values
+    for args, kwargs in (((tokens[:, 6:],), {"attention_mask": torch.ones(2, 1)}), ((tokens[:, 6:], torch.ones(2, 1)), {})):
+        with pytest.raises(ValueError, match=message):
+            model(*args, past_key_values=cache, **kwargs)
+    step = model(tokens[:, 6:], attention_mask=torch.ones(2, 7), past_key_values=cache)
+    torch.testing.assert_close(step.logits[:, 0], model(tokens).logits[:, -1])
+    recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
+    cache = recurrent(tokens[:, :6], use_cache=True).past_key_values
+    step = recurrent(tokens[:, 6:], attention_mask=torch.ones(2, 1), past_key_values=cache)
+    torch.testing.assert_close(step.logits[:, 0], recurrent(tokens).logits[:, -1])
 
 
 def test_token_ids_under_the_debug_flag(monkeypatch):

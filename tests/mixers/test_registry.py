@@ -4,6 +4,7 @@ import copy
 import re
 
 import fla.layers
+import numpy as np
 import pytest
 import torch
 from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
@@ -89,6 +90,18 @@ def test_fields_survive_save_and_auto_load(tmp_path):
         assert torch.equal(model(x).logits, loaded(x).logits)
 
 
+def test_numbers_of_numpys_are_saved(tmp_path):
+    """Built and trained with them, a model would not be saved at the end."""
+    model = build(mixer="bdlru", mixer_config={"block_size": np.int64(2), "expand": np.float32(0.5)})
+    model.save_pretrained(tmp_path / "swapped")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "swapped").config
+    assert config.mixer_config == {"block_size": 2, "expand": 0.5}
+    config = fla_bdlru.HLRUConfig(order=np.int64(3), expand=np.float32(0.5), memory_range=(np.float64(2), 8))
+    config.save_pretrained(tmp_path / "native")
+    loaded = fla_bdlru.HLRUConfig.from_pretrained(tmp_path / "native")
+    assert (loaded.order, loaded.expand, loaded.memory_range) == (3, 0.5, [2.0, 8])
+
+
 def test_memory_bias_survives_initialisation(tmp_path):
     expected = BDLRU(32, gate_bias="memory").a_proj.bias
     arguments = {"mixer": "bdlru", "mixer_config": {"gate_bias": "memory"}}
@@ -142,6 +155,7 @@ def test_register_mixer(own_registry):
 
 @pytest.mark.parametrize("fields, message", [
     ({"mixer": "bdrlu"}, "mixer='bdrlu' is not known; Did you mean 'bdlru'\\? expected one of native, abc, attn, bdlru"),
+    ({"mixer": "BDLRU"}, "mixer='BDLRU' is not known; Did you mean 'bdlru'\\?"),
     ({"mixer": ["bdlru", "blah", "bdlru"]}, "mixer='blah' is not known"),
     ({"mixer": ["bdlru"]}, "mixer must have one entry for each of the 3 layers; got 1"),
     ({"mixer": "bdlru", "mixer_cfg": {"block_size": 2}}, "mixer_cfg=.* is not a field of .*; it takes mixer and mixer_c"),

@@ -97,6 +97,11 @@ def test_a_misspelt_field_is_refused(name, tmp_path):
         Config(hiden_size=3)
     with pytest.raises(ValueError, match=r"num_layers=2 is not a field of .*'num_hidden_layers'"):
         Config(num_layers=2)
+    with pytest.raises(ValueError, match=r"d_conv=4 is not a field of .*'conv_size'"):
+        Config(d_conv=4)
+    for field, ours in {"bdlru": {"order": "block_size"}, "hlru": {"block_size": "order"}}[name].items():
+        with pytest.raises(ValueError, match=f"{field}=3 is not a field of {Config.__name__}; did you mean {ours!r}"):
+            Config(**{field: 3})  # of the other family
     with pytest.raises(ValueError, match=f"model_type='gla' is not {name!r}, what {Config.__name__} is for: load the folder"):
         Config.from_dict({"model_type": "gla"})
 
