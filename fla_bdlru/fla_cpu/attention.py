@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.common import check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, split_documents
+from fla_bdlru.ops.common.checks import check_cu_seqlens
 
 MISSING = (
     "flash_attn is not installed: install it with `pip install flash-attn --no-build-isolation` to run attention "
@@ -48,7 +49,13 @@ def flash_attn_varlen_func(
 ):  # fmt: skip
     """Attention over packed documents, [tokens, H, D]."""
     _check(dropout_p=dropout_p, **options)
+    check_cu_seqlens(cu_seqlens_q, len(q), "cu_seqlens_q")
+    check_cu_seqlens(cu_seqlens_k, len(k), "cu_seqlens_k")
     q_lengths, k_lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    if len(q_lengths) != len(k_lengths):
+        raise ValueError(
+            f"cu_seqlens_q holds {len(q_lengths)} sequences, and cu_seqlens_k {len(k_lengths)}; expected as many."
+        )
     outputs = []
     for document in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths)):
         b_q, b_k, b_v = (t[None] for t in document)
@@ -87,7 +94,7 @@ def _check_heads(q, k):
 
 def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
     _check_heads(q, k)
-    check_documents(q.shape[0], cu_seqlens, None)
+    check_documents(q, cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     parts = split_documents(cu_seqlens, q, k, v, g)
     return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in parts], 1).to(v.dtype)
@@ -98,6 +105,8 @@ def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_
     _check_heads(q, k)
     if cu_seqlens is None or (window_size is not None and window_size < 0):
         raise ValueError(f"cu_seqlens={cu_seqlens}, window_size={window_size}: expected boundaries and a size of 0 or more.")
+    check_documents(k, cu_seqlens, None)
+    check_shape("q", q, (1, len(cu_seqlens) - 1, *q.shape[2:]))
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     g = g * scale if do_gate_scale and g is not None else g
     outputs = []

@@ -45,7 +45,7 @@ def gated_delta_product(q, k, v, g, beta, num_householder, initial_state, cu_seq
     n, T = num_householder, q.shape[1]
     if k.shape[1] != n * T:
         raise ValueError(f"k has {k.shape[1]} steps; expected num_householder * T = {n} * {T}.")
-    check_documents(q.shape[0], cu_seqlens, initial_state)
+    check_documents(q, cu_seqlens, initial_state)
     zeros = q.new_zeros(*q.shape[:2], n - 1, *q.shape[2:])
     q = torch.cat([zeros, q[:, :, None]], 2).flatten(1, 2)
     if g is not None:

@@ -3,7 +3,7 @@
 import torch
 
 from fla_bdlru.fla_cpu.common import upcast
-from fla_bdlru.fla_cpu.documents import token_positions
+from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 
 def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved, inplace, conjugate):
@@ -13,6 +13,7 @@ def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved
         raise ValueError(f"The rotary dimension {2 * R} is larger than the head dimension {D}.")
     if x.dtype != cos.dtype or cos.dtype != sin.dtype:
         raise ValueError(f"x, cos and sin have types {x.dtype}, {cos.dtype} and {sin.dtype}; expected one type.")
+    check_documents(x, cu_seqlens, None)
     sequence, position = token_positions(x, cu_seqlens)
     per_sequence = isinstance(seqlen_offsets, torch.Tensor)
     position = position + (seqlen_offsets[sequence] if per_sequence else seqlen_offsets)

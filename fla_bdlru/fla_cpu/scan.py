@@ -198,8 +198,8 @@ def linear_attention(
     Returns o [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
     """
     check_heads(q, k, v, beta, g, gk, gv, low_rank)
-    (B, _, H, K), (HV, V) = q.shape, v.shape[2:]
-    check_documents(B, cu_seqlens, initial_state)
+    (H, K), (HV, V) = q.shape[2:], v.shape[2:]
+    check_documents(q, cu_seqlens, initial_state)
     if initial_state is not None:
         check_shape("initial_state", initial_state, (len(initial_state), HV, *((V, K) if state_v_first else (K, V))))
     dtype = v.dtype

@@ -1,19 +1,30 @@
 """Shapes that do not match: a `ValueError` names the tensor, with kernels and without, which get pointers and no shapes."""
 
+import re
+
 import pytest
 import torch
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.modules.causal_conv1d.ops import causal_conv1d_update
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
+from fla.modules.rotary import rotary_embedding
+from fla.modules.token_shift import token_shift
+from fla.ops.attn.decoding import attn_decoding_one_step
+from fla.ops.attn.parallel import parallel_attn
 from fla.ops.delta_rule import chunk_delta_rule
+from fla.ops.gated_delta_product import chunk_gated_delta_product
 from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 from fla.ops.gdn2 import chunk_gdn2
 from fla.ops.gla import chunk_gla
-from fla.ops.hgrn import chunk_hgrn
+from fla.ops.gsa import chunk_gsa
+from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
 from fla.ops.kda import chunk_kda
+from fla.ops.rwkv6 import chunk_rwkv6
 from fla.ops.simple_gla import chunk_simple_gla, parallel_simple_gla
+from fla.ops.utils.cumsum import chunk_local_cumsum
 
 from fla_bdlru.fla_cpu import mamba, norm
+from fla_bdlru.fla_cpu.attention import flash_attn_varlen_func
 
 q, k, v, beta = torch.zeros(2, 4, 2, 5), torch.zeros(2, 4, 2, 5), torch.zeros(2, 4, 2, 16), torch.zeros(2, 4, 2)
 state = torch.zeros(2, 2, 5, 16)
@@ -79,6 +90,46 @@ def test_shapes_that_do_not_match(case, backend, monkeypatch):
     name, call = case
     with pytest.raises(ValueError, match=rf"^{name} must (have shape|divide)"):
         call()
+
+
+def packed():
+    """Ops over five packed tokens, by name."""
+    x = torch.randn(1, 5, 2, 4)
+    row, gate, cos = x[..., 0], -x.abs(), torch.randn(16, 2)
+    return {
+        "gla": lambda c: chunk_gla(x, x, x, gate, cu_seqlens=c),
+        "gated delta rule": lambda c: fused_recurrent_gated_delta_rule(x, x, x, gate[..., 0], beta=row, cu_seqlens=c),
+        "gated delta product": lambda c: chunk_gated_delta_product(
+            x, x.repeat(1, 2, 1, 1), x.repeat(1, 2, 1, 1), row, row.repeat(1, 2, 1), 2, cu_seqlens=c
+        ),
+        "gsa": lambda c: chunk_gsa(x, x, x, x, cu_seqlens=c),
+        "hgrn": lambda c: fused_recurrent_hgrn(row, gate[..., 0], cu_seqlens=c),
+        "rwkv6": lambda c: chunk_rwkv6(x, x, x, gate, x[0, 0], cu_seqlens=c),
+        "sums": lambda c: chunk_local_cumsum(row, 16, cu_seqlens=c),
+        "attention": lambda c: parallel_attn(x, x, x, cu_seqlens=c),
+        "decoding": lambda c: attn_decoding_one_step(x[:, : len(c) - 1], x, x, cu_seqlens=c),
+        "flash attention": lambda c: flash_attn_varlen_func(x[0], x[0], x[0], c, c, 5, 5, causal=True),
+        "convolution": lambda c: causal_conv1d(row, torch.randn(2, 3), cu_seqlens=c),
+        "token shift": lambda c: token_shift(row, cu_seqlens=c),
+        "rotary embedding": lambda c: rotary_embedding(x, cos, cos, cu_seqlens=c),
+    }
+
+
+@pytest.mark.parametrize("name", packed())
+def test_boundaries_that_do_not_fit_are_refused(name):
+    call = packed()[name]
+    for bounds in ([0, 2, 4], [0, 2, 7], [1, 3, 5], [1, 3, 6], [0, 4, 2, 5], [0, -1, 5]):
+        with pytest.raises(ValueError, match=rf"^cu_seqlens\w* must rise from 0 to T=5; got {re.escape(str(bounds))}\.$"):
+            call(torch.tensor(bounds))
+    call(torch.tensor([0, 2, 2, 5]))
+
+
+def test_queries_and_keys_of_as_many_documents():
+    x, two, three = torch.randn(5, 2, 4), torch.tensor([0, 2, 5]), torch.tensor([0, 2, 3, 5])
+    with pytest.raises(ValueError, match="cu_seqlens_q holds 2 sequences, and cu_seqlens_k 3; expected as many"):
+        flash_attn_varlen_func(x, x, x, two, three, 3, 2)
+    with pytest.raises(ValueError, match=r"^q must have shape"):
+        attn_decoding_one_step(x[None, :3], x[None], x[None], cu_seqlens=two)
 
 
 def test_a_gate_may_come_with_other_axes(close, with_gradients):

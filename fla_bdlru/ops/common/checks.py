@@ -44,12 +44,12 @@ def is_readable(x: torch.Tensor) -> bool:
     return not (x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
 
 
-def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
+def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int, field: str = "cu_seqlens") -> None:
     """Raises `ValueError` unless `cu_seqlens`, where they can be read, run from 0 to T without falling."""
     if cu_seqlens is None or not is_readable(cu_seqlens):
         return
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (cu_seqlens.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
+        raise ValueError(f"{field} must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
 
 
 def num_sequences(name: str, x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> int:
