@@ -15,6 +15,8 @@ MISSING = (
 
 def _attend(q, k, v, softmax_scale, causal, window_size):
     """Attention of q [N, Tq, H, D] to k and v [N, Tk, Hk, D]; the last query stands at the last key."""
+    check_shape("k", k, (q.shape[0], *k.shape[1:3], q.shape[-1]))
+    check_shape("v", v, (*k.shape[:3], v.shape[-1]))
     query = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=k.device)[:, None]
     key = torch.arange(k.shape[1], device=k.device)
     left, right = window_size
@@ -87,13 +89,18 @@ def _gated_attend(q, k, v, g, scale, window_size, sink_bias):
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-def _check_heads(q, k):
+def _check_parts(q, k, v, g, sink_bias):
+    check_shape("k", k, (*k.shape[:3], q.shape[-1]))
+    check_shape("v", v, (*k.shape[:3], v.shape[-1]))
+    check_shape("g", g, (*k.shape[:2], q.shape[2]))
+    check_shape("sink_bias", sink_bias, (q.shape[2],))
     if k.shape[2] == 0 or q.shape[2] % k.shape[2] != 0:
         raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads.")
 
 
 def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
-    _check_heads(q, k)
+    check_shape("k", k, (*q.shape[:2], *k.shape[2:]))
+    _check_parts(q, k, v, g, sink_bias)
     check_documents(q, cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     parts = split_documents(cu_seqlens, q, k, v, g)
@@ -102,7 +109,7 @@ def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
 
 def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_size, sink_bias):
     # q: [1, N, HQ, K], one query a sequence; k, v, g: [1, tokens, ...], packed
-    _check_heads(q, k)
+    _check_parts(q, k, v, g, sink_bias)
     if cu_seqlens is None or (window_size is not None and window_size < 0):
         raise ValueError(f"cu_seqlens={cu_seqlens}, window_size={window_size}: expected boundaries and a size of 0 or more.")
     check_documents(k, cu_seqlens, None)

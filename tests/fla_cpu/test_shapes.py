@@ -24,7 +24,7 @@ from fla.ops.simple_gla import chunk_simple_gla, parallel_simple_gla
 from fla.ops.utils.cumsum import chunk_local_cumsum
 
 from fla_bdlru.fla_cpu import mamba, norm
-from fla_bdlru.fla_cpu.attention import flash_attn_varlen_func
+from fla_bdlru.fla_cpu.attention import flash_attn_func, flash_attn_varlen_func
 
 q, k, v, beta = torch.zeros(2, 4, 2, 5), torch.zeros(2, 4, 2, 5), torch.zeros(2, 4, 2, 16), torch.zeros(2, 4, 2)
 state = torch.zeros(2, 2, 5, 16)
@@ -59,6 +59,12 @@ WRONG = {
         "initial_state", lambda: chunk_simple_gla(q, k, v, initial_state=state, state_v_first=True)
     ),
     "hgrn": ("g", lambda: chunk_hgrn(tokens, tokens[:1])),
+    "attention: keys": ("k", lambda: parallel_attn(q, k[:1], v)),
+    "attention: values": ("v", lambda: parallel_attn(q, k, v[:, :3])),
+    "attention: g": ("g", lambda: parallel_attn(q, k, v, g=beta[..., :1])),
+    "attention: sink": ("sink_bias", lambda: parallel_attn(q, k, v, sink_bias=w[:1])),
+    "flash attention: keys": ("k", lambda: flash_attn_func(q, k[:1], v)),
+    "flash attention: values": ("v", lambda: flash_attn_func(q, k, v[:, :3])),
     "norm: weight": ("weight", lambda: layernorm.rms_norm(x, w[:1], None)),
     "norm: bias": ("bias", lambda: layernorm.layer_norm(x, w, w[:1])),
     "norm: residual": ("residual", lambda: norm.layer_norm_fwd(x, w, None, residual=x[:1])),
