@@ -55,12 +55,23 @@ def gated_delta_product(q, k, v, g, beta, num_householder, initial_state, cu_seq
     return o.unflatten(1, (T, n))[:, :, -1], state
 
 
+def _kda_gate(g, A_log, dt_bias, lower_bound, safe_gate):
+    """`fused_kda_gate` where the kernel would see to it; what it needs for that is there, as FLA has it."""
+    if safe_gate and (lower_bound is None or not -5 <= lower_bound < 0):
+        raise ValueError(
+            f"lower_bound={lower_bound}: with use_gate_in_kernel=True and safe_gate=True it has to be in [-5, 0)."
+        )
+    if A_log is None and lower_bound is None:
+        raise ValueError("use_gate_in_kernel=True needs A_log or lower_bound; got None for both.")
+    return fused_kda_gate(g, A_log, dt_bias, lower_bound)
+
+
 def kda(
     q, k, v, g, beta, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
-    A_log=None, dt_bias=None, **options,
+    safe_gate=False, A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
     check_shape("g", g, (*v.shape[:3], q.shape[-1]))
-    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    g = _kda_gate(g, A_log, dt_bias, lower_bound, safe_gate) if use_gate_in_kernel else g
     return linear_attention(q, k, v, _beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), gk=g, **options)
 
 
@@ -79,13 +90,14 @@ def _keys(normalize, groups, *tensors):
 
 
 def gdn2(
-    q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, A_log=None, dt_bias=None, **options
+    q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound,
+    safe_gate=False, A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
     # S' = exp(g) S;  S = S' + k (w v - S'^T (b k))^T
     for name, t in {"g": g, "b": b}.items():
         check_shape(name, t, (*v.shape[:3], k.shape[-1]))
     check_shape("w", w, v.shape)
-    g = upcast(fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
+    g = upcast(_kda_gate(g, A_log, dt_bias, lower_bound, safe_gate) if use_gate_in_kernel else g)
     q, k = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k)
     low_rank = (-upcast(b) * k * g.exp(), k)
     o, state = linear_attention(q, k, upcast(w) * upcast(v), gk=g, low_rank=low_rank, **options)
@@ -110,7 +122,7 @@ def dplr(q, k, v, a, b, gk, lower_bound=None, **options):
 
 
 def rwkv7(r, w, k, v, kk, a, **options):
-    return linear_attention(r, k, v, gk=w, low_rank=(-kk, kk * a), **options)
+    return linear_attention(r, k, v, gk=w, low_rank=(-kk, upcast(kk) * a), **options)
 
 
 def fused_gdn_gate(g, A_log, dt_bias, output_dtype):
