@@ -350,6 +350,21 @@ def test_gate_major_inputs_are_not_copied(name, monkeypatch):
 
 
 @each_op
+def test_hooks_may_lay_out_anew_what_is_saved(name):
+    v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
+
+    def grads():
+        return torch.autograd.grad(OPS[name][0](v, g, h0)[0].square().sum(), (v, g, h0))
+
+    def turned(x):
+        return x.transpose(0, -1)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: turned(x).contiguous(), turned):
+        got = grads()
+    assert all(map(torch.equal, got, grads()))
+
+
+@each_op
 def test_compile_equals_eager(name, backend):
     op = OPS[name][0]
     compiled = torch.compile(lambda v, g, h0: op(v, g, h0, True), fullgraph=True)

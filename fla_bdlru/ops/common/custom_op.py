@@ -225,7 +225,8 @@ def gradients(backward, ctx, saved, do, dht) -> tuple:
     """The gradients of the six inputs of the custom op, by its `backward`."""
     if do is None and dht is None:
         return (None,) * 6
-    g, v, o, h, P, h0, cu_seqlens = saved
+    # hooks on saved tensors may have laid them out anew
+    g, v, o, h, P, h0, cu_seqlens = (None if x is None else x.contiguous() for x in saved)
     dv, dg, dh0 = backward(v, gates_of(ctx, g), o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
     return dv, dg, None if h0 is None else dh0, None, None, None
 
