@@ -6,6 +6,8 @@ import pytest
 import torch
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.modules.causal_conv1d.ops import causal_conv1d_update
+from fla.modules.fused_cross_entropy import FusedCrossEntropyLoss
+from fla.modules.fused_kl_div import FusedKLDivLoss
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.rotary import rotary_embedding
 from fla.modules.token_shift import token_shift
@@ -65,6 +67,10 @@ WRONG = {
     "attention: sink": ("sink_bias", lambda: parallel_attn(q, k, v, sink_bias=w[:1])),
     "flash attention: keys": ("k", lambda: flash_attn_func(q, k[:1], v)),
     "flash attention: values": ("v", lambda: flash_attn_func(q, k, v[:, :3])),
+    "cross entropy": ("target", lambda: FusedCrossEntropyLoss()(x, torch.zeros(1, dtype=torch.long))),
+    "divergence: tokens": ("target_x", lambda: FusedKLDivLoss()(x, x[:5], x, x)),
+    "divergence: channels": ("weight", lambda: FusedKLDivLoss()(x, x, x[:, :3], x)),
+    "divergence: vocabularies": ("target_weight", lambda: FusedKLDivLoss()(x, x, x, x[:1])),
     "norm: weight": ("weight", lambda: layernorm.rms_norm(x, w[:1], None)),
     "norm: bias": ("bias", lambda: layernorm.layer_norm(x, w, w[:1])),
     "norm: residual": ("residual", lambda: norm.layer_norm_fwd(x, w, None, residual=x[:1])),
