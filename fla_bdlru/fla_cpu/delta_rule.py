@@ -5,7 +5,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.common import check_shape, check_sizes, upcast
 from fla_bdlru.fla_cpu.documents import check_documents
 from fla_bdlru.fla_cpu.scan import l2norm, linear_attention
 
@@ -16,6 +16,7 @@ def delta_rule(q, k, v, beta, **options):
 
 def softplus_gate(g, A_log, dt_bias):
     """-exp(A_log) * softplus(g + dt_bias), per head."""
+    check_sizes(A_log=(A_log, g.shape[-1]), dt_bias=(dt_bias, g.shape[-1]))
     g = upcast(g) if dt_bias is None else upcast(g) + upcast(dt_bias)
     return -upcast(A_log).exp() * F.softplus(g)
 
@@ -78,6 +79,7 @@ def kda(
 def fused_kda_gate(g, A_log, dt_bias, lower_bound, output_dtype=torch.float32):
     from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 
+    check_sizes(A_log=(A_log, g.shape[-2]), dt_bias=(dt_bias, g.shape[-2] * g.shape[-1]))
     if lower_bound is None:
         return naive_kda_gate(g, A_log, dt_bias, output_dtype)
     return naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound, output_dtype)
@@ -122,6 +124,8 @@ def dplr(q, k, v, a, b, gk, lower_bound=None, **options):
 
 
 def rwkv7(r, w, k, v, kk, a, **options):
+    check_shape("kk", kk, r.shape)
+    check_shape("a", a, r.shape)
     return linear_attention(r, k, v, gk=w, low_rank=(-kk, upcast(kk) * a), **options)
 
 

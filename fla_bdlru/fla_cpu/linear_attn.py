@@ -8,7 +8,7 @@ from itertools import repeat
 
 import torch
 
-from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.common import check_shape, check_sizes, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents, split_documents
 from fla_bdlru.fla_cpu.scan import attention_matrix, check_heads, linear_attention, linear_scan
 
@@ -102,6 +102,7 @@ def rwkv6(r, k, v, w, u, scale, initial_state, cu_seqlens, reverse=False, **opti
     # o_t = r_t (S_{t-1} + u k_t v_t^T), S_t = exp(w_t) S_{t-1} + k_t v_t^T; u: [H, K]
     # A step is two: the first one only reads, the second one only decays and writes.
     check_documents(r, cu_seqlens, initial_state)
+    check_sizes(u=(u, r.shape[2] * r.shape[3]))
     dtype, scale = v.dtype, r.shape[-1] ** -0.5 if scale is None else scale
     r, k, v, w = (upcast(t) for t in (r, k, v, w))
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from fla.modules.activations import swiglu
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.modules.causal_conv1d.ops import causal_conv1d_update
 from fla.modules.fused_cross_entropy import FusedCrossEntropyLoss
@@ -15,13 +16,14 @@ from fla.ops.attn.decoding import attn_decoding_one_step
 from fla.ops.attn.parallel import parallel_attn
 from fla.ops.delta_rule import chunk_delta_rule
 from fla.ops.gated_delta_product import chunk_gated_delta_product
-from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
+from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from fla.ops.gdn2 import chunk_gdn2
 from fla.ops.gla import chunk_gla
 from fla.ops.gsa import chunk_gsa
 from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
 from fla.ops.kda import chunk_kda
 from fla.ops.rwkv6 import chunk_rwkv6
+from fla.ops.rwkv7 import fused_mul_recurrent_rwkv7
 from fla.ops.simple_gla import chunk_simple_gla, parallel_simple_gla
 from fla.ops.utils.cumsum import chunk_local_cumsum
 
@@ -71,6 +73,20 @@ WRONG = {
     "divergence: tokens": ("target_x", lambda: FusedKLDivLoss()(x, x[:5], x, x)),
     "divergence: channels": ("weight", lambda: FusedKLDivLoss()(x, x, x[:, :3], x)),
     "divergence: vocabularies": ("target_weight", lambda: FusedKLDivLoss()(x, x, x, x[:1])),
+    "SwiGLU": ("y", lambda: swiglu(x, x[:1])),
+    "rotary embedding: sin": ("sin", lambda: rotary_embedding(q, w.view(16, 4)[:, :2], w.view(16, 4)[:8, :2])),
+    "rotary embedding: offsets": (
+        "seqlen_offsets", lambda: rotary_embedding(q, *[w.view(16, 4)[:, :2]] * 2, seqlen_offsets=torch.zeros(1).long())
+    ),
+    "gate: A_log": (
+        "A_log", lambda: chunk_gated_delta_rule(q, k, v, beta, beta, use_gate_in_kernel=True, A_log=w[:1])
+    ),
+    "gate of keys: A_log": ("A_log", lambda: chunk_kda(q, k, v, k, beta, use_gate_in_kernel=True, A_log=w[:1])),
+    "gate of keys: dt_bias": (
+        "dt_bias", lambda: chunk_kda(q, k, v, k, beta, use_gate_in_kernel=True, A_log=w[:2], dt_bias=w[:2])
+    ),
+    "rwkv6": ("u", lambda: chunk_rwkv6(q, k, v, k, w[:5].view(1, 5))),
+    "rwkv7": ("a", lambda: fused_mul_recurrent_rwkv7(q, k, k, v, k, k[..., :1])),
     "norm: weight": ("weight", lambda: layernorm.rms_norm(x, w[:1], None)),
     "norm: bias": ("bias", lambda: layernorm.layer_norm(x, w, w[:1])),
     "norm: residual": ("residual", lambda: norm.layer_norm_fwd(x, w, None, residual=x[:1])),
@@ -100,7 +116,7 @@ WRONG = {
 def test_shapes_that_do_not_match(case, backend, monkeypatch):
     monkeypatch.setenv("FLA_BDLRU_BACKEND", backend)
     name, call = case
-    with pytest.raises(ValueError, match=rf"^{name} must (have shape|divide)"):
+    with pytest.raises(ValueError, match=rf"^{name} must (have shape|have \d+ elements|divide)"):
         call()
 
 
