@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import are_for_kernels, upcast
+from fla_bdlru.fla_cpu.common import are_for_kernels, check_shape, upcast
 
 OPS = "fla.modules.activations.ops"
 
@@ -107,9 +107,12 @@ def glu(name, gate) -> dict:
     # The fused "gate, then linear" function keeps autocast's cast for its own backward on a GPU only: two steps here.
 
     def fwd(x, y, power=None):
+        check_shape("y", y, x.shape)
         return _like(gated(gate, x, y, power), x)
 
     def fwdbwd(x, y, g, use_weight, power=None):
+        check_shape("y", y, x.shape)
+        check_shape("g", g, x.shape)
         dx, dy, z = gated_backward(gate, x, y, g, use_weight, power)
         grads = _like(dx, x), _like(dy, y)
         return (*grads, _like(z, x)) if use_weight else grads

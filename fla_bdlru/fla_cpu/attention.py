@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import full_precision, upcast
+from fla_bdlru.fla_cpu.common import check_shape, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, split_documents
+from fla_bdlru.ops.common.checks import check_cu_seqlens
 
 MISSING = (
     "flash_attn is not installed: install it with `pip install flash-attn --no-build-isolation` to run attention "
@@ -14,6 +15,8 @@ MISSING = (
 
 def _attend(q, k, v, softmax_scale, causal, window_size):
     """Attention of q [N, Tq, H, D] to k and v [N, Tk, Hk, D]; the last query stands at the last key."""
+    check_shape("k", k, (q.shape[0], *k.shape[1:3], q.shape[-1]))
+    check_shape("v", v, (*k.shape[:3], v.shape[-1]))
     query = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=k.device)[:, None]
     key = torch.arange(k.shape[1], device=k.device)
     left, right = window_size
@@ -48,7 +51,13 @@ def flash_attn_varlen_func(
 ):  # fmt: skip
     """Attention over packed documents, [tokens, H, D]."""
     _check(dropout_p=dropout_p, **options)
+    check_cu_seqlens(cu_seqlens_q, len(q), "cu_seqlens_q")
+    check_cu_seqlens(cu_seqlens_k, len(k), "cu_seqlens_k")
     q_lengths, k_lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    if len(q_lengths) != len(k_lengths):
+        raise ValueError(
+            f"cu_seqlens_q holds {len(q_lengths)} sequences, and cu_seqlens_k {len(k_lengths)}; expected as many."
+        )
     outputs = []
     for document in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths)):
         b_q, b_k, b_v = (t[None] for t in document)
@@ -80,14 +89,19 @@ def _gated_attend(q, k, v, g, scale, window_size, sink_bias):
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-def _check_heads(q, k):
+def _check_parts(q, k, v, g, sink_bias):
+    check_shape("k", k, (*k.shape[:3], q.shape[-1]))
+    check_shape("v", v, (*k.shape[:3], v.shape[-1]))
+    check_shape("g", g, (*k.shape[:2], q.shape[2]))
+    check_shape("sink_bias", sink_bias, (q.shape[2],))
     if k.shape[2] == 0 or q.shape[2] % k.shape[2] != 0:
         raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} key heads.")
 
 
 def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
-    _check_heads(q, k)
-    check_documents(q.shape[0], cu_seqlens, None)
+    check_shape("k", k, (*q.shape[:2], *k.shape[2:]))
+    _check_parts(q, k, v, g, sink_bias)
+    check_documents(q, cu_seqlens, None)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     parts = split_documents(cu_seqlens, q, k, v, g)
     return torch.cat([_gated_attend(*part, scale, window_size, sink_bias) for part in parts], 1).to(v.dtype)
@@ -95,9 +109,11 @@ def parallel_attn(q, k, v, g, scale, window_size, cu_seqlens, sink_bias):
 
 def attn_decoding_one_step(q, k, v, g, scale, cu_seqlens, do_gate_scale, window_size, sink_bias):
     # q: [1, N, HQ, K], one query a sequence; k, v, g: [1, tokens, ...], packed
-    _check_heads(q, k)
+    _check_parts(q, k, v, g, sink_bias)
     if cu_seqlens is None or (window_size is not None and window_size < 0):
         raise ValueError(f"cu_seqlens={cu_seqlens}, window_size={window_size}: expected boundaries and a size of 0 or more.")
+    check_documents(k, cu_seqlens, None)
+    check_shape("q", q, (1, len(cu_seqlens) - 1, *q.shape[2:]))
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     g = g * scale if do_gate_scale and g is not None else g
     outputs = []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fla_bdlru.ops.common.autograd import is_traced
+from fla_bdlru.ops.common.autograd import is_plain, is_traced
 from fla_bdlru.ops.common.dispatch import why_no_numba
 
 
@@ -62,7 +62,7 @@ def derive(fn: Callable, inputs: tuple, grads: tuple) -> tuple:
 def _is_plain(x: torch.Tensor | None) -> bool:
     if x is None:
         return True
-    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (torch.Tensor, torch.nn.Parameter)
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and is_plain(x)
     return plain and not is_traced() and not torch._C._are_functorch_transforms_active() and not _is_legacy(x)
 
 

@@ -27,7 +27,7 @@ def _check(x, weight, bias, residual, activation) -> torch.Tensor:
 
 
 def _check_state(tokens, initial_state, cu_seqlens, state_len) -> None:
-    check_documents(tokens.shape[0], cu_seqlens, initial_state)
+    check_documents(tokens, cu_seqlens, initial_state)
     if initial_state is not None:
         check_shape("initial_state", initial_state, (len(initial_state), tokens.shape[-1], state_len))
 
@@ -42,7 +42,7 @@ def _behind(x, shifts, initial_state):
 def _earlier(x, shifts, initial_state, cu_seqlens):
     """x[t - 1] to x[t - shifts] of the same sequence; before its start, the initial state's last columns or zero."""
     # x: [B, T, D], initial_state: [N, D, W], its last column is the input before the first token
-    check_documents(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x, cu_seqlens, initial_state)
     if cu_seqlens is None:
         long = _behind(x, shifts, initial_state)
         return [long[:, shifts - n : long.shape[1] - n] for n in range(1, shifts + 1)]

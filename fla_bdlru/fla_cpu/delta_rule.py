@@ -5,7 +5,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.common import check_shape, check_sizes, upcast
 from fla_bdlru.fla_cpu.documents import check_documents
 from fla_bdlru.fla_cpu.scan import l2norm, linear_attention
 
@@ -16,6 +16,7 @@ def delta_rule(q, k, v, beta, **options):
 
 def softplus_gate(g, A_log, dt_bias):
     """-exp(A_log) * softplus(g + dt_bias), per head."""
+    check_sizes(A_log=(A_log, g.shape[-1]), dt_bias=(dt_bias, g.shape[-1]))
     g = upcast(g) if dt_bias is None else upcast(g) + upcast(dt_bias)
     return -upcast(A_log).exp() * F.softplus(g)
 
@@ -45,7 +46,7 @@ def gated_delta_product(q, k, v, g, beta, num_householder, initial_state, cu_seq
     n, T = num_householder, q.shape[1]
     if k.shape[1] != n * T:
         raise ValueError(f"k has {k.shape[1]} steps; expected num_householder * T = {n} * {T}.")
-    check_documents(q.shape[0], cu_seqlens, initial_state)
+    check_documents(q, cu_seqlens, initial_state)
     zeros = q.new_zeros(*q.shape[:2], n - 1, *q.shape[2:])
     q = torch.cat([zeros, q[:, :, None]], 2).flatten(1, 2)
     if g is not None:
@@ -55,18 +56,30 @@ def gated_delta_product(q, k, v, g, beta, num_householder, initial_state, cu_seq
     return o.unflatten(1, (T, n))[:, :, -1], state
 
 
+def _kda_gate(g, A_log, dt_bias, lower_bound, safe_gate):
+    """`fused_kda_gate` where the kernel would see to it; what it needs for that is there, as FLA has it."""
+    if safe_gate and (lower_bound is None or not -5 <= lower_bound < 0):
+        raise ValueError(
+            f"lower_bound={lower_bound}: with use_gate_in_kernel=True and safe_gate=True it has to be in [-5, 0)."
+        )
+    if A_log is None and lower_bound is None:
+        raise ValueError("use_gate_in_kernel=True needs A_log or lower_bound; got None for both.")
+    return fused_kda_gate(g, A_log, dt_bias, lower_bound)
+
+
 def kda(
     q, k, v, g, beta, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
-    A_log=None, dt_bias=None, **options,
+    safe_gate=False, A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
     check_shape("g", g, (*v.shape[:3], q.shape[-1]))
-    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    g = _kda_gate(g, A_log, dt_bias, lower_bound, safe_gate) if use_gate_in_kernel else g
     return linear_attention(q, k, v, _beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), gk=g, **options)
 
 
 def fused_kda_gate(g, A_log, dt_bias, lower_bound, output_dtype=torch.float32):
     from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 
+    check_sizes(A_log=(A_log, g.shape[-2]), dt_bias=(dt_bias, g.shape[-2] * g.shape[-1]))
     if lower_bound is None:
         return naive_kda_gate(g, A_log, dt_bias, output_dtype)
     return naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound, output_dtype)
@@ -79,13 +92,14 @@ def _keys(normalize, groups, *tensors):
 
 
 def gdn2(
-    q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, A_log=None, dt_bias=None, **options
+    q, k, v, g, b, w, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound,
+    safe_gate=False, A_log=None, dt_bias=None, **options,
 ):  # fmt: skip
     # S' = exp(g) S;  S = S' + k (w v - S'^T (b k))^T
     for name, t in {"g": g, "b": b}.items():
         check_shape(name, t, (*v.shape[:3], k.shape[-1]))
     check_shape("w", w, v.shape)
-    g = upcast(fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g)
+    g = upcast(_kda_gate(g, A_log, dt_bias, lower_bound, safe_gate) if use_gate_in_kernel else g)
     q, k = _keys(use_qk_l2norm_in_kernel, v.shape[2] // k.shape[2], q, k)
     low_rank = (-upcast(b) * k * g.exp(), k)
     o, state = linear_attention(q, k, upcast(w) * upcast(v), gk=g, low_rank=low_rank, **options)
@@ -110,7 +124,9 @@ def dplr(q, k, v, a, b, gk, lower_bound=None, **options):
 
 
 def rwkv7(r, w, k, v, kk, a, **options):
-    return linear_attention(r, k, v, gk=w, low_rank=(-kk, kk * a), **options)
+    check_shape("kk", kk, r.shape)
+    check_shape("a", a, r.shape)
+    return linear_attention(r, k, v, gk=w, low_rank=(-kk, upcast(kk) * a), **options)
 
 
 def fused_gdn_gate(g, A_log, dt_bias, output_dtype):

@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from fla_bdlru.ops.common.checks import check_cu_seqlens
 
-def check_documents(batch_size: int, cu_seqlens: torch.Tensor | None, initial_state: torch.Tensor | None) -> None:
-    """Raises `ValueError` unless packed inputs have batch size 1 and one initial state a document."""
-    if cu_seqlens is not None and batch_size != 1:
-        raise ValueError(f"The batch size is {batch_size}; with cu_seqlens it has to be 1 (flatten the documents).")
-    expected = batch_size if cu_seqlens is None else len(cu_seqlens) - 1
+
+def check_documents(x: torch.Tensor, cu_seqlens: torch.Tensor | None, initial_state: torch.Tensor | None) -> None:
+    """Raises `ValueError` unless packed inputs `x` [B, T, ...] have B = 1, boundaries from 0 to T, one state a document."""
+    B, T = x.shape[:2]
+    if cu_seqlens is not None and B != 1:
+        raise ValueError(f"The batch size is {B}; with cu_seqlens it has to be 1 (flatten the documents).")
+    check_cu_seqlens(cu_seqlens, T)
+    expected = B if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None and initial_state.shape[0] != expected:
         raise ValueError(f"initial_state holds {initial_state.shape[0]} states; expected {expected}, one for each sequence.")
 

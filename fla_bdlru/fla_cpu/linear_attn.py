@@ -8,7 +8,7 @@ from itertools import repeat
 
 import torch
 
-from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.common import check_shape, check_sizes, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents, split_documents
 from fla_bdlru.fla_cpu.scan import attention_matrix, check_heads, linear_attention, linear_scan
 
@@ -42,7 +42,7 @@ def parallel_simple_gla(q, k, v, g, scale, output_attentions, cu_seqlens):
 
 def hgrn(x, g, initial_state, output_final_state, cu_seqlens=None):
     # h_t = exp(g_t) h_{t-1} + x_t; x, g: [B, T, D], state: [N, D]
-    check_documents(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x, cu_seqlens, initial_state)
     N = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     check_shape("g", g, x.shape, (*x.shape[:2], 1))
     check_shape("initial_state", initial_state, (N, x.shape[-1]))
@@ -77,7 +77,7 @@ def abc(q, k, v, s, initial_state, output_final_state):
 
 def fused_additive_gate(x, initial_state, cu_seqlens, output_dtype, gate_dtype):
     # z_t = log(exp(z_{t-1}) + exp(x_t)); k = exp(x - z), g = z_{t-1} - z_t; x: [B, T, H, K], state: [N, 1, H, K]
-    check_documents(x.shape[0], cu_seqlens, initial_state)
+    check_documents(x, cu_seqlens, initial_state)
     s = upcast(x)
     states = repeat(None) if initial_state is None else [initial_state] if cu_seqlens is None else initial_state.split(1)
     results = [_normalizers(*part, state) for part, state in zip(split_documents(cu_seqlens, s), states)]
@@ -101,7 +101,8 @@ def _normalizers(x, initial_state):
 def rwkv6(r, k, v, w, u, scale, initial_state, cu_seqlens, reverse=False, **options):
     # o_t = r_t (S_{t-1} + u k_t v_t^T), S_t = exp(w_t) S_{t-1} + k_t v_t^T; u: [H, K]
     # A step is two: the first one only reads, the second one only decays and writes.
-    check_documents(r.shape[0], cu_seqlens, initial_state)
+    check_documents(r, cu_seqlens, initial_state)
+    check_sizes(u=(u, r.shape[2] * r.shape[3]))
     dtype, scale = v.dtype, r.shape[-1] ** -0.5 if scale is None else scale
     r, k, v, w = (upcast(t) for t in (r, k, v, w))
 
@@ -119,7 +120,7 @@ def rwkv6(r, k, v, w, u, scale, initial_state, cu_seqlens, reverse=False, **opti
 
 def chunk_global_cumsum(s, reverse, cu_seqlens, scale, output_dtype, chunk_size=None):
     """Sums over time within each sequence and chunk; s: [B, T, H] or [B, T, H, D]."""
-    check_documents(s.shape[0], cu_seqlens, None)
+    check_documents(s, cu_seqlens, None)
     x = upcast(s)
     chunks = [c for (part,) in split_documents(cu_seqlens, x) for c in part.split(chunk_size or max(1, x.shape[1]), 1)]
     y = torch.cat([c.flip(1).cumsum(1).flip(1) if reverse else c.cumsum(1) for c in chunks], 1)

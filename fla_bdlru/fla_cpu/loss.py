@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import upcast
+from fla_bdlru.fla_cpu.common import check_shape, upcast
 
 
 def _check_group(process_group) -> None:
@@ -30,6 +30,7 @@ def cross_entropy_fwd(
 ):
     # logits: [N, V]; loss (with the z-loss), z_loss, lse: [N] fp32
     _check_group(process_group)
+    check_shape("target", target, logits.shape[:1])
     V = logits.shape[-1]
     z, _ = _transform(logits, logit_scale, logit_softcapping)
     lse = z.logsumexp(-1)
@@ -106,6 +107,9 @@ def fused_linear_cross_entropy_bwd(do, dx, dw, db):
 def fused_kl_div_fwd(x, target_x, weight, target_weight, reduction, accumulate_grad_in_fp32, use_dx, use_dw):
     # x, target_x: [N, D]; weight, target_weight: [V, D]. Rows go in blocks, to hold block x V logits at a time.
     (N, D), V = x.shape, weight.shape[0]
+    check_shape("target_x", target_x, (N, *target_x.shape[1:]))  # the teacher may have another width
+    check_shape("weight", weight, (V, D))
+    check_shape("target_weight", target_weight, (V, *target_x.shape[1:]))
     grad_dtype = torch.float32 if accumulate_grad_in_fp32 else weight.dtype
     block = max(1, -(-N // min(8, -(-V // D))))
     divisor = N if reduction == "batchmean" else 1

@@ -2,8 +2,8 @@
 
 import torch
 
-from fla_bdlru.fla_cpu.common import upcast
-from fla_bdlru.fla_cpu.documents import token_positions
+from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.documents import check_documents, token_positions
 
 
 def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved, inplace, conjugate):
@@ -13,8 +13,12 @@ def rotary_embedding_fwdbwd(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved
         raise ValueError(f"The rotary dimension {2 * R} is larger than the head dimension {D}.")
     if x.dtype != cos.dtype or cos.dtype != sin.dtype:
         raise ValueError(f"x, cos and sin have types {x.dtype}, {cos.dtype} and {sin.dtype}; expected one type.")
+    check_shape("sin", sin, cos.shape)
+    check_documents(x, cu_seqlens, None)
     sequence, position = token_positions(x, cu_seqlens)
     per_sequence = isinstance(seqlen_offsets, torch.Tensor)
+    if per_sequence:
+        check_shape("seqlen_offsets", seqlen_offsets, (x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1,))
     position = position + (seqlen_offsets[sequence] if per_sequence else seqlen_offsets)
     readable = not torch.compiler.is_compiling() and not position.is_meta
     if readable and position.numel() and int(position.max()) >= positions:

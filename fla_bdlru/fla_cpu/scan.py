@@ -51,7 +51,7 @@ def by_chunks(q, k, v, beta, g, initial_state, final=True) -> tuple[torch.Tensor
         between = since = until = None
         if c_g is not None:
             # In float64: the sums cancel in `between`, and so do their gradients.
-            total = c_g.double().cumsum(2)
+            total = _sums(c_g)
             # from the chunk's start to step i, from step i to its end, from step j to step i
             since, until = total.to(q.dtype).exp(), (total[:, :, -1:] - total).to(q.dtype).exp()
             between = _decay_between(total, q.dtype)
@@ -74,6 +74,11 @@ def _times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
     return x if factor is None else x * factor
 
 
+def _sums(g: torch.Tensor) -> torch.Tensor:
+    """Sums of log decays over time, axis 2, in float64; less than -1e3, whose exp is 0, would swallow those that follow."""
+    return g.double().clamp_min(-1e3).cumsum(2)
+
+
 def _decay_between(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """exp(total_i - total_j) for j <= i, else 0; [B, H, C, 1 or K] to [B, H, C, C, 1 or K]."""
     C = total.shape[2]
@@ -94,7 +99,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, between: torch.Tensor | None) -> t
 def attention_matrix(q: torch.Tensor, k: torch.Tensor, g: torch.Tensor | None, scale: float | None) -> torch.Tensor:
     """The causal [B, H, T, T] matrix that linear attention multiplies `v` with; q, k: [B, T, H, K], g: [B, T, H]."""
     q, k = (upcast(t).transpose(1, 2) for t in (q, k))
-    between = None if g is None else _decay_between(g.transpose(1, 2)[..., None].double().cumsum(2), q.dtype)
+    between = None if g is None else _decay_between(_sums(g.transpose(1, 2)[..., None]), q.dtype)
     return _scores(q * (q.shape[-1] ** -0.5 if scale is None else scale), k, between).tril()
 
 
@@ -198,8 +203,8 @@ def linear_attention(
     Returns o [B, T, HV, V] in the type of `v` and, if asked for, the final state in fp32.
     """
     check_heads(q, k, v, beta, g, gk, gv, low_rank)
-    (B, _, H, K), (HV, V) = q.shape, v.shape[2:]
-    check_documents(B, cu_seqlens, initial_state)
+    (H, K), (HV, V) = q.shape[2:], v.shape[2:]
+    check_documents(q, cu_seqlens, initial_state)
     if initial_state is not None:
         check_shape("initial_state", initial_state, (len(initial_state), HV, *((V, K) if state_v_first else (K, V))))
     dtype = v.dtype

@@ -58,14 +58,20 @@ def test_linear_attention(check, case, poisoned_empty, monkeypatch):
     assert len(calls) == 1
 
 
-def test_what_is_forgotten_passes_no_gradient():
-    """A log decay of -inf."""
+@pytest.mark.parametrize("decay", [-torch.inf, -1e30])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_what_is_forgotten_passes_no_gradient(backend, decay, monkeypatch):
+    """A log decay of -inf, and one that would leave nothing of those after it in a sum."""
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", backend)
     q, k, v, _, g, state = (
         None if t is None else t.float().requires_grad_() for t in attention_inputs(1, 1, 4, 2, 3, False, 1, True)
     )
     with torch.no_grad():
-        g[:, :, 2] = -torch.inf
+        g[:, :, 2] = decay
     o, _ = chunk_linear_attention(q, k, v, None, g, state)
+    later = torch.cat([torch.zeros_like(g[:, :, 2:3]), g[:, :, 3:]], 2)
+    after, _ = chunk_linear_attention(*(x[:, :, 2:] for x in (q, k, v)), None, later, None)
+    assert torch.allclose(o[:, :, 2:], after, atol=1e-6)
     o[:, :, 2:].sum().backward()
     assert not state.grad.any()
     assert not v.grad[:, :, :2].any()

@@ -8,6 +8,7 @@ from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from fla.ops.gated_delta_product import chunk_gated_delta_product
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+from fla.ops.gdn2 import chunk_gdn2
 from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from fla.ops.gla.naive import naive_recurrent_gla
 from fla.ops.hgrn import chunk_hgrn
@@ -196,6 +197,24 @@ def test_strong_decay_stays_finite(check, name):
     inputs = inputs_of(name, 40, batch=1)
     inputs[3] = inputs[3] * 200
     check(fn, reference, inputs)
+
+
+@pytest.mark.parametrize("name", ["kda", "gdn2"])
+def test_gates_lack_what_flas_kernels_ask_for(name):
+    x, beta = torch.randn(1, 4, 2, 4), torch.rand(1, 4, 2)
+
+    def call(**options):
+        if name == "kda":
+            return chunk_kda(x, x, x, x, beta, use_gate_in_kernel=True, **options)
+        return chunk_gdn2(x, x, x, x, x, x, use_gate_in_kernel=True, **options)
+
+    with pytest.raises(ValueError, match="needs A_log or lower_bound; got None for both"):
+        call()
+    for bound in (None, -6.0, 0.0):
+        with pytest.raises(ValueError, match=rf"lower_bound={bound}: with .* safe_gate=True it has to be in \[-5, 0\)"):
+            call(A_log=torch.zeros(2), safe_gate=True, lower_bound=bound)
+    bounded = call(A_log=torch.zeros(2), safe_gate=True, lower_bound=-5.0)[0]
+    assert torch.equal(bounded, call(safe_gate=True, lower_bound=-5.0)[0])
 
 
 OPTIONS = {

@@ -125,6 +125,16 @@ def test_diagonal_plus_low_rank(check, cu_seqlens, name):
     check(lambda *xs: DPLRS[name](*xs, packing), reference, inputs)
 
 
+def test_products_of_half_types_are_not_rounded():
+    """RWKV-7's kernel multiplies kk and a in float32."""
+    r, w, k, v, kk, a = (x.bfloat16() for x in (*(torch.randn(1, 6, 2, 8) for _ in range(5)), torch.rand(1, 6, 2, 8)))
+    w, kk = -w.abs(), F.normalize(kk, dim=-1)
+    o, state = fused_mul_recurrent_rwkv7(r, w, k, v, kk, a, output_final_state=True)
+    wide, wide_state = fused_mul_recurrent_rwkv7(*(x.float() for x in (r, w, k, v, kk, a)), output_final_state=True)
+    assert torch.equal(state, wide_state)
+    assert torch.equal(o, wide.bfloat16())
+
+
 @each_packing
 @pytest.mark.parametrize("op, reverse", [(chunk_rwkv6, False), (fused_recurrent_rwkv6, False), (fused_recurrent_rwkv6, True)])
 def test_rwkv6(check, cu_seqlens, op, reverse):

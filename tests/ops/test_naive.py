@@ -50,6 +50,16 @@ def test_signed_norms_that_can_become_exact(gate_norm):
     assert p[3, 1].item() == pytest.approx(-leak, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_normalize_gates_of_half_types(gate_norm, dtype):
+    """Sums and squares are float32's; 300 x 300 is more than float16 holds."""
+    g = torch.tensor([[300.0, 1.0, -200.0], [0.01, -0.02, 0.03]], dtype=dtype)
+    p = normalize_gates(g, gate_norm)
+    assert p.dtype == dtype
+    assert torch.equal(p, normalize_gates(g.float(), gate_norm).to(dtype))
+
+
 def test_sinh_has_its_slope_at_zero():
     g = torch.tensor([[0.0, 2.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(normalize_gates(g, "sinh")[0, 0], g)

@@ -350,6 +350,21 @@ def test_gate_major_inputs_are_not_copied(name, monkeypatch):
 
 
 @each_op
+def test_hooks_may_lay_out_anew_what_is_saved(name):
+    v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
+
+    def grads():
+        return torch.autograd.grad(OPS[name][0](v, g, h0)[0].square().sum(), (v, g, h0))
+
+    def turned(x):
+        return x.transpose(0, -1)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: turned(x).contiguous(), turned):
+        got = grads()
+    assert all(map(torch.equal, got, grads()))
+
+
+@each_op
 def test_compile_equals_eager(name, backend):
     op = OPS[name][0]
     compiled = torch.compile(lambda v, g, h0: op(v, g, h0, True), fullgraph=True)
@@ -390,6 +405,25 @@ def test_fake_tensors_and_dispatch_modes_see_the_custom_op(name):
         watched, _ = OPS[name][0](v, g, h0)
     assert f"fla_bdlru.{name.split('_')[-1]}.default" in seen
     assert torch.equal(watched, OPS[name][0](v, g, h0)[0])
+
+
+@each_op
+@pytest.mark.parametrize("which", [0, 1, 2, "do"])
+def test_a_subclass_without_memory_goes_by_the_custom_op(name, which):
+    """Any of the inputs, or a gradient alone; kernels would read from nowhere."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def calls(wrap):
+        inputs = [wrap(x) if i == which else x for i, x in enumerate(leaves)]
+        o, ht = OPS[name][0](*inputs, True)
+        dv, *grads = torch.autograd.grad((o, ht), inputs, (wrap(do) if which == "do" else do, dht))
+        return o, ht, dv, *grads
+
+    leaves = [x.requires_grad_() for x in make_inputs(name)]
+    do, dht = torch.randn(leaves[0].shape), torch.randn(leaves[2].shape)
+    expected, got = calls(lambda x: x), calls(lambda x: TwoTensor(x.detach(), x.detach()).requires_grad_())
+    assert any(isinstance(x, TwoTensor) for x in got)
+    assert all(torch.equal(x.a if isinstance(x, TwoTensor) else x, y) for x, y in zip(got, expected))
 
 
 @each_op
@@ -479,6 +513,14 @@ def test_hlru_window_of_no_steps():
         assert hlru_window(torch.randn(B, 0, 3), 4, cu_seqlens=cu_seqlens).shape == (B, 0, 4, 3)
 
 
+def test_hlru_window_of_shapes_alone():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        window = hlru_window(torch.randn(1, 5, 3), 2, cu_seqlens=torch.tensor([0, 2, 5]))
+    assert window.shape == (1, 5, 2, 3)
+
+
 def test_the_gradient_of_a_window_reaches_each_output_as_often_as_it_is_read():
     o = torch.randn(2, 5, 3, requires_grad=True)
     (times,) = torch.autograd.grad(hlru_window(o, 3).sum(), o)
@@ -497,6 +539,7 @@ BAD_CALLS = {
     "cu_seqlens must be integers": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": torch.tensor([0.0, 7.0])}),
     "floating-point dtype; got torch.int64": lambda v, g, h0: ((v.long(), g), {}),
     "g must be on the device of v": lambda v, g, h0: ((v, g.to("meta")), {}),
+    "initial_state must be on the device of v, 'cpu'; got 'meta'": lambda v, g, h0: ((v, g, h0.to("meta")), {}),
     r"cu_seqlens must be a tensor; got \[0, 7\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": [0, 7]}),
     "initial_state must be a tensor; got 0.0": lambda v, g, h0: ((v, g, 0.0), {}),
     "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
@@ -535,6 +578,7 @@ WINDOW_ERRORS = {
     "needs a batch of 1 .* got B=2": (lambda o: (o, 2), {"cu_seqlens": torch.tensor([0, 7])}),
     r"must rise from 0 to T=7; got \[0, 9\]": (lambda o: (o[:1], 2), {"cu_seqlens": torch.tensor([0, 9])}),
     r"initial_state must have shape \[2, 5, 2\]; got \[2, 5, 3\]": (lambda o: (o, 2, torch.zeros(2, 5, 3)), {}),
+    "initial_state must be on the device of o": (lambda o: (o, 2, torch.zeros(2, 5, 2, device="meta")), {}),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from fresh import run_fresh
 
+from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
 from fla_bdlru.ops.gpu import runtime as triton_runtime
 from fla_bdlru.ops.gpu.runtime import autotuned, chunk_length, columns, lanes_per_thread, triton_bwd, triton_fwd, tunes
@@ -54,6 +55,38 @@ def test_chunk_length():
     assert chunk_length(B=32, T=512, n=128, M=8, warps=12) == 43
     # pass 2 is serial, and slow where M is large
     assert chunk_length(B=1, T=32_768, n=64, M=16, warps=8) == 128
+
+
+@pytest.mark.parametrize("op, M", [(chunk_bdlru, 2), (chunk_hlru, 9)])
+def test_lengths_are_not_compiled_for_one_by_one(op, M, monkeypatch):
+    """The number of chunks, which is the size of what is saved, follows from B and T: as symbols, or each T had a graph."""
+
+    def forward(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
+        B, n, NC = v.shape[0], g.shape[-1], triton_runtime.num_chunks(kernels, v, g, chunk)
+        cut = (B, NC, M, n), (B, NC, M, M, n)
+        return torch.zeros_like(v), v.new_zeros(B, M, n), *(v.new_zeros(size if NC > 1 else 0) for size in cut)
+
+    def backward(kernels, v, g, o, h_in, P, *rest):
+        NC = triton_runtime.num_chunks(kernels, v, g, True)
+        assert h_in.numel() == 0 if NC == 1 else P.shape[1] == h_in.shape[1] == NC
+        return torch.zeros_like(v), torch.zeros_like(g), v.new_zeros(v.shape[0], M, g.shape[-1])
+
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton_runtime, "triton_fwd", forward)
+    monkeypatch.setattr(triton_runtime, "triton_bwd", backward)
+    graphs = []
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda v, g: op(v, g)[0], fullgraph=True, dynamic=True, backend=lambda graph, inputs: graphs.append(0) or graph
+    )
+    for B, T in [(5, 90), (4, 361), (4, 1000), (5, 5001), (4, 20_000), (64, 1000), (5, 30), (4, 40)]:
+        v = torch.zeros(B, T, *([3, M] if op is chunk_bdlru else [3]), requires_grad=True)
+        g = torch.zeros(*v.shape, M + 1, requires_grad=True)
+        compiled(v, g).sum().backward()
+        assert g.grad.shape == g.shape
+    torch.compiler.reset()
+    assert len(graphs) <= 2, len(graphs)  # in chunks, and in one pass
 
 
 def test_tiles():

@@ -11,6 +11,11 @@ def as_input(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous().resolve_neg()
 
 
+def is_plain(x: torch.Tensor | None) -> bool:
+    """Whether kernels may read the memory of `x`; a subclass may have none, and is asked by way of the custom op."""
+    return x is None or type(x) in (torch.Tensor, torch.nn.Parameter)
+
+
 def is_traced() -> bool:
     """Whether somebody looks on, who is to see the custom op: torch.compile, dispatch modes, torch.jit.trace."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()

@@ -6,6 +6,7 @@ import os
 from numbers import Integral
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from fla_bdlru.ops.common.gate_norm import check_gate_norm
 
@@ -39,17 +40,24 @@ def check_tensor(field: str, value: object) -> None:
         raise ValueError(f"{field} must be a tensor; got {value!r}.")
 
 
+def check_device(field: str, value: torch.Tensor, name: str, x: torch.Tensor) -> None:
+    """Raises `ValueError` unless `value` is on the device of `x`."""
+    if value.device != x.device:
+        raise ValueError(f"{field} must be on the device of {name}, {str(x.device)!r}; got {str(value.device)!r}.")
+
+
 def is_readable(x: torch.Tensor) -> bool:
     """Whether values can be looked at: on a GPU a look would be a sync, and who traces or batches has no values."""
-    return not (x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x) or is_fake(x)
+    return x.device.type == "cpu" and not traced
 
 
-def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int) -> None:
+def check_cu_seqlens(cu_seqlens: torch.Tensor | None, T: int, field: str = "cu_seqlens") -> None:
     """Raises `ValueError` unless `cu_seqlens`, where they can be read, run from 0 to T without falling."""
     if cu_seqlens is None or not is_readable(cu_seqlens):
         return
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (cu_seqlens.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
+        raise ValueError(f"{field} must rise from 0 to T={T}; got {cu_seqlens.tolist()}.")
 
 
 def num_sequences(name: str, x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> int:
@@ -57,8 +65,7 @@ def num_sequences(name: str, x: torch.Tensor, cu_seqlens: torch.Tensor | None) -
     if cu_seqlens is None:
         return x.shape[0]
     check_tensor("cu_seqlens", cu_seqlens)
-    if cu_seqlens.device != x.device:
-        raise ValueError(f"cu_seqlens must be on the device of {name}, {str(x.device)!r}; got {str(cu_seqlens.device)!r}.")
+    check_device("cu_seqlens", cu_seqlens, name, x)
     if x.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs a batch of 1 (pack the sequences); got B={x.shape[0]}.")
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.shape[0] < 2:
@@ -75,14 +82,15 @@ def check_float(name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name} must be of a floating-point dtype; got {x.dtype}, expected one of {accepted}.")
 
 
-def check_state(initial_state: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raises `ValueError` unless an initial state is a floating-point tensor of `shape`."""
+def check_state(initial_state: torch.Tensor | None, shape: tuple[int, ...], name: str, x: torch.Tensor) -> None:
+    """Raises `ValueError` unless an initial state is a floating-point tensor of `shape` on the device of `x`."""
     if initial_state is None:
         return
     check_tensor("initial_state", initial_state)
     check_float("initial_state", initial_state)
     if tuple(initial_state.shape) != shape:
         raise ValueError(f"initial_state must have shape {list(shape)}; got {list(initial_state.shape)}.")
+    check_device("initial_state", initial_state, name, x)
 
 
 def check_arguments(
@@ -109,6 +117,5 @@ def check_arguments(
         raise ValueError(f"g must have shape {[*v.shape, M + 1]} for v of shape {list(v.shape)}; got {list(g.shape)}.")
     check_float("v", v)
     check_float("g", g)
-    if g.device != v.device:
-        raise ValueError(f"g must be on the device of v, {str(v.device)!r}; got {str(g.device)!r}.")
-    check_state(initial_state, (num_sequences("v", v, cu_seqlens), v.shape[2], M))
+    check_device("g", g, "v", v)
+    check_state(initial_state, (num_sequences("v", v, cu_seqlens), v.shape[2], M), "v", v)

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch.autograd import forward_ad
 
-from fla_bdlru.ops.common.autograd import as_input, is_traced, once_differentiable, refuse
+from fla_bdlru.ops.common.autograd import as_input, is_plain, is_traced, once_differentiable, refuse
 from fla_bdlru.ops.common.batching import batched_backward, batched_forward
 from fla_bdlru.ops.common.checks import check_arguments, check_cu_seqlens
 from fla_bdlru.ops.common.context_parallel import check_cp_context, context_parallel
@@ -75,7 +75,7 @@ class Recurrence:
             o, ht = context_parallel(cp_context, Plain if plain else self, *inputs)
         elif torch._C._are_functorch_transforms_active():
             o, ht, *_ = Transformed.apply(self, *inputs)
-        elif v.is_meta or type(v) is not torch.Tensor or is_traced():
+        elif v.is_meta or is_traced() or not all(map(is_plain, inputs[:4])):
             # no registered decomposition: Inductor refuses an op that has one, where the variable CI is set
             o, ht, *_ = (self.decomposed if torch.onnx.is_in_onnx_export() else self.op)(*inputs)
         elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:3]):
@@ -170,7 +170,8 @@ class Eager(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, saved, do, dht):
         batched = any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in (do, dht))
-        backward = ctx.recurrence.op_bwd if batched or is_traced() else ctx.recurrence.backward
+        hidden = batched or is_traced() or not (is_plain(do) and is_plain(dht))
+        backward = ctx.recurrence.op_bwd if hidden else ctx.recurrence.backward
         return None, *gradients(backward, ctx, saved, do, dht)
 
 
@@ -224,7 +225,8 @@ def gradients(backward, ctx, saved, do, dht) -> tuple:
     """The gradients of the six inputs of the custom op, by its `backward`."""
     if do is None and dht is None:
         return (None,) * 6
-    g, v, o, h, P, h0, cu_seqlens = saved
+    # hooks on saved tensors may have laid them out anew
+    g, v, o, h, P, h0, cu_seqlens = (None if x is None else x.contiguous() for x in saved)
     dv, dg, dh0 = backward(v, gates_of(ctx, g), o, h, P, h0, do, dht, cu_seqlens, ctx.gate_norm, ctx.chunk)
     return dv, dg, None if h0 is None else dh0, None, None, None
 

@@ -67,7 +67,8 @@ def normalize_gates(g: torch.Tensor, gate_norm: str = "softmax", dim: int = -1) 
         return torch.softmax(g, dim)
     if gate_norm == "none":
         return g
+    dtype, g = g.dtype, g.to(torch.promote_types(g.dtype, torch.float32))  # squares and sums of half types
     f = _sinh(g, dim) if gate_norm == "sinh" else _ACTIVATIONS[gate_norm](g)
     if gate_norm == "relu":
-        return f / (f + RELU_EPS).sum(dim, keepdim=True)
-    return f / f.abs().sum(dim, keepdim=True).clamp_min(EPS)
+        return (f / (f + RELU_EPS).sum(dim, keepdim=True)).to(dtype)
+    return (f / f.abs().sum(dim, keepdim=True).clamp_min(EPS)).to(dtype)

@@ -84,10 +84,13 @@ def chunk_length(B: int, T: int, n: int, M: int, warps: int) -> int:
     In chunks the inputs are read twice, and what is gained is that more programs run at once. Two chunks gain no more than
     they cost. Pass 2 is serial, and a chunk in it takes a tenth as long as a step of all other passes together (half, where
     it can read no chunk ahead), so it ends with them where C = T / C / 10.
+
+    B and T may be symbols of torch.compile: each case that is looked at here is compiled for by itself.
     """
     tiles = B * -(-n // (warp_size() * lanes_per_thread(M, n)))
-    most = max(MULTIPROCESSORS * warps // max(tiles, 1), 1)
-    C = max(MIN_CHUNK, -(-T // most), math.isqrt(T // (10 if M <= 8 else 2)))
+    most = torch.sym_max(MULTIPROCESSORS * warps // torch.sym_max(tiles, 1), 1)
+    balanced = math.floor(torch.sym_sqrt(T / (10 if M <= 8 else 2)))
+    C = torch.sym_max(torch.sym_max(MIN_CHUNK, -(-T // most)), balanced)
     return C if 2 * C < T else max(T, 1)
 
 

@@ -127,7 +127,7 @@ def hlru_window(
     if o.ndim != 3:
         raise ValueError(f"o must have shape [B, T, N]; got {list(o.shape)}.")
     check_count("order", order)
-    check_state(initial_state, (num_sequences("o", o, cu_seqlens), o.shape[2], order))
+    check_state(initial_state, (num_sequences("o", o, cu_seqlens), o.shape[2], order), "o", o)
     check_cu_seqlens(cu_seqlens, o.shape[1])
     B, T, N = o.shape
     if cu_seqlens is None:
