@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_switch
 from fla_bdlru.mixers.registry import mixer_arguments, plain
+from fla_bdlru.ops.common.checks import check_count
 
 T = TypeVar("T", bound=FLAPreTrainedModel)
 
@@ -113,6 +114,10 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         fields |= {name: kwargs.pop(name, layer[name].default) for name in layer if name not in (*fields, "layer_idx")}
         for name, value in fields.items():
             setattr(self, name, plain(list(value) if isinstance(value, tuple) else value))
+        for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
+            check_count(field, getattr(self, field))
+        if self.intermediate_size is not None:
+            check_count("intermediate_size", self.intermediate_size)
         check_switch("bidirectional", bidirectional)
         for field in ("attn", "mixer") if bidirectional else ():
             if kwargs.get(field, getattr(self, field, None)) is not None:

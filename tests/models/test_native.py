@@ -102,6 +102,11 @@ def test_a_misspelt_field_is_refused(name, tmp_path):
     for field, ours in {"bdlru": {"order": "block_size"}, "hlru": {"block_size": "order"}}[name].items():
         with pytest.raises(ValueError, match=f"{field}=3 is not a field of {Config.__name__}; did you mean {ours!r}"):
             Config(**{field: 3})  # of the other family
+    for field, value in {"hidden_size": "32", "num_hidden_layers": 2.0, "vocab_size": None, "intermediate_size": 6.5}.items():
+        with pytest.raises(ValueError, match=f"{field} must be an integer; got {value!r}"):
+            Config(**{field: value})
+    with pytest.raises(ValueError, match="num_hidden_layers must be positive; got 0"):
+        Config(num_hidden_layers=0)
     with pytest.raises(ValueError, match=f"model_type='gla' is not {name!r}, what {Config.__name__} is for: load the folder"):
         Config.from_dict({"model_type": "gla"})
 
