@@ -115,14 +115,14 @@ def draw_gate_norms(comparison: Comparison, path: Path) -> None:
     rows = sum(map(len, models.values()))
     task, seeds = get_task(comparison.task), counts_text(line for norms in models.values() for _, line in norms)
     note = f"{comparison.description}. {seeds}; dots: every seed, bars: medians."
-    with picture(path, 1.6 + 0.4 * len(models) + 0.3 * rows, f"{comparison.heading}: gate norms", note) as figure:
+    with picture(path, 1.6 + 0.55 * len(models) + 0.3 * rows, f"{comparison.heading}: gate norms", note) as figure:
         panels = figure.subplots(len(models), 1, squeeze=False, sharex=True, height_ratios=list(map(len, models.values())))
         for axes, (model, norms) in zip(panels.flat, models.items()):
             colour = COLOURS["bdlru" if model.startswith("BD") else "hlru"]
             lines = [line for _, line in norms]
             words = [f"{median(n.tokens[0]):.3f}" + f", {n.diverged} diverged" * bool(n.diverged) for n in lines]
             plot_seeds(axes, [(norm, colour, line.tokens[0]) for norm, line in norms], {"median": (12, words)})
-            axes.set_title(model, loc="left")
+            axes.set_title(model, loc="left", pad=20)  # above the name of the line of guessing
             mark_guessing(axes, task.chance, along="x")
             percent(axes.xaxis)
         axes.set(xlim=(0, None), xlabel=f"token accuracy at length {comparison.lengths[0]}")
