@@ -10,7 +10,7 @@ and not drowned is done: its learning rate falls.
 
 How loud noise has to be hangs on the group: the fewer the answers, the more of it leaves them told. So the `louder` curriculum
 has no final level: noise grows as long as the model tells the longest length in it. And it is as loud for every token as for
-the loudest, so that what shrinks is worth less and less, even where it shrinks slowly.
+the loudest once that length is told, so that what shrinks is worth less and less, even where it shrinks slowly.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Curriculum:
 
     @property
     def is_loud(self) -> bool:
-        """Whether noise is as loud for every token as for the loudest: of `louder`, once it has grown."""
-        return self.louder and self.share > START
+        """Whether noise is as loud for every token as for the loudest: of `louder`, once the longest length is learned."""
+        return self.louder and self.learned
 
     def bear(self, in_noise: float, in_loud_noise: float) -> None:
         """Takes the accuracy, from 0 (guessing) to 1, in the present noise and in loud noise, at the longest length.
