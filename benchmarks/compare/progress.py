@@ -17,14 +17,15 @@ PLAIN_SECONDS = 15.0
 class TimeLeft:
     """Estimates the time left of all `cells`, by what each mixer has cost per step so far.
 
-    A mixer of which nothing has run yet is taken to cost as much as the others on average.
+    A mixer of which nothing has run yet is taken to cost as much as the others on average. Of a run, what comes before its
+    first report does not count: kernels are compiled there.
     """
 
     def __init__(self, cells: list[Cell], workers: int, clock: Callable[[], float] = time.monotonic):
         self.workers, self.clock = workers, clock
         self.waiting = {cell.key: cell for cell in cells}
         self.started: dict[str, float] = {}
-        self.steps: dict[str, int] = {}
+        self.reports: dict[str, list[tuple[float, int]]] = {}  # when, and at which step: the first one and the last
         self.rates: dict[tuple, list[float]] = {}
 
     @staticmethod
@@ -34,26 +35,28 @@ class TimeLeft:
     def update(self, key: str, step: int) -> None:
         """A cell has got to a step; the first call starts its clock."""
         self.started.setdefault(key, self.clock())
-        self.steps[key] = step
+        if step:
+            self.reports[key] = [*self.reports.get(key, [])[:1], (self.clock(), step)]
 
     def finish(self, cell: Cell, failed: bool = False) -> None:
         """A cell has ended; one that failed says nothing about the time of others."""
         del self.waiting[cell.key]
         if cell.key in self.started and not failed:
-            seconds = self.clock() - self.started[cell.key]
-            self.rates.setdefault(self._kind(cell), []).append(seconds / cell.steps)
+            began, first = self.reports.get(cell.key, [(self.started[cell.key], 0)])[0]
+            self.rates.setdefault(self._kind(cell), []).append((self.clock() - began) / max(1, cell.steps - first))
 
     def seconds(self) -> float | None:
         """Seconds left, or `None` while nothing is known."""
-        now, rates = self.clock(), {kind: list(values) for kind, values in self.rates.items()}
+        rates = {kind: list(values) for kind, values in self.rates.items()}
         for key, cell in self.waiting.items():
-            if self.steps.get(key):
-                rates.setdefault(self._kind(cell), []).append((now - self.started[key]) / self.steps[key])
+            if len(self.reports.get(key, [])) == 2:
+                (began, first), (now, last) = self.reports[key]
+                rates.setdefault(self._kind(cell), []).append((now - began) / max(1, last - first))
         if not rates:
             return None
         average = mean(mean(values) for values in rates.values())
         work = sum(
-            (cell.steps - self.steps.get(key, 0)) * mean(rates.get(self._kind(cell), [average]))
+            (cell.steps - self.reports.get(key, [(0.0, 0)])[-1][1]) * mean(rates.get(self._kind(cell), [average]))
             for key, cell in self.waiting.items()
         )
         return work / max(1, min(self.workers, len(self.waiting)))

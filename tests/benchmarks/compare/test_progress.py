@@ -25,13 +25,17 @@ def test_what_is_left_is_counted_by_what_each_mixer_costs():
     assert left.seconds() is None
     assert str(left) == "time left not known yet"
     left.update(CHEAP.key, 0)
-    clock.now = 10
-    left.update(CHEAP.key, 50)  # 0.2 s a step: 10 s for this one, 20 s for each of the others as far as is known
-    assert left.seconds() == pytest.approx(10 + 3 * 20)
-    clock.now = 20
+    clock.now = 100  # kernels are compiled
+    left.update(CHEAP.key, 10)
+    assert left.seconds() is None
+    clock.now = 110
+    left.update(CHEAP.key, 60)  # 0.2 s a step: 8 s for this one, 20 s for each of the others as far as is known
+    assert left.seconds() == pytest.approx(8 + 3 * 20)
+    clock.now = 118
     left.finish(CHEAP)
+    assert left.seconds() == pytest.approx(3 * 20)
     left.update(DEAR.key, 0)
-    clock.now = 120
+    clock.now = 218
     left.finish(DEAR)  # 1 s a step
     assert left.seconds() == pytest.approx(20 + 100)
     assert str(left) == "about 2 min left"
