@@ -130,15 +130,15 @@ def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
     """
     from benchmarks.studies.figures import best_runs
 
-    table = pd.read_csv(RESULTS / name / "lengths.csv")
-    rows = list(read_folder(RESULTS / name).values())
+    table, rows = pd.read_csv(RESULTS / name / "lengths.csv"), list(read_folder(RESULTS / name).values())
+    fresh = table[table.finished == table.key.map({row["key"]: row["finished"] for row in rows})]  # else repeated since
     sequences, tokens = (
-        dict(zip(zip(table.key, table.length), table[column])) for column in ("sequence_accuracy", "token_accuracy")
+        dict(zip(zip(fresh.key, fresh.length), fresh[column])) for column in ("sequence_accuracy", "token_accuracy")
     )
-    lengths, found = sorted(table.length.unique()), []
+    lengths, tested_once, found = sorted(table.length.unique()), set(table.key), []
     for (variant, task), runs in best_runs(rows).items():
         keys, own = [run["key"] for run in runs], [row for row in rows if (row["variant"], row["task"]) == (variant, task)]
-        if not any((row["key"], n) in tokens for row in own for n in lengths):
+        if not any(row["key"] in tested_once for row in own):
             continue
         if missing := [f"{key} @{n}" for key in keys for n in lengths if (key, n) not in tokens]:
             raise ValueError(f"{name}/lengths.csv lacks runs of {variant} on {task}: {', '.join(missing)}; score them.")

@@ -2,7 +2,7 @@
 
 python -m benchmarks.report.lengths results --lengths 32,256,8192
 
-What stands in the file is not scored again.
+What stands in the file is not scored again, unless the run was repeated since.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import typer
 
 from benchmarks import run_command
 
-COLUMNS = ("key", "task", "variant", "seed", "lr", "length", "examples", "token_accuracy", "sequence_accuracy")
+RUN = ("key", "task", "variant", "seed", "lr", "finished")  # of a row
+COLUMNS = (*RUN, "length", "examples", "token_accuracy", "sequence_accuracy")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -52,7 +53,7 @@ def main(
         raise typer.BadParameter(str(error), param_hint="--lengths") from None
     out = out or folder / "lengths.csv"
     try:
-        done, file = _done(out), out.open("a", newline="", encoding="utf-8")
+        done, file = _done(out, {row["key"]: row["finished"] for row in rows}), out.open("a", newline="", encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(unwritten(error), param_hint="--out") from None
     with file:
@@ -70,24 +71,30 @@ def main(
             for length in missing:
                 scores = evaluate(model, task, length, examples, "cpu")
                 found = [f"{scores[name]:.6f}" for name in COLUMNS[-2:]]
-                writer.writerow([*(row[name] for name in COLUMNS[:5]), length, examples, *found])
+                writer.writerow([*(row[name] for name in RUN), length, examples, *found])
                 file.flush()
                 run = f"{row['task']} {row['variant']} seed {row['seed']}"
                 print(f"{run} @{length}: token, sequence {', '.join(found)}", flush=True)
 
 
-def _done(out: Path) -> set[tuple[str, int, int]]:
-    # what stands in the file; a last line that was cut is taken out, and scored again
+def _done(out: Path, finished: dict[str, str]) -> set[tuple[str, int, int]]:
+    """What stands in the file of runs that `finished` at a time, by key.
+
+    A last line that was cut, and what a run scored before it was repeated, are taken out, and scored again.
+    """
     from benchmarks.records.store import write_file
 
     text = out.read_text(encoding="utf-8") if out.exists() else ""
-    kept = text[: text.rfind("\n") + 1]
+    head, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
     if not f"{','.join(COLUMNS)}\n".startswith(text[: text.find("\n") + 1] or text):
         words = f"{str(out)!r} holds something else ({text[:60]!r}); expected a file with the columns {', '.join(COLUMNS)}."
         raise typer.BadParameter(words, param_hint="--out")
+    scored = [dict(zip(COLUMNS, line)) for line in csv.reader(lines)]
+    fresh = [i for i, line in enumerate(scored) if line["finished"] == finished.get(line["key"], line["finished"])]
+    kept = "".join(f"{line}\n" for line in [head, *(lines[i] for i in fresh)] if line)
     if kept != text:
         write_file(out, kept.encode())
-    return {(line["key"], int(line["length"]), int(line["examples"])) for line in csv.DictReader(kept.splitlines())}
+    return {(scored[i]["key"], int(scored[i]["length"]), int(scored[i]["examples"])) for i in fresh}
 
 
 if __name__ == "__main__":

@@ -384,6 +384,10 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
     out.write_text(whole[:-9])  # cut by a full disk: that run alone is scored again
     again = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,16", "--examples", "32", "--out", str(out)])
     assert (again.exit_code, again.stdout.count("@"), out.read_text()) == (0, 1, whole)
+    repeated = next(iter(rows.values()))
+    out.write_text(whole.replace(f"{repeated['lr']},{repeated['finished']}", f"{repeated['lr']},2020-01-01"))
+    again = CliRunner().invoke(lengths_app, [str(folder), "--lengths", "8,16,64", "--examples", "32", "--out", str(out)])
+    assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())  # those scores are replaced
 
 
 @pytest.mark.parametrize(
@@ -395,7 +399,7 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
         (["--lengths", "9", "benchmarks/results/cpu"], "recall'; expected 4 or more, a multiple of 2."),
         (["--out", "/nowhere/x.csv"], "Invalid value for --out: /nowhere/x.csv cannot be written: No such file"),
         (["--out", "docs"], "Invalid value for --out: docs cannot be written: Is a directory."),
-        (["--out", "LICENSE"], "expected a file with the columns key, task, variant, seed, lr, length"),
+        (["--out", "LICENSE"], "expected a file with the columns key, task, variant, seed, lr, finished, length"),
     ],
 )
 def test_what_cannot_be_scored_is_named(arguments, words):

@@ -57,15 +57,18 @@ def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
     with ResultStore(tmp_path / "kept") as store:
         for variant, task, seed in (("lstm", "s3", 0), ("lstm", "s3", 1), ("gla", "s3", 0)):
-            store.add(make_row(variant, 1.0, seed, task=task, mixer_flops="99"))
-    lines = [f"lstm-0.003-{seed}-s3,{n},256,{token},{token}" for seed, token in ((0, 1.0), (1, 0.5)) for n in (32, 256)]
-    head = "key,length,examples,token_accuracy,sequence_accuracy"
+            store.add(make_row(variant, 1.0, seed, task=task, mixer_flops="99", finished="2026-11-27"))
+    run = "lstm-0.003-{}-s3,2026-11-27".format
+    lines = [f"{run(seed)},{n},256,{token},{token}" for seed, token in ((0, 1.0), (1, 0.5)) for n in (32, 256)]
+    head = "key,finished,length,examples,token_accuracy,sequence_accuracy"
     (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *lines]))
     table = documents.stored_table("kept", "lengths").splitlines()
     assert [line[:44] for line in table if "`" in line] == ["| S3, `lstm` | 1 of 2 | 1 of 2 | 0.750 (0.50"]
-    (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *lines[:-1]]))
-    with pytest.raises(ValueError, match=r"kept/lengths\.csv lacks runs of lstm on s3: lstm-0\.003-1-s3 @256; score them"):
-        documents.stored_table("kept", "lengths")
+    repeated = [line.replace("2026", "2025") for line in lines]
+    for kept, words in ((lines[:-1], "1-s3 @256"), ([*lines[:-1], repeated[-1]], "1-s3 @256"), (repeated, "0-s3 @32, .*")):
+        (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *kept]))
+        with pytest.raises(ValueError, match=rf"kept/lengths\.csv lacks runs of lstm on s3: lstm-0\.003-{words}; score them"):
+            documents.stored_table("kept", "lengths")
 
 
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
