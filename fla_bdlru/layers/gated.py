@@ -140,8 +140,7 @@ class GatedRecurrence(Mixer):
 
         What transformers has loaded stays, and transformers leaves alone what is set here.
         """
-        for parameter in [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]:
-            parameter._no_weight_decay = True
+        for parameter in self.mark_parameters():
             loaded = getattr(parameter, "_is_hf_initialized", False) and not getattr(parameter, "_is_set_here", False)
             if parameter.is_meta or loaded:
                 continue
@@ -151,6 +150,13 @@ class GatedRecurrence(Mixer):
                 else:
                     self.reset_bias(parameter)
             parameter._is_set_here = parameter._is_hf_initialized = True
+
+    def mark_parameters(self) -> list[nn.Parameter]:
+        """The gates' bias and the initial state, marked to have no weight decay; what transformers loads bears no mark."""
+        parameters = [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]
+        for parameter in parameters:
+            parameter._no_weight_decay = True
+        return parameters
 
     def reset_bias(self, bias: nn.Parameter) -> None:
         """Starts the gates' bias as `gate_bias` says."""
