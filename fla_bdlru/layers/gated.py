@@ -164,11 +164,11 @@ class GatedRecurrence(Mixer):
             logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
             if self.gate_norm == "none":
                 logits = rounded_down(logits, bias.dtype)
+            logits = logits.to(bias.dtype)
             if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
                 from torch.distributed.tensor import distribute_tensor
 
-                logits = logits.to(bias.device, bias.dtype)
-                logits = distribute_tensor(logits, bias.device_mesh, bias.placements, src_data_rank=None)
+                logits = distribute_tensor(logits.to(bias.device), bias.device_mesh, bias.placements, src_data_rank=None)
             bias.copy_(logits)
         elif self.selective:
             nn.init.zeros_(bias)

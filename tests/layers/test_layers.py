@@ -318,6 +318,18 @@ def test_memory_bias_without_a_norm_is_rounded_down(cls, dtype):
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_memory_bias_is_computed_on_the_cpu(cls, gate_norm):
+    """A Mac's GPU has no float64: the default device makes none of its tensors."""
+    layer = cls(D, gate_bias="memory", gate_norm=gate_norm)
+    expected = layer.a_proj.bias.detach().clone()
+    torch.nn.init.zeros_(layer.a_proj.bias)
+    with torch.device("meta"):
+        layer.reset_parameters()
+    assert torch.equal(layer.a_proj.bias, expected)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU])
 def test_memory_bias_reaches_the_layer(cls):
     layer = cls(D, gate_bias="memory", memory_range=(64.0, 256.0))
     shape = layer.gate_shape
