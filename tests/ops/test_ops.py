@@ -543,6 +543,7 @@ BAD_CALLS = {
     r"cu_seqlens must be a tensor; got \[0, 7\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": [0, 7]}),
     "initial_state must be a tensor; got 0.0": lambda v, g, h0: ((v, g, 0.0), {}),
     "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
+    "with (order )?M >= 1; got": lambda v, g, h0: ((v, g[..., :1]) if v.ndim == 3 else (v[..., :0], g[..., :0, :1]), {}),
     "g must be a tensor; got None": lambda v, g, h0: ((v, None), {}),
 }  # fmt: skip
 
