@@ -63,6 +63,19 @@ def test_op_without_states(name, backend):
 
 
 @each_op
+@pytest.mark.parametrize("T", [0, 6])
+def test_the_final_state_has_memory_of_its_own(name, T, backend):
+    """A cache that holds it does not hold all outputs, and neither those nor the initial state are bound to it."""
+    v, g, h0 = make_inputs(name, B=1, T=T)
+    o, state = OPS[name][0](v, g, h0, True)
+    kept = state.clone()
+    for x in (o, h0):
+        x.zero_()
+    assert torch.equal(state, kept)
+    assert state.untyped_storage().nbytes() == state.nbytes
+
+
+@each_op
 def test_op_gradient_of_final_state_alone(name, backend):
     v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
     op, naive = OPS[name]
