@@ -76,6 +76,14 @@ def test_the_final_state_has_memory_of_its_own(name, T, backend):
 
 
 @each_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_meta_tensors_have_the_dtypes_of_others(name, dtype):
+    v, g, h0 = (x.to(dtype) for x in make_inputs(name))
+    real, meta = (OPS[name][0](*(x.to(device) for x in (v, g, h0)), True) for device in ("cpu", "meta"))
+    assert [(x.dtype, x.shape) for x in meta] == [(x.dtype, x.shape) for x in real]
+
+
+@each_op
 def test_op_gradient_of_final_state_alone(name, backend):
     v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
     op, naive = OPS[name]
