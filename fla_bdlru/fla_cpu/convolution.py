@@ -100,7 +100,7 @@ def _final_state(x, state_len, initial_state, cu_seqlens):
     position = lengths[:, None] - state_len + torch.arange(state_len, device=starts.device)
     tokens = x.reshape(-1, x.shape[-1])
     if tokens.shape[0] == 0:
-        tokens = x.new_zeros(1, x.shape[-1])
+        tokens = F.pad(tokens, (0, 0, 0, 1))  # one to look at, in the graph of `x`
     index = (starts[:, None] + position).clamp(0, tokens.shape[0] - 1)
     state = tokens[index].masked_fill((position < 0)[..., None], 0.0).transpose(1, 2).contiguous()
     if initial_state is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fla_bdlru.ops.common.autograd import is_traced
 from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_tensor, is_readable, num_sequences
 from fla_bdlru.ops.common.context_parallel import check_cp_context
 
@@ -125,7 +126,10 @@ class Mixer(nn.Module):
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None and hidden_states.numel():
             unpad = fla_part("fla.layers.utils", "unpad_hidden_states")
-            hidden_states, indices, cu_seqlens = unpad(hidden_states, None, as_it_is_now(attention_mask), q_len)
+            packed = unpad(hidden_states, None, as_it_is_now(attention_mask), q_len)
+            # where nothing is padded, rows stay side by side: kernels go through what is packed a token after the other
+            if is_traced() or len(packed[1]) < batch_size * q_len:
+                hidden_states, indices, cu_seqlens = packed
         last_state = None
         if past_key_values is not None:
             last_state = fla_part("fla.layers.utils", "get_layer_cache")(self, past_key_values)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fla_bdlru.layers.base import Mixer, check_hidden_states
-from fla_bdlru.ops.common.checks import check_cu_seqlens
+from fla_bdlru.layers.base import Mixer, check_attention_mask, check_hidden_states
+from fla_bdlru.ops.common.checks import check_cu_seqlens, num_sequences
 
 
 class Bidirectional(Mixer):
@@ -70,10 +70,12 @@ class Bidirectional(Mixer):
                 raise ValueError(f"{name}={value!r} is not accepted: a bidirectional layer reads whole sequences.")
         check_hidden_states(hidden_states, self.hidden_size)
         num_tokens, cu_seqlens = hidden_states.shape[1], kwargs.get("cu_seqlens")
+        num_sequences("hidden_states", hidden_states, cu_seqlens)
         check_cu_seqlens(cu_seqlens, num_tokens)
-        mask = attention_mask
-        if mask is not None and mask.ndim == 2:  # the layer refuses another
-            mask = mask[:, -num_tokens:].flip(1) if cu_seqlens is None else None
+        mask = None  # turned round
+        if attention_mask is not None and cu_seqlens is None:
+            check_attention_mask(attention_mask, len(hidden_states), num_tokens)
+            mask = attention_mask[:, -num_tokens:].flip(1)
         o, _, _ = self.ahead(hidden_states, attention_mask, **kwargs)
         reverse = reversal(cu_seqlens, num_tokens)
         behind, _, _ = self.back(reverse(hidden_states), mask, **kwargs)

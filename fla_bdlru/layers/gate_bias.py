@@ -20,10 +20,10 @@ def check_memory_range(bounds: object) -> None:
 
 
 def time_constants(num: int, bounds: tuple[float, float]) -> torch.Tensor:
-    """`num` time constants in steps, spread log-uniformly over `bounds`."""
+    """`num` time constants in steps, spread log-uniformly over `bounds`; on the CPU, as not every device has float64."""
     check_memory_range(bounds)
     low, high = bounds
-    return torch.logspace(math.log10(low), math.log10(high), num, dtype=torch.float64)
+    return torch.logspace(math.log10(low), math.log10(high), num, dtype=torch.float64, device="cpu")
 
 
 def memory_gates_bdlru(block_size: int, tau: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def memory_gates_bdlru(block_size: int, tau: torch.Tensor) -> torch.Tensor:
 def memory_gates_hlru(order: int, tau: torch.Tensor) -> torch.Tensor:
     """Gates `[M+1, N]` of channels near a first-order memory whose leading eigenvalue is `exp(-1/tau)`, tau `[N]`."""
     M, decay = order, torch.exp(-1 / tau)
-    lag = torch.arange(1, M, dtype=tau.dtype)[:, None]
+    lag = torch.arange(1, M, dtype=tau.dtype, device=tau.device)[:, None]
     # sum_i p_i decay^-i = 1 makes the decay a root of the characteristic polynomial, the largest where all p_i > 0
     share = (1 - decay) / (2 * max(M - 1, 1))
     later = share * decay**lag

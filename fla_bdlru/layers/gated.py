@@ -140,8 +140,7 @@ class GatedRecurrence(Mixer):
 
         What transformers has loaded stays, and transformers leaves alone what is set here.
         """
-        for parameter in [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]:
-            parameter._no_weight_decay = True
+        for parameter in self.mark_parameters():
             loaded = getattr(parameter, "_is_hf_initialized", False) and not getattr(parameter, "_is_set_here", False)
             if parameter.is_meta or loaded:
                 continue
@@ -152,17 +151,24 @@ class GatedRecurrence(Mixer):
                     self.reset_bias(parameter)
             parameter._is_set_here = parameter._is_hf_initialized = True
 
+    def mark_parameters(self) -> list[nn.Parameter]:
+        """The gates' bias and the initial state, marked to have no weight decay; what transformers loads bears no mark."""
+        parameters = [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]
+        for parameter in parameters:
+            parameter._no_weight_decay = True
+        return parameters
+
     def reset_bias(self, bias: nn.Parameter) -> None:
         """Starts the gates' bias as `gate_bias` says."""
         if self.gate_bias == "memory":
             logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
             if self.gate_norm == "none":
                 logits = rounded_down(logits, bias.dtype)
+            logits = logits.to(bias.dtype)
             if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
                 from torch.distributed.tensor import distribute_tensor
 
-                logits = logits.to(bias.device, bias.dtype)
-                logits = distribute_tensor(logits, bias.device_mesh, bias.placements, src_data_rank=None)
+                logits = distribute_tensor(logits.to(bias.device), bias.device_mesh, bias.placements, src_data_rank=None)
             bias.copy_(logits)
         elif self.selective:
             nn.init.zeros_(bias)

@@ -396,6 +396,7 @@ def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> Non
     for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
         if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
             layer.reset_parameters()
+        layer.mark_parameters()
     initialize_weights(self)
 
 
@@ -403,7 +404,7 @@ def install_hook() -> None:
     """Makes every FLA model heed `mixer` and `mixer_config`; `import fla_bdlru` calls it."""
     why = "blocks get the mixers that `config.mixer` names; packed inputs become `cu_seqlens`"
     wrap(f"{MODEL}.post_init", _swap_before, why)
-    wrap(f"{MODEL}.initialize_weights", _reset_before, "the bias of gates keeps its start (`gate_bias`)")
+    wrap(f"{MODEL}.initialize_weights", _reset_before, "the bias of gates keeps its start (`gate_bias`) and its marks")
     for config, model in AutoModelForCausalLM._model_mapping._extra_content.items():
         if config.__module__.startswith("fla."):
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config.model_type, model.__name__)

@@ -128,6 +128,17 @@ def test_update_states():
     assert torch.equal(causal_conv1d_update_states(x[0], 4, state, cu_seqlens), expected)
 
 
+@pytest.mark.parametrize("B, T, cu_seqlens", [(2, 0, None), (0, 3, None), (1, 0, [0, 0, 0])])
+def test_the_state_after_no_tokens_has_a_gradient(B, T, cu_seqlens):
+    """As where a mask hides a whole batch while a cache is kept in training."""
+    x, boundaries = torch.randn(B, T, 8, requires_grad=True), None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    y, state = ShortConvolution(8, 4)(x, output_final_state=True, cu_seqlens=boundaries)
+    assert state.shape == (B if cu_seqlens is None else 2, 8, 4)
+    assert not state.any()
+    (y.sum() + state.sum()).backward()
+    assert x.grad.shape == x.shape
+
+
 def test_short_convolution_prefill_then_decode():
     conv = ShortConvolution(6, 4, bias=True).eval()
     x = torch.randn(2, 9, 6)

@@ -55,6 +55,13 @@ def test_errors():
             layer(x, **{name: value})
     with pytest.raises(ValueError, match=r"attention_mask must have shape \[1, S\] .* got \[1, 1, 3, 3\]"):
         layer(x, torch.ones(1, 1, 3, 3))
+    for kwargs, message in (
+        ({"attention_mask": [[1, 1, 1]]}, "attention_mask must be a tensor"),
+        ({"cu_seqlens": [0, 3]}, "cu_seqlens must be a tensor"),
+        ({"cu_seqlens": torch.tensor([[0, 3]])}, "cu_seqlens must be integers of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x, **kwargs)
     with pytest.raises(ValueError, match=r"hidden_states must have shape \[B, T, 8\]"):
         layer(x[..., :4])
     for pair, found in (

@@ -232,6 +232,19 @@ def test_left_padded_batch_decodes_like_single_sequences(name):
 
 
 @each_layer
+def test_rows_without_padding_are_not_packed(name, monkeypatch):
+    """Packed, the new tokens of a batch would be decoded one after the other."""
+    layer, x, cache, packed = build(name, layer_idx=0).eval(), torch.randn(3, 5, D), Cache(), []
+    mix, ones, some = layer.mix, torch.ones(3, 5), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+    monkeypatch.setattr(layer, "mix", lambda *args: packed.append(args[3] is not None) or mix(*args))
+    with torch.no_grad():
+        outputs = [layer(x[:, :4], ones[:, :4], cache, use_cache=True)[0], layer(x[:, 4:], ones, cache, use_cache=True)[0]]
+        torch.testing.assert_close(torch.cat(outputs, 1), layer(x)[0], rtol=1e-5, atol=1e-5)
+        layer(x, some)
+    assert packed == [False, False, False, True]
+
+
+@each_layer
 def test_packed_equals_documents(name):
     """cu_seqlens reaches the convolution, the recurrence and the readout: outputs and every gradient."""
     layer, bounds = build(name), [0, 1, 1, 5, 12, 14]
@@ -315,6 +328,18 @@ def test_memory_bias_without_a_norm_is_rounded_down(cls, dtype):
     assert layer.a_proj.bias.dtype == dtype
     assert (gates[..., :-1, :].sum(-2) < 1).all()
     assert (gates <= layer.initial_gates()).all()
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU])
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+def test_memory_bias_is_computed_on_the_cpu(cls, gate_norm):
+    """A Mac's GPU has no float64: the default device makes none of its tensors."""
+    layer = cls(D, gate_bias="memory", gate_norm=gate_norm)
+    expected = layer.a_proj.bias.detach().clone()
+    torch.nn.init.zeros_(layer.a_proj.bias)
+    with torch.device("meta"):
+        layer.reset_parameters()
+    assert torch.equal(layer.a_proj.bias, expected)
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU])

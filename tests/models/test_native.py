@@ -82,6 +82,16 @@ def test_a_checkpoint_without_a_learned_start_loads(name, tmp_path):
 
 
 @each_family
+def test_what_has_no_weight_decay_is_marked_after_loading(name, tmp_path):
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    model = CausalLM(Config(**SIZES, **options, initial_state="learned"))
+    model.save_pretrained(tmp_path)
+    for each in (model, CausalLM.from_pretrained(tmp_path)):
+        marked = {name for name, parameter in each.named_parameters() if hasattr(parameter, "_no_weight_decay")}
+        assert marked == {f"model.layers.{i}.attn.{name}" for i in range(2) for name in ("h0", "a_proj.bias")}
+
+
+@each_family
 def test_a_misspelt_field_is_refused(name, tmp_path):
     """Only what looks like a field: transformers' own and unknown ones pass, and so does what another version has saved."""
     Config = FAMILIES[name][0]

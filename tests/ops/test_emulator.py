@@ -1,5 +1,6 @@
 """The executor itself: compiled kernels against the naive recurrences, and what it refuses."""
 
+import math
 import os
 import re
 import subprocess
@@ -46,6 +47,24 @@ def test_compiled_kernels_equal_the_naive_recurrence(driver, name, M, width, pac
     parts = ("fwd_kernel_h", "fwd_kernel_o", "bwd_kernel_dh", "bwd_kernel_dvg")
     assert set(driver.totals) == {"chunk_lru_kernel_carry", *(f"chunk_{name}_{part}" for part in parts)}
     assert all(counts["float"] and counts["sectors"] >= counts["fewest"] > 0 for counts in driver.totals.values())
+
+
+@pytest.mark.parametrize("name", ["bdlru", "hlru"])
+def test_slices_of_buffers_stay_in_their_lane(driver, name):
+    """Memory that begins between multiples of 16 bytes would have rows moved across lanes, through shared memory."""
+    gate_major = [(1, 3, 2, 128), (1, 3, 2, 3, 128)] if name == "bdlru" else [(1, 3, 128), (1, 3, 3, 128)]
+    v, g, h0, do = (
+        torch.randn(1 + 2304)[1 : 1 + math.prod(shape)].view(shape) for shape in (*gate_major, (1, 2, 128), gate_major[0])
+    )
+    v, g, do = (v.mT, g.permute(0, 1, 4, 2, 3), do.mT) if name == "bdlru" else (v, g.mT, do)
+    both = []
+    for form in ("chunk", "naive_recurrent"):
+        leaves = [x.detach().requires_grad_() for x in (v, g, h0.mT)]
+        o, _ = getattr(ops, f"{form}_{name}")(*leaves)
+        both.append((o, *torch.autograd.grad(o, leaves, do)))
+    for x, y in zip(*both):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert not any(counts["shuffle"] for counts in driver.totals.values())
 
 
 # of tests/gpu, a test for each of sizes, types, documents, widths, what is never forgotten, layers and decoding

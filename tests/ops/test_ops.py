@@ -63,6 +63,27 @@ def test_op_without_states(name, backend):
 
 
 @each_op
+@pytest.mark.parametrize("T", [0, 6])
+def test_the_final_state_has_memory_of_its_own(name, T, backend):
+    """A cache that holds it does not hold all outputs, and neither those nor the initial state are bound to it."""
+    v, g, h0 = make_inputs(name, B=1, T=T)
+    o, state = OPS[name][0](v, g, h0, True)
+    kept = state.clone()
+    for x in (o, h0):
+        x.zero_()
+    assert torch.equal(state, kept)
+    assert state.untyped_storage().nbytes() == state.nbytes
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_meta_tensors_have_the_dtypes_of_others(name, dtype):
+    v, g, h0 = (x.to(dtype) for x in make_inputs(name))
+    real, meta = (OPS[name][0](*(x.to(device) for x in (v, g, h0)), True) for device in ("cpu", "meta"))
+    assert [(x.dtype, x.shape) for x in meta] == [(x.dtype, x.shape) for x in real]
+
+
+@each_op
 def test_op_gradient_of_final_state_alone(name, backend):
     v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
     op, naive = OPS[name]
@@ -543,6 +564,7 @@ BAD_CALLS = {
     r"cu_seqlens must be a tensor; got \[0, 7\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": [0, 7]}),
     "initial_state must be a tensor; got 0.0": lambda v, g, h0: ((v, g, 0.0), {}),
     "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
+    "with (order )?M >= 1; got": lambda v, g, h0: ((v, g[..., :1]) if v.ndim == 3 else (v[..., :0], g[..., :0, :1]), {}),
     "g must be a tensor; got None": lambda v, g, h0: ((v, None), {}),
 }  # fmt: skip
 

@@ -106,8 +106,8 @@ def check_arguments(
     `axes` are those of `v`: `"[B, T, H, M]"` is BD-LRU, `"[B, T, N]"` H-LRU.
     """
     check_tensor("v", v)
-    if v.ndim != axes.count(",") + 1:
-        raise ValueError(f"v must have shape {axes}; got {list(v.shape)}.")
+    if v.ndim != axes.count(",") + 1 or (v.ndim == 4 and v.shape[-1] < 1):
+        raise ValueError(f"v must have shape {axes}{' with M >= 1' if v.ndim == 4 else ''}; got {list(v.shape)}.")
     check_tensor("g", g)
     if v.ndim == 3 and (g.ndim != 4 or g.shape[-1] < 2):
         raise ValueError(f"g must have shape [B, T, N, M+1] with order M >= 1; got {list(g.shape)}.")

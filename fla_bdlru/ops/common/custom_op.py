@@ -234,7 +234,8 @@ def gradients(backward, ctx, saved, do, dht) -> tuple:
 def empty_state(v, g, cu_seqlens) -> torch.Tensor:
     """Room for the state of every sequence."""
     num_seqs = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return v.new_empty((num_seqs, g.shape[-2] - 1, g.shape[-1]), dtype=torch.float32)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    return v.new_empty((num_seqs, g.shape[-2] - 1, g.shape[-1]), dtype=dtype)
 
 
 class Plain:

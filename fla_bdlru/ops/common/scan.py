@@ -78,7 +78,7 @@ def scan(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All states of `h_t = A_t h_{t-1} + b_t` and each sequence's last: A [B, T, M, M, H], b [B, T, M, H], h0 [S, M, H]."""
     if b.shape[1] == 0:
-        return b, h0
+        return b, h0.clone()
     traced = is_traced()
     C = C if traced else min(C, b.shape[1])
     watched = traced or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
@@ -171,7 +171,7 @@ def scan_chunks(
         o.append(x)
     o = torch.stack(o).movedim((-3, -2), (0, 1)).reshape(B, NC * C, M, b.shape[-1]).narrow(1, 0, T)
     if starts is None:
-        return o, o[:, -1]
+        return o, o[:, -1].clone()  # memory of its own: a cache may keep it
     # 4. last states of the documents; an empty one keeps its initial state
     return o, torch.where((cu_seqlens.diff() == 0).view(-1, 1, 1), h0, o[0, (cu_seqlens[1:] - 1).clamp_min(0)])
 
