@@ -64,6 +64,13 @@ def test_arguments_by_layer_and_for_the_only_name():
     assert mixers_of(only)[1].block_size == 2
 
 
+def test_a_name_without_arguments_may_stand_in_their_table():
+    """As YAML reads `hlru:` with nothing behind it."""
+    for empty in (None, {}):
+        first, second, _ = mixers_of(build(mixer=["bdlru", "hlru", "native"], mixer_config={"bdlru": empty, "hlru": empty}))
+        assert (first.block_size, second.order) == (4, 4)
+
+
 def test_attention_layers_of_the_config_stay():
     config = GatedDeltaNetConfig(**{**SIZES, "num_heads": 2}, head_dim=8, attn={"layers": [1], "num_heads": 4}, mixer="bdlru")
     assert [type(layer).__name__ for layer in mixers_of(GatedDeltaNetForCausalLM(config))] == ["BDLRU", "Attention", "BDLRU"]
