@@ -249,6 +249,8 @@ class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
     use_attnres = False
 
     def __init__(self, config: RecurrentConfig) -> None:
+        for field in SWITCHES:  # which `from_pretrained(folder, fuse_norm=...)` sets behind the config's back
+            check_switch(field, plain(getattr(config, field)))
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([RecurrentBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])

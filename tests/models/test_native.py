@@ -131,6 +131,14 @@ def test_a_field_of_another_type_is_refused(name, field, value, message):
 
 
 @each_family
+def test_a_switch_that_is_set_later_is_looked_at_too(name, tmp_path):
+    Config, _, CausalLM, _, _ = FAMILIES[name]
+    CausalLM(Config(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="fuse_norm must be True or False; got 'no'"):
+        CausalLM.from_pretrained(tmp_path, fuse_norm="no")
+
+
+@each_family
 def test_numbers_of_numpys_are_saved(name, tmp_path):
     Config, _, CausalLM, _, _ = FAMILIES[name]
     fields = {"pad_token_id": np.int64(0), "eos_token_id": [np.int64(2), 3], "tie_word_embeddings": np.bool_(True)}
