@@ -6,14 +6,13 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
+from fla.models.utils import Cache
 
 from fla_bdlru.ops.common.checks import check_integer
 from fla_bdlru.patches import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from fla.models.utils import Cache
 
 RECURRENT = ("recurrent_state", "conv_state", "ffn_state")
 
@@ -35,9 +34,9 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
             A new cache.
 
     Raises:
-        ValueError: if `num_tokens` is negative, no integer or more than the cache holds, a layer did not keep the
-            state, its block keeps another (RWKV's feed-forward layers), or attention with a window has dropped keys;
-            the message names the layer.
+        ValueError: if `past_key_values` is not FLA's cache, `num_tokens` is negative, no integer or more than the cache
+            holds, a layer did not keep the state, its block keeps another (RWKV's feed-forward layers), or attention with a
+            window has dropped keys; the message names the layer.
 
     Example:
         >>> import torch
@@ -52,6 +51,9 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         >>> assert (rewound.get_seq_length(), cache.get_seq_length()) == (3, 6)
         >>> assert torch.allclose(rewound[0]["recurrent_state"], after_three[0]["recurrent_state"])
     """
+    if not isinstance(past_key_values, Cache):
+        hint = ", which a model returns in training or with use_cache=False" if past_key_values is None else ""
+        raise ValueError(f"past_key_values must be a fla.models.utils.Cache; got {type(past_key_values).__name__}{hint}.")
     check_integer("num_tokens", num_tokens)
     if num_tokens < 0:
         raise ValueError(f"num_tokens must not be negative; got {num_tokens}.")

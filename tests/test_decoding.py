@@ -7,6 +7,7 @@ import pytest
 import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
+from transformers import DynamicCache
 from usage import greedy, lively
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, rewind_cache
@@ -181,6 +182,9 @@ def test_errors():
     layer(x, step_states=2, **keep)
     with pytest.raises(ValueError, match="num_tokens=3: layer 0 kept 2 earlier states; call the model with step_states"):
         rewind_cache(cache, 3)
+    for other, name in ((None, "NoneType, which a model returns"), ((), "tuple"), (DynamicCache(), "DynamicCache")):
+        with pytest.raises(ValueError, match=f"past_key_values must be a fla.models.utils.Cache; got {name}"):
+            rewind_cache(other, 0)
     with pytest.raises(ValueError, match="num_tokens must not be negative; got -1"):
         rewind_cache(cache, -1)
     with pytest.raises(ValueError, match="num_tokens=5 is more than the cache holds, 4"):

@@ -65,6 +65,8 @@ def main(
             written += len(paths)
             for path in paths:
                 typer.echo(f"{kind}, {name}: {path}")
+            if not paths and len(kinds) < len(KINDS):  # it was asked for
+                typer.echo(f"{kind}, {name}: left out: too few runs (see Analysis in benchmarks/README.md)")
     raise typer.Exit(0 if written else 1)
 
 

@@ -77,6 +77,8 @@ def make_config(settings: Settings, entry: Entry, vocab_size: int | None) -> Pre
         missing = value is None and accepted[option] is None
         if option in SIZES and not missing and (type(value) is not int or value < 1):
             raise ValueError(f"model.{option}={value!r} is not accepted; expected a whole number greater than 0.")
+        if isinstance(accepted[option], bool) and not isinstance(value, bool):  # "False" would be true
+            raise ValueError(f"model.{option}={value!r} is not accepted; expected true or false.")
     size = wanted.setdefault("vocab_size", vocab_size)
     if size is None or (vocab_size is not None and size < vocab_size):
         raise ValueError(
@@ -92,8 +94,14 @@ def _plain(value):
 
 
 def build_model(config: PreTrainedConfig) -> nn.Module:
-    """The language model of a config, its weights drawn from torch's global generator."""
-    return AutoModelForCausalLM.from_config(config)
+    """The language model of a config, its weights drawn from torch's global generator.
+
+    ValueError, if its fields do not go together.
+    """
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except (AssertionError, ArithmeticError, TypeError) as error:  # what FLA says of fields that do not fit
+        raise ValueError(f"model: {config.model_type!r} with hidden_size={config.hidden_size}: {error}.") from error
 
 
 def mixer_layers(model: nn.Module) -> list[nn.Module]:

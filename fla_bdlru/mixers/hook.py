@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fla_bdlru.layers.base import as_it_is_now
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import heed_documents
-from fla_bdlru.mixers.registry import NATIVE, build_mixer, names_mixers, resolve_mixers
+from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
 from fla_bdlru.patches import record, wrap
 
 MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
@@ -83,8 +83,9 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
         raise ValueError(f"mixer={config.mixer!r}: {type(model).__name__} keeps its own mixer, as {reason}.")
     if getattr(config, "bidirectional", False):
         raise ValueError(f"mixer={config.mixer!r} is not accepted with bidirectional=True: its layers only look back.")
-    swaps = []
-    for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, resolve_mixers(config, len(blocks)))):
+    mixers, swaps = resolve_mixers(config, len(blocks)), []
+    check_stray(config, {name for name, _ in mixers if name != NATIVE})
+    for layer_idx, (block, (name, arguments)) in enumerate(zip(blocks, mixers)):
         if get_attention_spec(getattr(config, "attn", None), layer_idx=layer_idx) is not None:
             continue
         block = _unwrapped(block)
@@ -107,6 +108,22 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         swaps.append(Swap(block, slot, layer))
     return swaps
+
+
+def check_stray(config: PreTrainedConfig, names: set[str]) -> None:
+    """Raises `ValueError` for an argument of a mixer beside `mixer_config`, where FLA's configs take what they do not know."""
+    if getattr(config, "transformers_version", None) is not None:  # saved, and trained without it
+        return
+    known = {field for cls in type(config).__mro__ for field in inspect.signature(cls.__init__).parameters}
+    stray = vars(config).keys() - known - vars(PreTrainedConfig()).keys()
+    for name in sorted(names):
+        for field in sorted(stray & mixer_arguments(find_mixer(name)).keys()):
+            if field not in vars(type(config)()):  # which some configs work out of others
+                value = getattr(config, field)
+                raise ValueError(
+                    f"{field}={value!r} is not a field of {type(config).__name__}, but an argument of {name!r}: "
+                    f"pass mixer_config={{{field!r}: {value!r}}}."
+                )
 
 
 def swap_blocks(model: FLAPreTrainedModel) -> None:

@@ -206,7 +206,7 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
     """A (name, arguments) pair per layer, from a config's `mixer` and `mixer_config`.
 
     `mixer` is a name or a list of `num_layers` names. `mixer_config` is a dictionary of arguments; where a list names more
-    than one mixer, a dictionary of such dictionaries by name, or a list of them by layer.
+    than one mixer, a dictionary of such dictionaries by name, or a list of them by layer; `None` is an empty one.
 
     Raises:
         ValueError: if either field is of the wrong type or length, does not say whose arguments it holds, or holds what its
@@ -225,19 +225,20 @@ def resolve_mixers(config: PreTrainedConfig, num_layers: int) -> list[tuple[str,
         if name != NATIVE and find_mixer(name) is None:
             build_mixer(name, config.hidden_size)
     used = sorted({name for name in names if name != NATIVE})
+    named = arguments.values() if isinstance(arguments, dict) else ()
     if isinstance(arguments, (list, tuple)):
         if len(arguments) != num_layers:
             raise ValueError(f"mixer_config must have one entry for each of the {num_layers} layers; got {len(arguments)}.")
         per_layer = [{} if entry is None else entry for entry in arguments]
     elif not isinstance(arguments, dict):
         raise ValueError(f"mixer_config must be a dictionary, or a list of them, one a layer; got {arguments!r}.")
-    elif arguments and set(arguments) <= set(available_mixers()) and all(isinstance(v, dict) for v in arguments.values()):
+    elif arguments and set(arguments) <= set(available_mixers()) and all(v is None or isinstance(v, dict) for v in named):
         idle = sorted(set(arguments) - set(used))
         if idle:
             raise ValueError(
                 f"mixer_config has arguments for {', '.join(map(repr, idle))}, which mixer={mixer!r} does not name."
             )
-        per_layer = [arguments.get(name, {}) for name in names]
+        per_layer = [arguments.get(name) or {} for name in names]
     elif arguments and not used:
         raise ValueError(f"mixer_config={arguments!r} is not accepted: mixer={mixer!r} names no layer that would take it.")
     elif arguments and len(used) > 1:

@@ -19,9 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
-from fla_bdlru.layers.base import check_switch
+from fla_bdlru.layers.base import check_choice, check_number, check_switch
 from fla_bdlru.mixers.registry import mixer_arguments, plain
-from fla_bdlru.ops.common.checks import check_count
+from fla_bdlru.ops.common.checks import check_count, check_integer
 
 T = TypeVar("T", bound=FLAPreTrainedModel)
 
@@ -70,6 +70,22 @@ def is_own(cls: type) -> bool:
     return cls.__module__.startswith("fla_bdlru.")
 
 
+SWITCHES = (
+    "use_cache", "tie_word_embeddings", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy",
+    "use_l2warp", "bidirectional",
+)  # fmt: skip
+
+
+def check_padding(pad_token_id: object, vocab_size: int) -> None:
+    """Raises `ValueError` unless `pad_token_id` is `None` or a token: -1 would be the last, whose embedding then stays 0."""
+    if pad_token_id is None:
+        return
+    check_integer("pad_token_id", pad_token_id)
+    if not 0 <= pad_token_id < vocab_size:
+        last = f"{vocab_size - 1} (vocab_size - 1)"
+        raise ValueError(f"pad_token_id must be None or lie between 0 and {last}; got {pad_token_id}.")
+
+
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     """Fields that every native model has, and those of the mixer: all arguments of the layer that `model_type` names."""
 
@@ -107,9 +123,12 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
                 f"model_type={kwargs['model_type']!r} is not {self.model_type!r}, what {type(self).__name__} is for: load the "
                 "folder with AutoModelForCausalLM, or the class of its type."
             )
-        use_cache = use_cache and not bidirectional  # there is no state to go on from
         fields = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
-        tokens = {name: fields.pop(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        for field in SWITCHES:
+            check_switch(field, plain(fields[field]))
+        fields["use_cache"] = use_cache and not bidirectional  # there is no state to go on from
+        theirs = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
+        theirs = {name: plain(fields.pop(name)) for name in theirs}
         layer = mixer_arguments(self.layer_class)
         fields |= {name: kwargs.pop(name, layer[name].default) for name in layer if name not in (*fields, "layer_idx")}
         for name, value in fields.items():
@@ -118,14 +137,18 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
             check_count(field, getattr(self, field))
         if self.intermediate_size is not None:
             check_count("intermediate_size", self.intermediate_size)
-        check_switch("bidirectional", bidirectional)
+        if self.hidden_ratio is not None:
+            check_number("hidden_ratio", self.hidden_ratio)
+        check_number("initializer_range", self.initializer_range)
+        check_choice("hidden_act", hidden_act, ("swish", "powlu"))  # of FLA's GatedMLP
+        check_padding(theirs["pad_token_id"], self.vocab_size)
         for field in ("attn", "mixer") if bidirectional else ():
             if kwargs.get(field, getattr(self, field, None)) is not None:
                 raise ValueError(f"{field} is not accepted with bidirectional=True: its layers only look back.")
         if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
             self.check_fields(kwargs)
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
-        super().__init__(**tokens, **kwargs)
+        super().__init__(**theirs, **kwargs)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
         """Gives a class without a constructor one whose signature shows the layer's arguments, for editors and `help`."""
@@ -226,6 +249,8 @@ class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
     use_attnres = False
 
     def __init__(self, config: RecurrentConfig) -> None:
+        for field in SWITCHES:  # which `from_pretrained(folder, fuse_norm=...)` sets behind the config's back
+            check_switch(field, plain(getattr(config, field)))
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([RecurrentBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])

@@ -72,6 +72,16 @@ def test_what_a_document_names_exists(path):
         assert bare or (path.parent / name).exists() or (ROOT / name).exists(), f"{path.name} names {name}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_rows_of_tables_stand_below_a_head(path):
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        head, line, *rows = [*table.splitlines(), ""]
+        assert re.fullmatch(r"\|(?: ?:?-+:? ?\|)+", line), f"{path.name}: no table begins with {head}"
+        for row in filter(None, rows):
+            assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", head)), f"{path.name}: {row}"
+
+
 def test_the_table_of_pitfalls_names_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
     defined = {name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}

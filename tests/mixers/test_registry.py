@@ -7,9 +7,18 @@ import fla.layers
 import numpy as np
 import pytest
 import torch
-from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
+from fla.models import (
+    GatedDeltaNetConfig,
+    GatedDeltaNetForCausalLM,
+    GLAConfig,
+    GLAForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    TransformerConfig,
+    TransformerForCausalLM,
+)
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import fla_bdlru
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
@@ -53,6 +62,13 @@ def test_arguments_by_layer_and_for_the_only_name():
     assert isinstance(mixers_of(by_layer)[1], HLRU)
     only = build(mixer=["native", "bdlru", "native"], mixer_config={"block_size": 2})
     assert mixers_of(only)[1].block_size == 2
+
+
+def test_a_name_without_arguments_may_stand_in_their_table():
+    """As YAML reads `hlru:` with nothing behind it."""
+    for empty in (None, {}):
+        first, second, _ = mixers_of(build(mixer=["bdlru", "hlru", "native"], mixer_config={"bdlru": empty, "hlru": empty}))
+        assert (first.block_size, second.order) == (4, 4)
 
 
 def test_attention_layers_of_the_config_stay():
@@ -159,6 +175,9 @@ def test_register_mixer(own_registry):
     ({"mixer": ["bdlru", "blah", "bdlru"]}, "mixer='blah' is not known"),
     ({"mixer": ["bdlru"]}, "mixer must have one entry for each of the 3 layers; got 1"),
     ({"mixer": "bdlru", "mixer_cfg": {"block_size": 2}}, "mixer_cfg=.* is not a field of .*; it takes mixer and mixer_c"),
+    ({"mixer": "bdlru", "block_size": 2},
+     "block_size=2 is not a field of TransformerConfig, but an argument of 'bdlru': pass mixer_config={'block_size': 2}"),
+    ({"mixer": ["native", "gated_deltanet", "bdlru"], "head_dim": 8}, "head_dim=8 is not .* of 'gated_deltanet': pass"),
     ({"mixer": 3}, "mixer must be a name or a list of names, one a layer; got 3"),
     ({"mixer": "bdlru", "mixer_config": {"blocksize": 4}},
      "mixer_config: blocksize=4 is not an argument of 'bdlru'; it takes block_size, num_blocks, expand, gate_norm"),
@@ -184,6 +203,17 @@ def test_register_mixer(own_registry):
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         build(**fields)
+
+
+def test_what_a_config_has_beside_the_mixers_arguments_stays(tmp_path):
+    """Its own fields, those that it works out of others, what no mixer takes, and what a saved one has."""
+    GLAForCausalLM(GLAConfig(**SIZES, mixer="bdlru", use_short_conv=True, expand_v=2.0, note="mine"))
+    MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=40, mixer="mamba"))  # intermediate_size
+    config = TransformerConfig(**SIZES, mixer="bdlru")
+    config.block_size = 2  # before it was refused it had no effect
+    config.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert [layer.block_size for layer in mixers_of(model)] == [4, 4, 4]
 
 
 def test_every_layer_of_fla_is_registered_or_refused_by_name(monkeypatch):

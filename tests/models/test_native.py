@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from fresh import run_fresh
@@ -13,6 +14,7 @@ from usage import train
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.layers.gated import START_STD
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, BDLRUModel, HLRUConfig, HLRUForCausalLM, HLRUModel
+from fla_bdlru.models.modeling import SWITCHES
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 64}
 FAMILIES = {
@@ -119,6 +121,41 @@ def test_a_misspelt_field_is_refused(name, tmp_path):
         Config(num_hidden_layers=0)
     with pytest.raises(ValueError, match=f"model_type='gla' is not {name!r}, what {Config.__name__} is for: load the folder"):
         Config.from_dict({"model_type": "gla"})
+
+
+@pytest.mark.parametrize("field, value, message", [
+    *((field, "false", "must be True or False; got 'false'") for field in SWITCHES),
+    ("fuse_norm", 0, "must be True or False; got 0"),
+    ("hidden_ratio", "4", "must be a positive number; got '4'"),
+    ("initializer_range", "2e-2", "must be a positive number; got '2e-2'"),
+    ("hidden_act", "gelu", "='gelu' is not known; expected one of 'swish', 'powlu'"),
+    ("pad_token_id", "0", "must be an integer; got '0'"),
+    ("pad_token_id", 40, r"must be None or lie between 0 and 39 \(vocab_size - 1\); got 40"),
+    ("pad_token_id", -1, "must be None or lie between 0 and 39"),
+])  # fmt: skip
+@each_family
+def test_a_field_of_another_type_is_refused(name, field, value, message):
+    """As YAML and command lines give them: a string in the place of a switch was taken for `True`."""
+    with pytest.raises(ValueError, match=field + ("" if message[0] == "=" else " ") + message):
+        FAMILIES[name][0](**SIZES | {field: value})
+
+
+@each_family
+def test_a_switch_that_is_set_later_is_looked_at_too(name, tmp_path):
+    Config, _, CausalLM, _, _ = FAMILIES[name]
+    CausalLM(Config(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="fuse_norm must be True or False; got 'no'"):
+        CausalLM.from_pretrained(tmp_path, fuse_norm="no")
+
+
+@each_family
+def test_numbers_of_numpys_are_saved(name, tmp_path):
+    Config, _, CausalLM, _, _ = FAMILIES[name]
+    fields = {"pad_token_id": np.int64(0), "eos_token_id": [np.int64(2), 3], "tie_word_embeddings": np.bool_(True)}
+    CausalLM(Config(**SIZES, **fields, use_cache=np.bool_(False))).save_pretrained(tmp_path)
+    loaded = Config.from_pretrained(tmp_path)
+    assert (loaded.pad_token_id, loaded.eos_token_id, loaded.tie_word_embeddings) == (0, [2, 3], True)
+    assert loaded.use_cache is False
 
 
 @each_family

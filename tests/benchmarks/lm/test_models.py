@@ -131,6 +131,7 @@ def test_flas_model_types_are_known():
         (('model.hidden_size="x"',), r"model\.hidden_size='x' is not accepted; expected a whole number greater than 0"),
         (("model.num_hidden_layers=0",), r"model\.num_hidden_layers=0 is not accepted; expected a whole number"),
         (("model.intermediate_size=1.5",), r"model\.intermediate_size=1\.5 is not accepted"),
+        (("model.tie_word_embeddings=False",), r"tie_word_embeddings='False' is not accepted; expected true or false"),
         (("model.vocab_size=100",), r"model\.vocab_size=100 is too small; the tokenizer has 256"),
         (('mixers=["nope"]',), r"mixer 'nope' is not known; expected some of bdlru-m1"),
         (('mixers=[{name = "a", mixer_config = {order = 2}}]',), r"mixers: 'a' has a mixer_config but no mixer"),
@@ -140,6 +141,12 @@ def test_flas_model_types_are_known():
 def test_wrong_models_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         first_config(settings(*changes))
+
+
+def test_fields_that_do_not_go_together_are_named():
+    message = r"model: 'transformer' with hidden_size=36: .*even, got 9\."  # FLA's words
+    with pytest.raises(ValueError, match=message):
+        measure(first_config(settings("model.hidden_size=36", "model.num_heads=4")))
 
 
 @pytest.mark.parametrize(

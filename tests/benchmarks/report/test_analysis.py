@@ -204,8 +204,9 @@ def test_wrong_input_is_named(trained, arguments, words):
 def test_what_cannot_be_drawn_is_said(make_row, tmp_path):
     with ResultStore(tmp_path) as store:
         store.add(make_row("bdlru-m2", 0.5, width="16", mlp_width="32", mixer="bdlru", mixer_args="{}"))
-    result = run(tmp_path, "--what", "spectra,block-size")
+    result = run(tmp_path, "--what", "spectra,block-size,gates")
     assert result.exit_code == 1
+    assert "gates, s3: left out: too few runs" in result.output
     assert "kept no weights" in result.output
     assert "several block sizes" in result.output
 
