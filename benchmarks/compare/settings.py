@@ -200,7 +200,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             raise FieldError(
                 where, f"{base.schedule!r} is not accepted with curriculum {base.curriculum}; expected trapezoid."
             )
-        _check_effect(base, values, flags)
+        _check_effect(task, base, values, flags)
         if len(values.get("match", ())) > 1 and "budget" in values:
             where, given = "--budget" if "budget" in flags else "budget", values["budget"][0]
             raise FieldError(where, f"{given} is not accepted with match params,state; expected one rule: their units differ.")
@@ -212,8 +212,11 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
     return parts
 
 
-def _check_effect(base: Preset, values: dict[str, tuple], flags: dict[str, tuple]) -> None:
-    # FieldError, if a field is given that the run would not heed: it would be another key for the same training
+def _check_effect(task: str, base: Preset, values: dict[str, tuple], flags: dict[str, tuple]) -> None:
+    # FieldError, if a field is given that the run would not heed: it would be another key for the same training; or one that
+    # does not fit the task
+    from benchmarks.tasks import get_task
+
     def refuse(name: str, value: Any, words: str) -> None:
         raise FieldError(f"--{name}" if name in flags else name, f"{value!r} is not accepted {words}.")
 
@@ -222,6 +225,8 @@ def _check_effect(base: Preset, values: dict[str, tuple], flags: dict[str, tuple
         refuse("tokens", base.tokens, f"{examples}, of which a step takes {base.batch_size} sequences; expected 0")
     if base.train_examples and base.curriculum != "stages":
         refuse("curriculum", base.curriculum, f"{examples}, as it draws new ones; expected stages")
+    if base.curriculum != "stages" and not get_task(task).asks_last:
+        refuse("curriculum", base.curriculum, f"with {task}, whose last token is always the same; expected stages")
     if base.curriculum == "louder" and not base.readout_noise:
         refuse("readout_noise", base.readout_noise, "with curriculum louder, whose unit it is; expected a level above 0")
     if "threshold" in values and base.curriculum == "stages":

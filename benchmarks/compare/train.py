@@ -190,8 +190,8 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
     `validation` (token accuracy at the training length, for choices between runs), `train_loss`, `seconds` of training,
     `diverged` (the last loss was not finite; such a run stops, or begins anew where a curriculum has steps left for it),
     `steps_done`, `restarts`, `curve`, a list of (step, length, learning rate, loss, token accuracy), and `weights`, the
-    trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid, or a
-    finite training set goes with a curriculum or tokens a step.
+    trained state dict in safetensors' format. ValueError, if the curriculum restarts and the schedule is no trapezoid, a
+    finite training set goes with a curriculum or tokens a step, or a curriculum with a task whose last answer never differs.
     """
     restarting = cell.curriculum in RESTARTING
     if restarting and cell.schedule != "trapezoid":
@@ -206,6 +206,9 @@ def train_cell(cell: Cell, device: str = "cpu", report: Callable[[int, float, fl
         given = f"train_examples={cell.train_examples}"
         raise ValueError(f"{given} is not accepted with tokens={cell.tokens} and curriculum={cell.curriculum!r}; expected 0.")
     task = get_task(cell.task, cell.bos)
+    if cell.curriculum != "stages" and not task.asks_last:
+        given = f"curriculum={cell.curriculum!r}"
+        raise ValueError(f"{given} is not accepted with {cell.task}, whose last token is always the same; expected 'stages'.")
     span, finishing = Span(0, cell.steps), False
     model, optimizer, schedule = begin(cell, task, 0, span, device)
     every = max(1, cell.steps // CURVE_POINTS)

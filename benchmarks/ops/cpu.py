@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.ops import check_file
 from benchmarks.ops.roofline import COLUMNS, keep_memory, make_inputs, measure_roofline
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 from benchmarks.records.machine import provenance
@@ -171,6 +172,8 @@ def main(
     for M in sizes:
         if width % M and not roofline:
             raise typer.BadParameter(f"--m {M} does not divide --width {width}; expected a divisor, so that states are equal.")
+    if csv_path is not None:
+        check_file(csv_path, "--csv")
     console = Console()
     found = provenance("cpu")
     console.print(", ".join(f"{key} {value}" for key, value in found.items()))
@@ -197,7 +200,6 @@ def main(
         title = f"{name}, whole layers: {size}, width and state {width}, float32; ms, fwd+bwd"
         console.print(_table(title, LAYERS, own))
     if csv_path is not None:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(csv_path, index=False)
 
 

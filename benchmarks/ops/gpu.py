@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -235,7 +236,11 @@ def main(
     }
     console.print(f"{context['device']}, {context['versions']}, commit {context['commit']}, copy {copy:,.0f} GB/s")
     stop, rows = time.monotonic() + 60 * minutes, []
-    with ResultStore(out / "rehearsal" if rehearse else out, "gpu", COLUMNS) as store:
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(ResultStore(out / "rehearsal" if rehearse else out, "gpu", COLUMNS))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--out") from None
 
         def done(row: dict) -> bool:
             found = store.rows.get(identify(row, context))

@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction
 
+from benchmarks.ops import check_file
 from benchmarks.ops.layers import make_layer
 from benchmarks.records.machine import provenance
 from fla_bdlru.fla_cpu import cpu_backend
@@ -119,11 +120,11 @@ def measure(name: str, turns: int) -> dict:
 
 def main(out: Path = Path(__file__).parents[1] / "results" / "memory" / "memory.csv", turns: int = 15) -> None:
     """Measures every layer, prints a line each and writes the rows."""
+    check_file(out, "--out")
     rows = []
     for name in (*OURS, *PEERS):
         rows.append(measure(name, turns))
         print(*(f"{key}={value}" for key, value in rows[-1].items()))
-    out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).assign(tokens=TOKENS, **provenance("cpu")).to_csv(out, index=False)
 
 

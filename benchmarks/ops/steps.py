@@ -24,6 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.ops import check_file
 from benchmarks.records.machine import provenance
 from benchmarks.records.tables import start_table
 
@@ -122,6 +123,8 @@ def main(
         planned, _ = plan(task, names, "params", None, settings, "cpu")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if csv_path is not None:
+        check_file(csv_path, "--csv")
     cells = {one.cell.variant: one.cell for one in planned}
     console = Console()
     found = provenance("cpu")
@@ -140,7 +143,6 @@ def main(
         table.add_row(row["mixer"], f"{row['ratio']:.2f}", *shares, f"{row['products_share']:.0%}")
     console.print(table)
     if csv_path is not None:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame([{"task": task, "preset": preset, "threads": threads, **row, **found} for row in rows]).to_csv(
             csv_path, index=False
         )

@@ -193,7 +193,7 @@ class ResultStore:
     def add(self, row: dict, curve: list[tuple] = (), weights: bytes | None = None) -> None:
         """Stores a finished cell; a row with the same key is replaced. Columns that `row` lacks stay empty.
 
-        The row is written last: where it is, its curve and weights are.
+        The row is written last: where it is, its curve and weights are. What `keep_error` wrote of an earlier try goes.
         """
         unknown = set(row) - set(self.columns)
         assert not unknown, f"unknown columns {unknown}"
@@ -204,12 +204,17 @@ class ResultStore:
             write_file(self.folder / "weights" / f"{row['key']}.safetensors", weights)
         row = read_row(write_row(row, self.columns), self.columns)  # as it will be read again
         self._write_rows({**self.rows, row["key"]: row})
+        if curve:  # a run that ended, no new label
+            self._error_path(row["key"]).unlink(missing_ok=True)
 
     def keep_error(self, key: str, traceback: str) -> Path:
         """Writes down why a cell failed; returns the file."""
-        path = self.folder / f"error-{key}.txt"
+        path = self._error_path(key)
         path.write_text(traceback, encoding="utf-8")
         return path
+
+    def _error_path(self, key: str) -> Path:
+        return self.folder / f"error-{key}.txt"
 
     def _write_rows(self, rows: dict[str, dict[str, Any]]) -> None:
         write_file(self.path, _csv(self.columns, [write_row(row, self.columns).values() for row in rows.values()]))

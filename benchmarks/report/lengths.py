@@ -8,6 +8,7 @@ What stands in the file is not scored again, unless the run was repeated since.
 from __future__ import annotations
 
 import csv
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,8 @@ def main(
     examples: Annotated[int, typer.Option(min=1, help="Sequences per length.")] = 256,
     out: Annotated[Path | None, typer.Option(help="The CSV file. Default: lengths.csv in the folder.")] = None,
 ) -> None:
+    from filelock import FileLock, Timeout
+
     from benchmarks.compare.models import quiet
     from benchmarks.compare.train import evaluate
     from benchmarks.records.fields import whole
@@ -52,16 +55,27 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--lengths") from None
     out = out or folder / "lengths.csv"
-    try:
-        done, file = _done(out, {row["key"]: row["finished"] for row in rows}), out.open("a", newline="", encoding="utf-8")
-    except OSError as error:
-        raise typer.BadParameter(unwritten(error), param_hint="--out") from None
-    with file:
+    with ExitStack() as stack:
+        try:
+            out.open("a").close()
+            lock = out.with_name(f".{out.name}.lock")
+            stack.enter_context(FileLock(lock, timeout=0))
+            stack.callback(lock.unlink, missing_ok=True)
+            done = _done(out, {row["key"]: row["finished"] for row in rows})
+            file = stack.enter_context(out.open("a", newline="", encoding="utf-8"))
+        except Timeout:
+            words = f"{str(out)!r} is in use by another run; wait for it or name another."
+            raise typer.BadParameter(words, param_hint="--out") from None
+        except OSError as error:
+            raise typer.BadParameter(unwritten(error), param_hint="--out") from None
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(COLUMNS)
         for row in rows:
             missing = [length for length in tested if (row["key"], length, examples) not in done]
+            if not get_task(row["task"]).extrapolates and set(missing) - set(row["lengths"]):
+                print(f"{row['task']} {row['variant']} seed {row['seed']}: knows no lengths but those of its training")
+                missing = [length for length in missing if length in row["lengths"]]
             if not missing:
                 continue
             if not (folder / "weights" / f"{row['key']}.safetensors").exists():

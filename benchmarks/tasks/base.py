@@ -23,6 +23,8 @@ class Task(ABC):
     length_step: int = 1  # lengths must be a multiple of this
     # whether sequences longer than the training ones are a fair test; where not, the longest training length alone is scored
     extrapolates: bool = True
+    # whether the answer at the last position has to be found: a curriculum goes by it
+    asks_last: bool = True
     # what turns the last block's output into logits: `tokens`, the language-model head at every position, or `autoencoder`,
     # which decodes the whole sequence from the last position (`benchmarks.compare.readout`)
     readout: str = "tokens"
@@ -62,6 +64,7 @@ class Begun(Task):
         self.task = task
         self.name, self.title, self.chance, self.readout = task.name, task.title, task.chance, task.readout
         self.min_length, self.length_step, self.extrapolates = task.min_length, task.length_step, task.extrapolates
+        self.asks_last = task.asks_last
         self.vocab_size = task.vocab_size + 1
 
     def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:

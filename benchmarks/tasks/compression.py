@@ -31,6 +31,7 @@ class Compression(Task):
     title = "Compressing a sequence into one vector (compression)"
     min_length = 2
     extrapolates = False
+    asks_last = False  # it is the compression token
     readout = "autoencoder"
 
     def __init__(self, vocab_size: int = 16):

@@ -225,6 +225,11 @@ def test_nothing_said_is_the_quick_comparison():
             "'adaptive' is not accepted with a set of 12,800 training examples, as it draws new ones; expected stages",
         ),
         (
+            "task = ['s3', 'compression']\ncurriculum = 'adaptive'",
+            "curriculum",
+            "'adaptive' is not accepted with compression, whose last token is always the same; expected stages",
+        ),
+        (
             "threshold = 0.5",
             "threshold",
             "0.5 is not accepted with curriculum stages, which has none; expected none, or curriculum adaptive or restarting",

@@ -325,6 +325,11 @@ def test_a_finite_training_set_goes_with_stages_of_whole_batches(other):
         train_cell(replace(CELL, train_examples=40, **other))
 
 
+def test_a_curriculum_is_refused_where_the_last_answer_is_always_the_same():
+    with pytest.raises(ValueError, match=r"curriculum='adaptive' is not accepted with compression.*; expected 'stages'"):
+        train_cell(replace(CELL, task="compression", curriculum="adaptive"))
+
+
 def test_a_run_that_diverges_stops():
     result = train_cell(replace(CELL, lr=1e38, steps=200))
     assert result["diverged"]

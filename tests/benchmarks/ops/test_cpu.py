@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 import typer
 from references import NAIVE
 
-from benchmarks.ops import cpu, roofline
+from benchmarks.ops import check_file, cpu, roofline, steps
 from benchmarks.ops.cpu import main, make_inputs, measure_layer
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 
@@ -46,6 +46,20 @@ def test_benchmark_writes_whole_rows(tmp_path):
     refused = CliRunner().invoke(app, ["--width", "8", "--m", "3"], env={"COLUMNS": "200"})
     assert refused.exit_code == 2
     assert "--m 3 does not divide --width 8" in refused.output
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "measure_op", lambda *shape: pytest.fail("it was timed"))
+    monkeypatch.setattr(steps, "measure", lambda *shape: pytest.fail("it was timed"))
+    (tmp_path / "file").touch()
+    for command, options in ((main, []), (steps.main, ["--mixers", "bdlru-m2"])):
+        app = typer.Typer()
+        app.command()(command)
+        for path, words in ((tmp_path, "Is a directory"), (tmp_path / "file" / "cpu.csv", "cannot be written")):
+            refused = CliRunner().invoke(app, [*options, "--csv", str(path)], env={"COLUMNS": "400"})
+            assert (refused.exit_code, words in refused.output) == (2, True), refused.output
+    check_file(tmp_path / "new" / "cpu.csv", "--csv")
+    assert not list((tmp_path / "new").iterdir())
 
 
 @pytest.mark.parametrize("op", ["bdlru", "hlru"])

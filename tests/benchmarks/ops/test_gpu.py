@@ -11,6 +11,7 @@ from benchmarks.ops import gpu, plots
 from benchmarks.ops.cases import Case, op_cases, peer_cases, rehearsal, scan_cases
 from benchmarks.ops.layers import BUDGET, MIXERS, make_layer, matrix_products
 from benchmarks.ops.peers import OURS, SCANS
+from benchmarks.records.store import ResultStore
 
 
 def app(module):
@@ -141,6 +142,16 @@ def test_it_stops_in_time(few, tmp_path, monkeypatch):
     done = CliRunner().invoke(app(gpu), ["--rehearse", "--out", str(tmp_path)])
     assert "0 rows measured" in done.output
     assert "the same command goes on" in done.output
+
+
+def test_a_folder_in_use_and_a_file_of_another_kind_are_refused(few, tmp_path):
+    call = ["--rehearse", "--out", str(tmp_path)]
+    with ResultStore(tmp_path / "rehearsal", "gpu", gpu.COLUMNS):
+        used = CliRunner().invoke(app(gpu), call, env={"COLUMNS": "400"})
+    assert (used.exit_code, "is in use by another run" in used.output) == (2, True)
+    (tmp_path / "rehearsal/gpu.csv").write_text("a,b\n1,2\n")
+    other = CliRunner().invoke(app(gpu), call, env={"COLUMNS": "400"})
+    assert (other.exit_code, "holds results with other columns" in other.output) == (2, True)
 
 
 def test_without_a_gpu_it_says_what_to_do(tmp_path):

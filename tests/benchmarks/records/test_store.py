@@ -55,6 +55,15 @@ def test_a_row_with_the_same_key_is_replaced(tmp_path):
     assert (tmp_path / "compare.csv").read_text().count("\none,") == 1
 
 
+def test_an_error_of_an_earlier_try_goes_when_the_run_has_ended(tmp_path):
+    with ResultStore(tmp_path) as store:
+        paths = [store.keep_error(key, "Traceback ...") for key in ("one", "two")]
+        store.add({"key": "two", "task": "s3"})  # as where a label is added: nothing ran
+    assert all(path.exists() for path in paths)
+    fill(tmp_path, ["one"])
+    assert list(tmp_path.glob("error-*")) == [paths[1]]
+
+
 @pytest.mark.parametrize("cut", [1, 7, 40])
 def test_a_last_line_that_was_cut_is_dropped(tmp_path, cut):
     fill(tmp_path, ["one", "two"])

@@ -391,6 +391,37 @@ def test_weights_are_scored_at_other_lengths(trained, tmp_path):
     assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())  # those scores are replaced
 
 
+def test_a_task_that_knows_its_training_length_alone_is_not_scored_at_others(make_row, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.report.transitions.load_model", lambda folder, row: None)
+    monkeypatch.setattr("benchmarks.compare.train.evaluate", lambda *_: {"token_accuracy": 0.5, "sequence_accuracy": 0.0})
+    with ResultStore(tmp_path) as store:
+        for task in ("compression", "s3"):
+            row = make_row("lstm", 0.5, key=task, task=task, lengths="32")
+            store.add(row, weights=b"some")
+    result = CliRunner().invoke(lengths_app, [str(tmp_path), "--lengths", "32,64"])
+    assert "compression lstm seed 0: knows no lengths but those of its training" in result.output, result.output
+    scored = pd.read_csv(tmp_path / "lengths.csv")
+    assert list(zip(scored["task"], scored["length"])) == [("compression", 32), ("s3", 32), ("s3", 64)]
+
+
+def test_two_runs_do_not_score_into_one_file(trained, tmp_path, monkeypatch):
+    """The second would take out what was scored of older runs, and the first would write on into what is gone."""
+    folder, rows = trained
+    call = [str(folder), "--lengths", "8", "--examples", "4", "--out", str(tmp_path / "lengths.csv")]
+    others = []
+
+    def score(*arguments):
+        others.append(CliRunner().invoke(lengths_app, call, env={"COLUMNS": "400"}))
+        return {"token_accuracy": 0.5, "sequence_accuracy": 0.0}
+
+    monkeypatch.setattr("benchmarks.compare.train.evaluate", score)
+    assert CliRunner().invoke(lengths_app, call).exit_code == 0
+    assert len(pd.read_csv(tmp_path / "lengths.csv")) == len(rows) == len(others)
+    assert all(other.exit_code == 2 and "is in use by another run" in other.output for other in others)
+    assert CliRunner().invoke(lengths_app, call).stdout == ""  # it is free again, and all is there
+    assert [path.name for path in tmp_path.iterdir()] == ["lengths.csv"]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -50,6 +50,13 @@ def test_same_purpose_same_data_and_streams_differ(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_a_curriculum_goes_by_last_answers_that_differ(name):
+    _, targets = get_task(name).sample_train(make_generator("last", name), 64, LENGTH)
+    differ = len(targets[:, -1].unique()) > 1
+    assert get_task(name).asks_last == get_task(name, bos=True).asks_last == differ
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_data_are_the_same_everywhere(name):
     digest = hashlib.sha256()
     task = get_task(name)
