@@ -85,6 +85,18 @@ def test_ops(check, name, T):
 
 
 @each_op
+def test_no_tokens(name):
+    """The state stays; every input has a gradient, which distributed training waits for."""
+    inputs = [x.float().requires_grad_() for x in inputs_of(name, 0)]
+    o, state = OPS[name][0](*inputs)
+    assert o.shape == inputs[2].shape
+    assert torch.equal(state, inputs[-1])
+    *grads, of_state = torch.autograd.grad(o.sum() + state.sum(), inputs)
+    assert [grad.shape for grad in grads] == [x.shape for x in inputs[:-1]]
+    assert (of_state == 1).all()
+
+
+@each_op
 def test_ops_in_half_precision(check, name):
     fn, reference, _ = OPS[name]
     *inputs, state = inputs_of(name, 9)
