@@ -104,6 +104,13 @@ def test_results_are_contiguous(name):
     assert state.is_contiguous()
 
 
+def test_gated_delta_rule_without_beta():
+    """It is 1."""
+    q, k, v, g, _, state = (x.float() for x in inputs_of("chunk_gated_delta_rule", 6))
+    o = fused_recurrent_gated_delta_rule(q, k, v, g, initial_state=state)[0]
+    assert torch.equal(o, fused_recurrent_gated_delta_rule(q, k, v, g, beta=torch.ones_like(g), initial_state=state)[0])
+
+
 @pytest.mark.parametrize("fn", [chunk_simple_gla, fused_recurrent_simple_gla])
 def test_a_decay_of_the_head_beside_one_of_the_step(check, fn):
     gamma = torch.tensor([-0.5, -0.25, -1.0])
