@@ -171,6 +171,13 @@ def test_rwkv7_pointwise(check):
     check(gate_output_correction, corrected, inputs)
 
 
+def test_rwkv7_pointwise_in_half_precision():
+    x, heads = torch.randn(B, T, 8).bfloat16(), torch.randn(B, T, 2, 4).bfloat16()
+    mixed = fused_addcmul_rwkv7(x, x, *torch.randn(6, 1, 1, 8))
+    others = fused_k_rwkv7(x, x, torch.randn(8)), gate_output_correction(x, heads, heads, torch.randn(2, 4), heads, x)
+    assert {t.dtype for t in (*mixed, *others)} == {torch.bfloat16}
+
+
 @each_packing
 @pytest.mark.parametrize("state", [False, True])
 def test_additive_gate(check, cu_seqlens, state):
@@ -291,6 +298,13 @@ def test_parallel_attn(check, cu_seqlens, gate, window, sink, dtype):
         return parallel_attn(q, k, v, g, window_size=window, cu_seqlens=packing, sink_bias=s)
 
     check(fn, lambda q, k, v, g, s: attention_loop(q, k, v, g, window, s, cu_seqlens), inputs, dtype)
+
+
+def test_small_decays_after_large_ones(check):
+    """Sums of log decays from the start are large, and cancel between two later tokens."""
+    inputs = [rand(1, 20, H, K), rand(1, 20, H, K), rand(1, 20, H, V), 0.03 * log_decay(1, 20, H)]
+    inputs[3][:, ::5] = -900
+    check(parallel_attn, lambda q, k, v, g: attention_loop(q, k, v, g, None, None, None), inputs)
 
 
 @pytest.mark.parametrize("gate, window, sink", [(True, None, False), (False, 3, True), (True, 2, True)])
