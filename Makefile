@@ -3,13 +3,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PY := $(VENV)/bin/python
+PY := "$(VENV)/bin/python"
 # extra arguments, e.g. make compare ARGS="--task parity --seeds 3" in place of S4; make test ARGS="tests/ops -k naive"
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help compare test test-gpu docs lint format clean
-SETUP := @$(PYTHON) scripts/setup_env.py --venv $(VENV) --extras
+SETUP := @$(PYTHON) scripts/setup_env.py --venv "$(VENV)" --extras
 DEVELOP := cpu,benchmark,ray,test
 
 help:
@@ -49,5 +49,5 @@ format:
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV).log build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV).log" build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -80,6 +80,9 @@ def set_up(venv: Path, extras: set) -> None:
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     package = f"fla_bdlru[{','.join(sorted(extras | {'cuda'} if gpu else extras))}]"
     if not python.exists() or subprocess.call([*pip, "--version"], stdout=subprocess.DEVNULL):  # cut short, perhaps
+        others = {path.name for path in venv.glob("*")} - {"bin", "include", "lib", "lib64"}
+        if others and not (venv / "pyvenv.cfg").exists():
+            sys.exit(f"[setup] error: {venv} is no environment: {min(others)!r} in it would be deleted. Name another.")
         step(f"environment of Python {version}", sys.executable, "-m", "venv", "--clear", venv)
     step(pinned("torch"), *pip, "install", *torch_index(gpu), pinned("torch"))
     step(package, *pip, "install", "-c", ROOT / "constraints.txt", "-e", package.replace("fla_bdlru", str(ROOT)))

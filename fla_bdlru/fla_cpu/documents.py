@@ -12,6 +12,9 @@ def check_documents(x: torch.Tensor, cu_seqlens: torch.Tensor | None, initial_st
     B, T = x.shape[:2]
     if cu_seqlens is not None and B != 1:
         raise ValueError(f"The batch size is {B}; with cu_seqlens it has to be 1 (flatten the documents).")
+    if cu_seqlens is not None and (cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.is_floating_point()):
+        found = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        raise ValueError(f"cu_seqlens must be integers of shape [num_seqs+1]; got {found}.")
     check_cu_seqlens(cu_seqlens, T)
     expected = B if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None and initial_state.shape[0] != expected:

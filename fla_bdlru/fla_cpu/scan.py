@@ -23,8 +23,8 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
     state of None is zero; with `final=False` nobody asks for the final one, and None comes in its place.
     """
     if k.shape[2] == 0:
-        state = k.transpose(-1, -2) @ v if initial_state is None else initial_state
-        return v, state if final else None
+        o, state = _no_steps(v, k.transpose(-1, -2) @ v if initial_state is None else initial_state, q, k, beta, g)
+        return o, state if final else None
     if are_for_numba(q, k, v, beta, g, initial_state):
         from fla_bdlru.fla_cpu.native_scan import LinearAttention
 
@@ -34,6 +34,12 @@ def chunk_linear_attention(q, k, v, beta, g, initial_state, final=True) -> tuple
         o, state = LinearAttention.apply(*(None if t is None else as_input(t) for t in (*rows, initial_state)))
         return o.transpose(1, 2), state if final else None
     return by_chunks(q, k, v, beta, g, initial_state, final)
+
+
+def _no_steps(v, state, *inputs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """No output and the state as it is; both depend on every input, so that each has a gradient, as after other steps."""
+    nothing = sum(t.sum() for t in inputs if t is not None)
+    return v + nothing, state + nothing
 
 
 def by_chunks(q, k, v, beta, g, initial_state, final=True) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -108,6 +114,8 @@ def step_linear_attention(q, k, v, beta, g, gv, a, b, initial_state) -> tuple[to
 
     `beta` and `gv` (a decay of the value axis) may be [B, H, T, V]; a and b, as k, add b_t (a_t^T S_{t-1}) to S_t.
     """
+    if k.shape[2] == 0:
+        return _no_steps(v, initial_state, q, k, beta, g, gv, a, b)
     steps = [[None] * k.shape[2] if t is None else t.unbind(2) for t in (q, k, v, beta, g, gv, a, b)]
     outputs, state = [], initial_state
     for q_t, k_t, v_t, beta_t, g_t, gv_t, a_t, b_t in zip(*steps):
@@ -121,7 +129,7 @@ def step_linear_attention(q, k, v, beta, g, gv, a, b, initial_state) -> tuple[to
         update = k_t[..., None] * v_t[..., None, :]
         state = state + (update if low_rank is None else update + low_rank)
         outputs.append((q_t[..., None, :] @ state)[..., 0, :])
-    return torch.stack(outputs, 2) if outputs else v[:, :, :0], state
+    return torch.stack(outputs, 2), state
 
 
 class _LinearScan(torch.autograd.Function):

@@ -58,6 +58,17 @@ def test_linear_attention(check, case, poisoned_empty, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("decays", [1, 4])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_small_decays_after_large_ones(check, backend, decays, monkeypatch):
+    """Their sums from a chunk's start are large, and cancel between two later steps."""
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", backend)
+    inputs = attention_inputs(1, 2, 40, 4, 3, True, decays, True)
+    inputs[4] *= 0.03
+    inputs[4][:, :, ::8] = -900
+    check(chunk_linear_attention, loop, inputs)
+
+
 @pytest.mark.parametrize("decay", [-torch.inf, -1e30])
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_what_is_forgotten_passes_no_gradient(backend, decay, monkeypatch):

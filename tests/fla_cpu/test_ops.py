@@ -85,6 +85,43 @@ def test_ops(check, name, T):
 
 
 @each_op
+def test_no_tokens(name):
+    """The state stays; every input has a gradient, which distributed training waits for."""
+    inputs = [x.float().requires_grad_() for x in inputs_of(name, 0)]
+    o, state = OPS[name][0](*inputs)
+    assert o.shape == inputs[2].shape
+    assert torch.equal(state, inputs[-1])
+    *grads, of_state = torch.autograd.grad(o.sum() + state.sum(), inputs)
+    assert [grad.shape for grad in grads] == [x.shape for x in inputs[:-1]]
+    assert (of_state == 1).all()
+
+
+@each_op
+def test_results_are_contiguous(name):
+    """As FLA's kernels write them; who calls may take views of them."""
+    o, state = OPS[name][0](*(x.float() for x in inputs_of(name, 5)))
+    assert o.is_contiguous()
+    assert state.is_contiguous()
+
+
+def test_gated_delta_rule_without_beta():
+    """It is 1."""
+    q, k, v, g, _, state = (x.float() for x in inputs_of("chunk_gated_delta_rule", 6))
+    o = fused_recurrent_gated_delta_rule(q, k, v, g, initial_state=state)[0]
+    assert torch.equal(o, fused_recurrent_gated_delta_rule(q, k, v, g, beta=torch.ones_like(g), initial_state=state)[0])
+
+
+@pytest.mark.parametrize("fn", [chunk_simple_gla, fused_recurrent_simple_gla])
+def test_a_decay_of_the_head_beside_one_of_the_step(check, fn):
+    gamma = torch.tensor([-0.5, -0.25, -1.0])
+
+    def op(q, k, v, g, state):
+        return fn(q, k, v, g, g_gamma=gamma, initial_state=state, output_final_state=True)
+
+    check(op, lambda q, k, v, g, state: recurrence(q, k, v, state, g=g + gamma), inputs_of("chunk_simple_gla", 6))
+
+
+@each_op
 def test_ops_in_half_precision(check, name):
     fn, reference, _ = OPS[name]
     *inputs, state = inputs_of(name, 9)
@@ -240,6 +277,7 @@ def test_gated_delta_rule_options(check, fn):
         return fn(q, k, v, g, beta=b, initial_state=s, A_log=A, dt_bias=dt, allow_neg_eigval=True, **OPTIONS)
 
     check(op, reference, inputs)
+    assert op(*(x.float() for x in inputs))[1].is_contiguous()
 
 
 @pytest.mark.parametrize("fn", [chunk_kda, fused_recurrent_kda])

@@ -52,6 +52,10 @@ def test_parallel_simple_gla(check, gated):
     o, attention = parallel_simple_gla(*(None if x is None else x.float() for x in inputs))
     assert attention is None
     assert torch.allclose(o, reference(*inputs)[0], atol=1e-5)
+    half = [None if x is None else x.bfloat16() for x in inputs]
+    assert [t.dtype for t in parallel_simple_gla(*half, output_attentions=True)] == [torch.bfloat16] * 2
+    with pytest.raises(ValueError, match="output_attentions=True is not supported with cu_seqlens"):
+        parallel_simple_gla(*half, output_attentions=True, cu_seqlens=torch.tensor([0, 9]))
 
 
 HGRNS = {"chunk_hgrn": chunk_hgrn, "fused_recurrent_hgrn": fused_recurrent_hgrn}

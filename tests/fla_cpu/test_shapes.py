@@ -152,6 +152,14 @@ def test_boundaries_that_do_not_fit_are_refused(name):
     call(torch.tensor([0, 2, 2, 5]))
 
 
+@pytest.mark.parametrize("bounds", [[0], [[0, 5]], [0.0, 5.0]], ids=str)
+@pytest.mark.parametrize("name", sorted(packed().keys() - {"flash attention", "convolution"}))
+def test_boundaries_are_a_row_of_integers(name, bounds):
+    """Of the convolution FLA reads them first."""
+    with pytest.raises(ValueError, match=r"^cu_seqlens must be integers of shape \[num_seqs\+1\]; got torch"):
+        packed()[name](torch.tensor(bounds))
+
+
 def test_queries_and_keys_of_as_many_documents():
     x, two, three = torch.randn(5, 2, 4), torch.tensor([0, 2, 5]), torch.tensor([0, 2, 3, 5])
     with pytest.raises(ValueError, match="cu_seqlens_q holds 2 sequences, and cu_seqlens_k 3; expected as many"):

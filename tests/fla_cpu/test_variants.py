@@ -9,6 +9,7 @@ from fla.ops.abc import chunk_abc
 from fla.ops.attn.decoding import attn_decoding_one_step
 from fla.ops.attn.parallel import parallel_attn
 from fla.ops.comba import chunk_comba, fused_recurrent_comba
+from fla.ops.gated_delta_product import chunk_gated_delta_product
 from fla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
 from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from fla.ops.gsa import chunk_gsa, fused_recurrent_gsa
@@ -19,6 +20,7 @@ from fla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7, fused_recurren
 from fla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
 from fla.ops.rwkv7.fused_k_update import fused_k_rwkv7
 from fla.ops.rwkv7.gate_output_correction import gate_output_correction
+from fla.ops.simple_gla import parallel_simple_gla
 from float64 import log_decay, loop, outer, rand, read, sizes, spans, unit
 
 B, T, H, K, V, M = 2, 9, 2, 5, 4, 3
@@ -169,6 +171,13 @@ def test_rwkv7_pointwise(check):
     check(gate_output_correction, corrected, inputs)
 
 
+def test_rwkv7_pointwise_in_half_precision():
+    x, heads = torch.randn(B, T, 8).bfloat16(), torch.randn(B, T, 2, 4).bfloat16()
+    mixed = fused_addcmul_rwkv7(x, x, *torch.randn(6, 1, 1, 8))
+    others = fused_k_rwkv7(x, x, torch.randn(8)), gate_output_correction(x, heads, heads, torch.randn(2, 4), heads, x)
+    assert {t.dtype for t in (*mixed, *others)} == {torch.bfloat16}
+
+
 @each_packing
 @pytest.mark.parametrize("state", [False, True])
 def test_additive_gate(check, cu_seqlens, state):
@@ -291,6 +300,13 @@ def test_parallel_attn(check, cu_seqlens, gate, window, sink, dtype):
     check(fn, lambda q, k, v, g, s: attention_loop(q, k, v, g, window, s, cu_seqlens), inputs, dtype)
 
 
+def test_small_decays_after_large_ones(check):
+    """Sums of log decays from the start are large, and cancel between two later tokens."""
+    inputs = [rand(1, 20, H, K), rand(1, 20, H, K), rand(1, 20, H, V), 0.03 * log_decay(1, 20, H)]
+    inputs[3][:, ::5] = -900
+    check(parallel_attn, lambda q, k, v, g: attention_loop(q, k, v, g, None, None, None), inputs)
+
+
 @pytest.mark.parametrize("gate, window, sink", [(True, None, False), (False, 3, True), (True, 2, True)])
 def test_decoding_is_the_last_row_of_the_attention(gate, window, sink):
     lengths = [4, 1, 6]
@@ -312,12 +328,51 @@ def test_decoding_is_the_last_row_of_the_attention(gate, window, sink):
     assert empty.abs().sum() == 0
 
 
+x = torch.randn(1, 6, 2, 4)
+row, decay, bounds = x[..., 0], -x.abs(), torch.tensor([0, 2, 6])
+SCALED = {
+    "rwkv6": lambda q, scale: chunk_rwkv6(q, x, x, decay, x[0, 0], scale)[0],
+    "gsa": lambda q, scale: chunk_gsa(q, x, x, x, decay, scale)[0],
+    "comba": lambda q, scale: chunk_comba(q, x, x, x, decay[..., 0], row, scale)[0],
+    "gdn2": lambda q, scale: chunk_gdn2(q, x, x, decay, x, x, scale)[0],
+    "gated delta product": lambda q, scale: chunk_gated_delta_product(q, x, x, decay[..., 0], row, 1, scale)[0],
+    "parallel simple gla": lambda q, scale: parallel_simple_gla(q, x, x, decay[..., 0], scale)[0],
+    "attention": lambda q, scale: parallel_attn(q, x, x, scale=scale),
+    "decoding": lambda q, scale: attn_decoding_one_step(q[:, :2], x, x, scale=scale, cu_seqlens=bounds),
+}
+
+
+@pytest.mark.parametrize("call", SCALED.values(), ids=SCALED)
+def test_a_scale_is_that_of_the_queries(call):
+    """By default it is K ** -0.5."""
+    assert torch.allclose(call(x, 1.5), call(3 * x, None), atol=1e-5)
+
+
+@pytest.mark.parametrize("op", [chunk_comba, fused_recurrent_comba])
+def test_comba_without_p_and_beta(op):
+    """p is k, and beta 1."""
+    q, k, v = (torch.randn(1, 6, 2, 4) for _ in range(3))
+    g = -torch.rand(1, 6, 2)
+    o = op(q=q, k=k, v=v, p=None, g=g)[0]
+    assert torch.equal(o, op(q=q, k=k, v=v, p=k, g=g, beta=torch.ones(1, 6, 2))[0])
+
+
+def test_a_window_of_no_keys():
+    o = attn_decoding_one_step(x[:, :2], x, x, cu_seqlens=bounds, window_size=0)
+    assert not o.any()
+    with pytest.raises(ValueError, match="window_size=-1: expected boundaries and a size of 0 or more"):
+        attn_decoding_one_step(x[:, :2], x, x, cu_seqlens=bounds, window_size=-1)
+    assert attn_decoding_one_step(*(t.bfloat16() for t in (x[:, :2], x, x)), cu_seqlens=bounds).dtype == torch.bfloat16
+
+
 def test_errors():
     q = torch.randn(1, 4, 3, 8)
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 key heads"):
         parallel_attn(q, q[:, :, :2], q[:, :, :2])
     with pytest.raises(ValueError, match="cu_seqlens=None"):
         attn_decoding_one_step(q[:, :1], q, q)
+    with pytest.raises(ValueError, match=r"k has 4 steps; expected num_householder \* T = 2 \* 4"):
+        chunk_gated_delta_product(q, q, q, q[..., 0], q[..., 0], 2)
     with pytest.raises(ValueError, match="beta has 4 axes"):
         fused_recurrent_comba(q, q, q, q, q[..., 0], q)
     with pytest.raises(ValueError, match="return_intermediate_states is set"):

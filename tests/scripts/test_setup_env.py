@@ -2,8 +2,10 @@
 
 import importlib.util
 import io
+import shlex
 import shutil
 import ssl
+import subprocess
 import sys
 import urllib.error
 from pathlib import Path
@@ -124,6 +126,20 @@ def test_a_lost_or_interrupted_environment_is_made_good(setup_env, commands, tmp
     assert commands[-1][-1] == f"{ROOT}[cpu]"
 
 
+def test_a_folder_of_other_things_is_left_alone(setup_env, commands, tmp_path):
+    """`venv --clear` deletes whatever is there."""
+    (tmp_path / "envs" / "bin").mkdir(parents=True)
+    notes = tmp_path / "envs" / "notes.txt"
+    notes.touch()
+    with pytest.raises(SystemExit, match=r"envs is no environment: 'notes\.txt' in it would be deleted"):
+        setup_env.set_up(tmp_path / "envs", {"cpu"})
+    assert not commands
+    assert notes.exists()
+    notes.rename(notes.with_name("pyvenv.cfg"))  # an environment that was cut short is made anew
+    setup_env.set_up(tmp_path / "envs", {"cpu"})
+    assert commands[0][-2:] == ["--clear", str(tmp_path / "envs")]
+
+
 def test_other_pins_mean_a_new_set_up(setup_env, commands, tmp_path, monkeypatch):
     for name in ("pyproject.toml", "constraints.txt", "scripts/setup_env.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -189,6 +205,16 @@ def test_what_only_tests_need_is_missed_loudly_and_fails_in_ci(setup_env, comman
     monkeypatch.setenv("CI", "true")
     with pytest.raises(SystemExit, match="mamba-ssm, its Python part: exit code 1"):
         setup_env.set_up(tmp_path / "ci", {"test"})
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["clean", "lint", "compare"])
+def test_an_environment_in_a_folder_with_a_space(target):
+    command = ("make", "-n", target, "VENV=/tmp/my env", "PYTHON=python3")
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = [word for line in said.splitlines() for word in shlex.split(line) if "/tmp/my" in word or word.startswith("env")]
+    assert words
+    assert all(word.startswith("/tmp/my env") for word in words)
 
 
 def test_old_python_and_missing_venv_are_explained(setup_env, commands, tmp_path, monkeypatch):
