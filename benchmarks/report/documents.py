@@ -7,6 +7,7 @@ A marker names a folder of `benchmarks/results`, `<!-- rows: s3-seeds -->` ... `
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -165,28 +166,43 @@ def _lengths(name: str) -> str:
 
 
 def _headline(name: str) -> str:
-    """The same in short: a mixer a row, a group a column, the lengths in a cell; those that keep more come first."""
+    """The same in short: a mixer a row, a group a column, the lengths in a cell; those that keep more come first.
+
+    A mixer that has all groups by louder noise too (`<name>-louder`) has a row of that.
+    """
     from benchmarks.studies.figures import in_order_of_law
 
     lengths, examples, kept = _kept(name)
-    mixers: dict[str, dict[str, _Kept]] = {}
-    for k in kept:
-        mixers.setdefault(k.variant, {})[k.task] = k
-    groups = in_order_of_law({k.task for k in kept})
+    groups, mixers = in_order_of_law({k.task for k in kept}), _by_mixer(kept)
+    if (RESULTS / f"{name}-louder").exists():
+        louder = _by_mixer(_kept(f"{name}-louder")[2])
+        mixers |= {f"{label}, louder": of for label, of in louder.items() if of.keys() == set(groups)}
+    usual = Counter(len(k.runs) for of in mixers.values() for k in of.values()).most_common(1)[0][0]
 
     def score(of: dict[str, _Kept]) -> list[float]:
         return [sum(k.right[i] / len(k.runs) for k in of.values()) for i in reversed(range(len(lengths)))]
 
+    def cell(k: _Kept) -> str:
+        return "/".join(map(str, k.right)) + f" of {len(k.runs)}" * (len(k.runs) != usual)
+
     lines = []
-    for variant, of in sorted(mixers.items(), key=lambda item: score(item[1]), reverse=True):
-        cells = {g.upper(): f"{'/'.join(map(str, of[g].right))} of {len(of[g].runs)}" if g in of else "" for g in groups}
+    for label, of in sorted(mixers.items(), key=lambda item: score(item[1]), reverse=True):
+        cells = {g.upper(): cell(of[g]) if g in of else "" for g in groups}
         runs = [run for k in of.values() for run in k.runs]
         seconds = f"{median(run['seconds'] for run in runs):.0f}"
         size = {"state": f"{runs[0]['state_size']:,}", "FLOPs": f"{runs[0]['mixer_flops']:,}"}
-        lines.append({"": f"`{variant}`", **cells, **size, "s": seconds})
+        lines.append({"": label, **cells, **size, "s": seconds})
     words = ", ".join(f"{n:,}" for n in lengths)
-    note = f"Seeds with all of {examples} sequences right at lengths {words}. FLOPs a token, whole mixer; s: training, median."
+    note = f"Of {usual} seeds, or as many as a cell says, those with all of {examples} sequences right at lengths {words}."
+    note += " FLOPs a token, whole mixer; s: training, median."
     return f"{_markdown(lines)}\n{note}\n"
+
+
+def _by_mixer(kept: list[_Kept]) -> dict[str, dict[str, _Kept]]:
+    mixers: dict[str, dict[str, _Kept]] = {}
+    for k in kept:
+        mixers.setdefault(f"`{k.variant}`", {})[k.task] = k
+    return mixers
 
 
 def _law(name: str) -> str:

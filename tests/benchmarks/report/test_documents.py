@@ -71,6 +71,25 @@ def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
             documents.stored_table("kept", "lengths")
 
 
+def test_the_headline_has_a_row_of_louder_noise(make_row, tmp_path, monkeypatch):
+    """Of a mixer that has all groups by it; how many seeds there are stands in the cells that have others than most."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    head = "key,finished,length,examples,token_accuracy,sequence_accuracy"
+    stored = {"kept": (("lstm", "s3", 2), ("gla", "s3", 1), ("gla", "s4", 1)), "kept-louder": (("lstm", "s3", 1),)}
+    stored["kept-louder"] += (("gla", "s3", 1), ("gla", "s4", 1))
+    for folder, runs in stored.items():
+        with ResultStore(tmp_path / folder) as store:
+            for variant, task, seeds in runs:
+                for seed in range(seeds):
+                    store.add(make_row(variant, 1.0, seed, task=task, mixer_flops="99", finished="2026-11-27"))
+            lines = [f"{key},2026-11-27,{n},256,1.0,{int(n < 99)}.0" for key in store.rows for n in (32, 256)]
+        (tmp_path / folder / "lengths.csv").write_text("\n".join([head, *lines]))
+    table = documents.stored_table("kept", "headline")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines() if "`" in line]
+    assert sorted(rows) == [["`gla`", "1/0", "1/0"], ["`gla`, louder", "1/0", "1/0"], ["`lstm`", "2/0 of 2", ""]]
+    assert "Of 1 seeds, or as many as a cell says" in table
+
+
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
     """What only one instruction set has does not count."""
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
