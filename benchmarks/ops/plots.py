@@ -12,6 +12,7 @@ import pandas as pd
 import typer
 
 from benchmarks.ops.cases import MODES, TOKENS
+from benchmarks.records.store import unwritten
 from benchmarks.records.style import OTHER, picture, plot_ranges, plot_seeds, scale_lengths, variant_styles
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B35A8D", "#B57B00", "#000000")  # of lengths
@@ -107,7 +108,11 @@ def main(
         rows = read(table)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    for path in draw(rows, out):
+    try:
+        written = draw(rows, out)
+    except OSError as error:
+        raise typer.BadParameter(unwritten(error), param_hint="--out") from None
+    for path in written:
         print(path)
 
 

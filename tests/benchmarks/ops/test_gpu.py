@@ -185,3 +185,7 @@ def test_pictures(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     refused = CliRunner().invoke(app(plots), [str(tmp_path / "other.csv")])
     assert refused.exit_code == 2
+    (tmp_path / "file").touch()
+    refused = CliRunner().invoke(app(plots), [str(tmp_path / "gpu.csv"), "--out", str(tmp_path / "file" / "folder")])
+    assert refused.exit_code == 2
+    assert "cannot be written" in " ".join(refused.output.replace("│", " ").split())
