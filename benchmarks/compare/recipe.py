@@ -34,6 +34,7 @@ HELD = 0.95  # share under that noise above which a state does not fade
 # of `louder`: the share of the way from guessing to 1, told in the present noise, above which that grows, and below which it
 # falls; by what factors, a look; and where it ends
 BORNE, DROWNED, GROWTH, FALL, LOUDEST = 0.95, 0.8, 1.08, 0.97, 8.0
+TINY = 1e-30  # mean square of the loudest token, at the least: the root has no slope at zero
 
 
 class Curriculum:
@@ -131,6 +132,9 @@ class Noise:
 def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
     r"""Adds noise to what mixers return, `o + level * rms(o) * eps`, as loud as the yielded `Noise` says; silent at first.
 
+    Relative to each token's own channels, the level is taken as given. Relative to the loudest token's, gradients know that it
+    comes from there: what is said early only, as by a second copy of the state that leaks, makes noise for all that follows.
+
     Example:
         >>> import torch
         >>> from benchmarks.compare.recipe import noisy
@@ -149,8 +153,9 @@ def noisy(mixers: list[nn.Module]) -> Iterator[Noise]:
         if not level:
             return output
         o, *rest = output
-        rms = o.detach().float().square().mean(-1, keepdim=True).sqrt()  # [B, T, 1]
-        rms = (rms.amax(1, keepdim=True) if noise.loud or noise.is_loud else rms).to(o.dtype)
+        loud = noise.loud or noise.is_loud
+        square = (o if loud else o.detach()).float().square().mean(-1, keepdim=True)  # [B, T, 1]
+        rms = (square.amax(1, keepdim=True).clamp_min(TINY) if loud else square).sqrt().to(o.dtype)
         return o + level * rms * torch.randn_like(o), *rest
 
     with ExitStack() as hooks:

@@ -246,6 +246,34 @@ def test_louder_noise_is_that_of_the_loudest_token_for_all():
         assert torch.equal(layer.eval()(x)[0], clean)
 
 
+@pytest.mark.parametrize("is_loud", [False, True])
+def test_gradients_know_that_loud_noise_comes_from_the_loudest_token(is_loud):
+    """Else nothing speaks against a copy of the state that is said early and leaks: it costs those that keep it nothing."""
+    x = torch.randn(1, 4, 8) * torch.tensor([1.0, 9.0, 1.0, 1.0])[:, None]
+    x.requires_grad_()
+    mixer = torch.nn.Identity()
+    mixer.forward = lambda x: (x, None)
+    with noisy([mixer]) as noise:
+        noise.level, noise.is_loud = 0.5, is_loud
+        (gradient,) = torch.autograd.grad(mixer(x)[0][:, -1].sum(), x)
+    loudest, last = gradient[0, 1], gradient[0, -1]
+    assert not gradient[0, [0, 2]].any()
+    torch.testing.assert_close(last, torch.ones(8))
+    if is_loud:
+        torch.testing.assert_close(loudest / x[0, 1], (loudest / x[0, 1])[:1].expand(8))  # along what it says
+    assert bool(loudest.any()) == is_loud
+
+
+def test_loud_noise_of_silence_has_gradients():
+    x = torch.zeros(1, 4, 8, requires_grad=True)
+    mixer = torch.nn.Identity()
+    mixer.forward = lambda x: (x, None)
+    with noisy([mixer]) as noise:
+        noise.level, noise.is_loud = 0.5, True
+        (gradient,) = torch.autograd.grad(mixer(x)[0].sum(), x)
+    torch.testing.assert_close(gradient, torch.ones(1, 4, 8))
+
+
 def test_a_run_trains_in_noise_as_loud_as_it_bears(monkeypatch):
     """It ends where noise is no longer borne and no state fades; with noise of its own unit alone."""
     levels = []
