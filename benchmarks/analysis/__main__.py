@@ -12,7 +12,7 @@ import typer
 
 from benchmarks import run_command
 
-KINDS = ("overview", "accuracy", "spectra", "memory", "flops", "gate-norms", "gates", "block-size", "lm")
+KINDS = ("overview", "accuracy", "spectra", "memory", "flops", "gate-norms", "gates", "blocks", "block-size", "lm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,7 +20,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=__doc__.splitlines()[0])
 def main(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with compare.csv (or one such file), and weights/ for spectra and memory.")
+        Path,
+        typer.Argument(help="Folder with compare.csv (or one such file), and weights/ for what reads them."),
     ] = Path("results"),
     what: Annotated[str, typer.Option(help=f"Comma list of {', '.join(KINDS)}.")] = ",".join(KINDS),
     task: Annotated[str | None, typer.Option(help="Comma list. Default: all that are there.")] = None,

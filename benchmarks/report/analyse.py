@@ -13,6 +13,7 @@ from benchmarks.records.cell import MATCHES
 from benchmarks.records.plots import draw
 from benchmarks.records.summary import Comparison, counts_text, distinguish, join_name
 from benchmarks.report.accuracy import draw_block_sizes, draw_costs, draw_gate_norms
+from benchmarks.report.blocks import block_roles, blocks_figure
 from benchmarks.report.gates import best_and_worst, draw_gates, read_panels
 from benchmarks.report.overview import draw_overview, overview
 from benchmarks.report.spectra import draw_memory, draw_spectra, eigenvalues, memory, summarise_eigenvalues
@@ -59,6 +60,11 @@ def _paint_gates(table: pd.DataFrame, comparison: Comparison, picture: Path) -> 
     draw_gates(read_panels(table), f"{comparison.heading}: what a block does at each letter", note, picture)
 
 
+def _paint_blocks(table: pd.DataFrame, comparison: Comparison, picture: Path) -> None:
+    note = "Blocks are in the order of what they tell alone. What is silenced says its mean."
+    blocks_figure(table, f"{comparison.heading}: which blocks hold it", note).draw(picture)
+
+
 def _block_sizes(comparisons: list[Comparison], apart: dict, out: Path) -> list[Path]:
     picture = out / f"{join_name('block-size', comparisons[0].task, apart=apart)}.png"
     draw_block_sizes(comparisons, picture)
@@ -94,6 +100,7 @@ EACH: dict[str, Callable[[Comparison, Path, Path], list[Path]]] = {  # of each c
     "flops": partial(_picture, "flops", draw_costs),
     "gate-norms": partial(_picture, "gate-norms", draw_gate_norms),
     "gates": partial(_weights, "gates", best_and_worst, _paint_gates),
+    "blocks": partial(_weights, "blocks", block_roles, _paint_blocks),
 }
 
 

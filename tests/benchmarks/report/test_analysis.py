@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import benchmarks.analysis.__main__ as command
@@ -19,6 +20,7 @@ from benchmarks.lm.report import COLUMNS, read
 from benchmarks.records.naming import parse_name
 from benchmarks.records.store import ResultStore
 from benchmarks.records.summary import compare
+from benchmarks.report import blocks
 from benchmarks.report.accuracy import block_size_lines, draw_block_sizes, draw_costs, draw_gate_norms
 from benchmarks.report.gates import are_permutations, letter_matrices, read_panels
 from benchmarks.report.lengths import app as lengths_app
@@ -178,7 +180,7 @@ def test_the_command_writes_pictures_and_numbers(trained, tmp_path):
     for match in ("params", "state"):
         expected |= {f"spectra-s3-{match}{end}" for end in (".png", ".csv", "-values.csv")}
         expected |= {f"memory-s3-{match}{end}" for end in (".png", ".csv")}
-        expected |= {f"gates-s3-{match}{end}" for end in (".png", ".csv")}
+        expected |= {f"{kind}-s3-{match}{end}" for kind in ("gates", "blocks") for end in (".png", ".csv")}
         expected |= {f"flops-s3-{match}.png", f"gate-norms-s3-{match}.png", f"compare-s3-{match}.png"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     for path in tmp_path.glob("*.png"):
@@ -304,17 +306,18 @@ def test_costs_are_those_of_whole_mixers_and_of_wider_mlps(make_row, tmp_path, f
 
 def test_stored_numbers_are_drawn_anew_without_weights(trained, tmp_path):
     """What a checkout holds: rows and numbers, no weights."""
-    first = run(trained[0], "--what", "spectra,memory,gates", "--out", tmp_path)
+    first = run(trained[0], "--what", "spectra,memory,gates,blocks", "--out", tmp_path)
     assert first.exit_code == 0, first.output
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "compare.csv").write_bytes((trained[0] / "compare.csv").read_bytes())
     numbers = {path.name: path.read_text() for path in tmp_path.glob("*.csv")}
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    again = run(tmp_path / "rows" / "compare.csv", "--what", "spectra,memory,gates", "--out", tmp_path)  # a file will do
+    file = tmp_path / "rows" / "compare.csv"  # will do in the place of a folder
+    again = run(file, "--what", "spectra,memory,gates,blocks", "--out", tmp_path)
     assert again.exit_code == 0, again.output
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
-        f"{kind}-s3-{match}.png" for kind in ("spectra", "memory", "gates") for match in ("params", "state")
+        f"{kind}-s3-{match}.png" for kind in ("spectra", "memory", "gates", "blocks") for match in ("params", "state")
     )
     assert {path.name: path.read_text() for path in tmp_path.glob("*values.csv")} == {
         name: text for name, text in numbers.items() if name.endswith("values.csv")
@@ -335,6 +338,57 @@ def test_gates_of_a_letter_need_one_plain_layer(trained, change):
     row = {**rows_of(trained, "bdlru-m3")[0], **change}
     with pytest.raises(ValueError, match=r"bdlru-m3 with . block.*need one plain BD-LRU layer"):
         letter_matrices(trained[0], row)
+
+
+def test_blocks_that_say_nothing_are_told_from_the_one_that_says_all(trained, tmp_path, monkeypatch):
+    """Output columns are gate-major: feature i * H + k is of block k."""
+    monkeypatch.setattr(blocks, "EXAMPLES", 32)
+    # no sequence is all right after so few steps
+    monkeypatch.setattr(blocks, "evaluate", lambda *given: {"sequence_accuracy": evaluate(*given)["token_accuracy"]})
+    (row,) = [row for row in rows_of(trained, "bdlru-m3") if row["matched"].startswith("params")]
+    model = load_model(trained[0], row)
+    (layer,) = (module for module in model.modules() if isinstance(module, BDLRU))
+    with torch.no_grad():
+        layer.o_proj.weight.unflatten(1, (3, layer.num_blocks))[:, :, torch.arange(layer.num_blocks) != 2] = 0
+    (tmp_path / "weights").mkdir()
+    save_file(model.state_dict(), tmp_path / "weights" / f"{row['key']}.safetensors")
+    table = blocks.block_roles(tmp_path, [row, *rows_of(trained, "lstm"), *rows_of(trained, "hlru-m2")])
+    assert list(table["seed"]) == [row["seed"]] * layer.num_blocks
+    assert set(table["length"]) == {16}
+    kept = table[table["block"] == 2].iloc[0]
+    whole = evaluate(model, get_task("s3"), 16, 32, "cpu")["token_accuracy"]
+    assert (kept["share"], kept["alone"], kept["whole"]) == (pytest.approx(1), whole, whole)
+    others = table[table["block"] != 2]
+    assert (others["without"] == whole).all()
+    assert not others["share"].any()
+    assert others["alone"].nunique() == 1  # of means alone
+    assert others["alone"].iloc[0] < whole
+
+
+def test_a_block_that_is_silenced_says_its_mean():
+    layer, x = BDLRU(12, block_size=3), torch.randn(2, 5, 12)
+    model = torch.nn.Module()
+    model.forward = lambda input_ids: layer(input_ids)
+    said = blocks.what_is_said(model, layer, x)
+    torch.testing.assert_close(layer.o_proj(said), layer(x)[0])
+    mean, silent = said.mean((0, 1)), torch.tensor([False, True, False, False])
+    expected = said.unflatten(-1, (3, 4)).clone()
+    expected[..., 1] = mean.unflatten(0, (3, 4))[:, 1]
+    with blocks.silenced(layer, silent, mean):
+        torch.testing.assert_close(layer(x)[0], layer.o_proj(expected.flatten(-2)))
+    torch.testing.assert_close(layer(x)[0], layer.o_proj(said))
+
+
+def test_runs_whose_blocks_are_drawn_stand_in_rows():
+    line = {"variant": "bdlru-m2", "length": 64, "whole": 0.5, "share": 0.5}
+    table = pd.DataFrame(
+        [{**line, "seed": seed, "block": k, "alone": 0.25, "without": 0.75} for seed in (0, 1) for k in (1, 0)]
+    )
+    alone, without = blocks.blocks_figure(table, "title", "note").panels
+    assert alone.rows == ["bdlru-m2, seed 0", "bdlru-m2, seed 1"]
+    assert alone.columns == ["all", "1", "2"]
+    assert alone.cells["bdlru-m2, seed 1", "all"] == (0.5, "0.50")
+    assert (alone.cells["bdlru-m2, seed 0", "1"], without.cells["bdlru-m2, seed 1", "2"]) == ((0.25, "0.25"), (0.75, "0.75"))
 
 
 def test_stored_language_models_are_drawn(tmp_path):
