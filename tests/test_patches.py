@@ -124,6 +124,15 @@ def test_swapping_by_hand_keeps_the_rest_and_equals_building_with_the_field(tmp_
     torch.testing.assert_close(packed[:, 4:], model(tokens[:1, 4:], use_cache=False).logits)
 
 
+def test_gates_of_a_layer_that_is_swapped_into_half_types_are_rounded_there():
+    """Gates without a norm that were rounded up would let states grow."""
+    model = GLAForCausalLM(GLAConfig(**SIZES)).bfloat16()
+    arguments = {"gate_norm": "none", "gate_bias": "memory", "memory_range": (2.0, 1e5)}
+    layer = fla_bdlru.swap_mixers(model, "bdlru", arguments).model.layers[1].attn
+    assert layer.a_proj.bias.dtype == torch.bfloat16
+    assert (layer.a_proj.bias.double().view(layer.gate_shape) <= layer.initial_gates()).all()
+
+
 def test_a_swapped_layer_lies_where_its_block_does():
     """A model may be spread over devices; here all but one block are on none."""
     model = GLAForCausalLM(GLAConfig(**SIZES)).to("meta")

@@ -276,6 +276,7 @@ def test_only_configs_with_another_mixer_are_marked(tmp_path):
     assert not marked(mixer=None)
     assert not marked(mixer="native")
     assert not marked(mixer=["native", "native"])
+    assert not marked(mixer=("native", "native"))
 
 
 def test_a_checkpoint_without_the_mark_still_loads(tmp_path):
