@@ -153,9 +153,11 @@ def test_a_mask_that_is_written_to_between_calls(by_position):
     """FLA's attention keeps what it found in a mask, by the object."""
     model, tokens, mask = hybrid(), torch.randint(3, 40, (2, 7)), torch.ones(2, 7, dtype=torch.long)
     args, kwargs = ((tokens, mask), {}) if by_position else ((tokens,), {"attention_mask": mask})
-    model(*args, **kwargs)
-    mask[0, :3] = 0
-    torch.testing.assert_close(model(*args, **kwargs).logits[0, 3:], model(tokens[:1, 3:]).logits[0])
+    for each, field in ((model, "logits"), (model.model, "last_hidden_state")):
+        mask.fill_(1)
+        each(*args, **kwargs)
+        mask[0, :3] = 0
+        torch.testing.assert_close(each(*args, **kwargs)[field][0, 3:], each(tokens[:1, 3:])[field][0])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fla.modules import GatedMLP
 from fresh import run_fresh
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from usage import lively, train
 
 from fla_bdlru.layers import BDLRU, HLRU
@@ -103,19 +103,6 @@ def test_blocks_are_not_split_over_devices(name):
     for space in range(20_000, 120_000, 10_000):
         places = accelerate.infer_auto_device_map(model, {0: space, "cpu": 10**9}, model._no_split_modules)
         assert not any(place.startswith("model.layers.") and place.count(".") > 2 for place in places)
-
-
-@each_family
-def test_predictions_of_trainer_are_logits(name, tmp_path):
-    """Without labels a model gives its cache, too, which Trainer would gather."""
-    Config, _, CausalLM, _, options = FAMILIES[name]
-    rows = [{"input_ids": torch.randint(3, 40, (5,))} for _ in range(3)]
-    model = CausalLM(Config(**SIZES, **options))
-    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, disable_tqdm=True)
-    predictions = Trainer(model, arguments).predict(rows).predictions
-    with torch.no_grad():
-        logits = model.eval()(torch.stack([row["input_ids"] for row in rows])).logits
-    torch.testing.assert_close(torch.from_numpy(predictions), logits)
 
 
 @each_family
@@ -282,6 +269,11 @@ def test_families_of_ones_own(name, tmp_path):
     assert loaded.config.scale == 3.0
     with pytest.raises(ValueError, match="did you mean 'gate_norm'"):
         OwnFieldConfig(gate_nrom="tanh")
+    for cls, auto in ((OwnConfig, "AutoConfig"), (Own, "AutoModelForCausalLM")):  # whose code goes into a saved folder
+        cls.register_for_auto_class(auto)
+        cls.__base__.register_for_auto_class(auto)
+        assert (cls._auto_class, cls.__base__._auto_class) == (auto, None)
+        cls._auto_class = None
     AutoConfig.register(OwnConfig.model_type, OwnConfig)
     AutoModelForCausalLM.register(OwnConfig, Own)
     Own(OwnConfig(**SIZES)).save_pretrained(tmp_path)
@@ -366,10 +358,13 @@ def test_hybrid_with_attention(name):
 
 
 @each_family
-def test_mixer_field_works_on_native_models_too(name):
-    Config, _, CausalLM, _, options = FAMILIES[name]
+def test_mixer_field_works_on_native_models_too(name, tmp_path):
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
     model = CausalLM(Config(**SIZES, **options, mixer=["native", "lstm"]))
     assert type(model.model.layers[1].attn).__name__ == "LSTM"
+    CausalLM(Config(**SIZES, **options)).save_pretrained(tmp_path)
+    loaded = CausalLM.from_pretrained(tmp_path, mixer=["lstm", "native"], ignore_mismatched_sizes=True)
+    assert [type(block.attn).__name__ for block in loaded.model.layers] == ["LSTM", layer_class.__name__]
 
 
 @each_family
