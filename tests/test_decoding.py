@@ -221,6 +221,19 @@ def test_a_cache_is_rewound_to_its_start_and_after_a_reset():
             torch.testing.assert_close(layer(x, past_key_values=start, use_cache=True)[0], expected)
 
 
+@torch.no_grad()
+def test_attention_with_a_window_is_rewound_while_it_has_dropped_nothing():
+    fields = {"layers": [1], "num_heads": 2, "window_size": 8}
+    model = lively(BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCAB, attn=fields))).eval()
+    x = torch.randint(0, VOCAB, (2, 9))
+    cache = model(x[:, :7], use_cache=True, step_states=3).past_key_values
+    logits = model(x[:, 5:], past_key_values=rewind_cache(cache, 2), use_cache=True).logits
+    torch.testing.assert_close(logits, model(x, use_cache=False).logits[:, 5:], rtol=1e-4, atol=1e-5)
+    cache = model(x, use_cache=True, step_states=3).past_key_values
+    with pytest.raises(ValueError, match="layer 1 is attention with a window of 8, which has dropped"):
+        rewind_cache(cache, 2)
+
+
 def test_several_tokens_after_a_cache_before_attention_with_a_window():
     """FLA keeps the keys that they look at where there is no mask, and has dropped them where there is one."""
     fields = {"layers": [1], "num_heads": 2, "window_size": 3}

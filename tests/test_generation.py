@@ -5,8 +5,14 @@ import torch
 from fla.models import TransformerConfig, TransformerForCausalLM
 from fla.models.modeling_utils import FLAPreTrainedModel
 from fla.models.utils import Cache
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from transformers.generation import MaxLengthCriteria, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
+)
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM, SpeculativeDecoding
@@ -176,6 +182,58 @@ def test_options_of_generate():
         assert torch.equal(out, model.generate(more, max_new_tokens=5))
 
 
+def test_padding_is_no_text_to_draft_from():
+    """A prompt that repeats itself drafts as much behind padding as without."""
+    model, reports = build("bdlru", vocab_size=4, eos_token_id=None, pad_token_id=None), []
+    prompt = torch.tensor([[1, 2, 3, 0] * 3])
+    for padding in (0, 1):
+        ids, mask = (torch.nn.functional.pad(x, (padding, 0)) for x in (prompt, torch.ones_like(prompt)))
+        lookup = SpeculativeDecoding()
+        model.generate(ids, attention_mask=mask, custom_generate=lookup, max_new_tokens=12, eos_token_id=None, pad_token_id=0)
+        reports.append(lookup.report[:4])
+    assert reports[0] == reports[1]
+    assert reports[0][2] > 8
+
+
+def test_an_assistant_that_says_the_same_and_rows_that_end():
+    """Every draft is accepted, drawn or not; nothing is drafted for a row that has ended."""
+    model, prompt = Table(), torch.tensor([[1, 1], [3, 3]])
+    decoding = SpeculativeDecoding(model, num_tokens=4)
+    criteria, config = StoppingCriteriaList([MaxLengthCriteria(32)]), GenerationConfig(max_length=32, use_cache=True)
+    with torch.no_grad():
+        config.do_sample = True
+        decoding(model, prompt, LogitsProcessorList(), criteria, config)
+        assert decoding.report.acceptance_rate == 1
+        # 1 is followed by the end, 2; 3 and 0 by each other
+        model.table.copy_(torch.eye(4)[torch.tensor([3, 2, 2, 0])])
+        config.do_sample, config._pad_token_tensor = False, torch.tensor(1)
+        criteria.append(EosTokenCriteria(torch.tensor(2)))
+        out = decoding(model, prompt, LogitsProcessorList(), criteria, config)
+    assert out[:, 2:].tolist() == [[2] + [1] * 29, [0, 3] * 15]
+    report = decoding.report
+    assert (report.tokens, report.drafted - report.accepted) == (31, 3)  # three behind the end, in one draft
+
+
+def test_an_assistant_goes_on_from_what_was_accepted():
+    """It does not begin anew behind a draft that was refused."""
+    model, small, lengths = build("bdlru", eos_token_id=None), build("small", eos_token_id=None), []
+    small.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    decoding = SpeculativeDecoding(small)
+    model.generate(torch.arange(3, 12)[None], custom_generate=decoding, max_new_tokens=12)
+    assert decoding.report.acceptance_rate < 1
+    assert lengths[0] == 9
+    assert max(lengths[1:]) <= 2  # the token behind the last draft, too, where all of it was accepted
+
+
+def test_a_prompt_is_read_in_chunks():
+    """All but its last token, which goes in with the first draft."""
+    model, lengths = build("bdlru"), []
+    model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    for chunk in ({}, {"prefill_chunk_size": 3}):
+        model.generate(torch.arange(3, 12)[None], custom_generate=SpeculativeDecoding(), max_new_tokens=1, **chunk)
+    assert lengths == [8, 1, 3, 3, 2, 1]
+
+
 def test_lookup():
     """The longest run of last tokens that stood before, the latest of them with enough behind it."""
     text = torch.tensor([[9, 1, 2, 3, 4, 1, 2, 5, 8, 1, 2]])
@@ -203,7 +261,10 @@ def test_errors():
     refused("a batch with logits_processor=.*PrefixConstrained.* does not go", prompt, **allowed)
     refused("use_cache=False does not go together with speculative decoding", use_cache=False)
     refused("output_hidden_states=True does not go", output_hidden_states=True)
+    refused("output_attentions=True does not go", output_attentions=True)
     refused("logits_processor=.*ClassifierFreeGuidance.* does not go", guidance_scale=2.0)
+    watermark = SynthIDTextWatermarkingConfig(keys=[3, 5], ngram_len=2)
+    refused("logits_processor=.*SynthID.* does not go", watermarking_config=watermark, do_sample=True)
     refused("zeros only on the left", attention_mask=torch.tensor([[1, 1, 0, 1, 1]]))
     refused("zeros only on the left", attention_mask=torch.tensor([[0, 0, 0, 0, 0]]))
     refused("pass input_ids, not inputs_embeds", None, inputs_embeds=model.model.embeddings(one))

@@ -1,5 +1,6 @@
 """What the import changes in other libraries: the record is whole, and it can be done without."""
 
+import copy
 import subprocess
 import sys
 
@@ -122,6 +123,23 @@ def test_swapping_by_hand_keeps_the_rest_and_equals_building_with_the_field(tmp_
     torch.testing.assert_close(again.eval()(tokens).logits, logits)
     packed = model(tokens[:1], position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]), use_cache=False).logits
     torch.testing.assert_close(packed[:, 4:], model(tokens[:1, 4:], use_cache=False).logits)
+
+
+def test_gates_of_a_layer_that_is_swapped_into_half_types_are_rounded_there():
+    """Gates without a norm that were rounded up would let states grow."""
+    model = GLAForCausalLM(GLAConfig(**SIZES)).bfloat16()
+    arguments = {"gate_norm": "none", "gate_bias": "memory", "memory_range": (2.0, 1e5)}
+    layer = fla_bdlru.swap_mixers(model, "bdlru", arguments).model.layers[1].attn
+    assert layer.a_proj.bias.dtype == torch.bfloat16
+    assert (layer.a_proj.bias.double().view(layer.gate_shape) <= layer.initial_gates()).all()
+
+
+def test_swapping_by_hand_where_head_and_model_have_a_config_each():
+    model = GLAForCausalLM(GLAConfig(**SIZES))
+    model.model.config = copy.deepcopy(model.config)
+    fla_bdlru.swap_mixers(model, "bdlru")
+    assert [type(block.attn) for block in model.model.layers] == [BDLRU, BDLRU]
+    assert model.config.mixer == model.model.config.mixer == "bdlru"
 
 
 def test_a_swapped_layer_lies_where_its_block_does():

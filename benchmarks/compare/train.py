@@ -17,6 +17,7 @@ from benchmarks.compare.recipe import CHECK, EXAMPLES, LEFT, LOUD, Curriculum, N
 from benchmarks.records.cell import RESTARTING, SCHEDULES, Cell
 from benchmarks.tasks import IGNORE, Task, get_task, make_generator
 from fla_bdlru.layers.measure import count_parameters, linear_flops_per_token
+from fla_bdlru.layers.weight_decay import weight_decay_groups
 
 EVAL_BATCH = 256
 FEWEST = 8  # sequences of a step, however long they are
@@ -92,18 +93,8 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
 
-def decays(p: torch.nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms and what a layer marks as such."""
-    return p.ndim > 1 and not getattr(p, "_no_weight_decay", False)
-
-
 def _optimizer(model: torch.nn.Module, cell: Cell) -> torch.optim.Optimizer:
-    params = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if decays(p)], "weight_decay": cell.weight_decay},
-        {"params": [p for p in params if not decays(p)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=cell.lr, fused=True)
+    return torch.optim.AdamW(weight_decay_groups(model, cell.weight_decay), lr=cell.lr, fused=True)
 
 
 @dataclass

@@ -19,11 +19,11 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.compare.run import Interrupted, handled
-from benchmarks.compare.train import decays
 from benchmarks.lm.evaluate import octaves, position_losses, scored_tokens
 from benchmarks.lm.models import build_model
 from benchmarks.lm.settings import Entry, Settings
 from benchmarks.lm.text import Blocks, Corpus, Windows
+from fla_bdlru.layers.weight_decay import decaying_parameters
 
 COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing
 
@@ -124,7 +124,7 @@ class LMTrainer(Trainer):
         self.add_callback(self.checkpoints)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return [name for name, p in model.named_parameters() if decays(p)]
+        return decaying_parameters(model)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         metrics = {"eval_loss": self.validate(self.model_wrapped, self.accelerator)}

@@ -39,6 +39,16 @@ def gathered(parameter: nn.Parameter) -> AbstractContextManager:
     return GatheredParameters([parameter], modifier_rank=0)
 
 
+def placed_as(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """`value` in the dtype of a parameter, and sharded as it is."""
+    value = value.to(parameter.dtype)
+    if not hasattr(parameter, "device_mesh"):  # sharded before it was initialised, as torchtitan does
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 START_STD = 0.1  # of a learned initial state: about what a first token leaves in a new layer
 
 
@@ -164,12 +174,7 @@ class GatedRecurrence(Mixer):
             logits = gate_logits(self.initial_gates(), self.gate_norm).flatten()
             if self.gate_norm == "none":
                 logits = rounded_down(logits, bias.dtype)
-            logits = logits.to(bias.dtype)
-            if hasattr(bias, "device_mesh"):  # sharded before it was initialised, as torchtitan does
-                from torch.distributed.tensor import distribute_tensor
-
-                logits = distribute_tensor(logits.to(bias.device), bias.device_mesh, bias.placements, src_data_rank=None)
-            bias.copy_(logits)
+            bias.copy_(placed_as(logits, bias))
         elif self.selective:
             nn.init.zeros_(bias)
         else:

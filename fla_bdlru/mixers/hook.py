@@ -19,7 +19,7 @@ from transformers.initialization import guard_torch_init_functions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.layers.base import as_it_is_now
-from fla_bdlru.layers.gated import GatedRecurrence
+from fla_bdlru.layers.gated import GatedRecurrence, placed_as
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
 from fla_bdlru.patches import record, wrap
@@ -101,13 +101,41 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
-        for part in _KEEPS_INIT.get(name, ()):
-            for parameter in getattr(layer, part).parameters():
-                parameter._is_hf_initialized = not parameter.is_meta
+        if any(parameter.is_meta for parameter in layer.parameters()):
+            layer._built_as = (name, config.hidden_size, layer_idx, arguments)
+        else:
+            keep_init(layer, name)
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         swaps.append(Swap(block, slot, layer))
     return swaps
+
+
+def keep_init(layer: nn.Module, name: str) -> None:
+    """Has transformers leave what a model's `_init_weights` must not draw anew."""
+    for part in _KEEPS_INIT.get(name, ()):
+        for parameter in getattr(layer, part).parameters():
+            parameter._is_hf_initialized = True
+
+
+def fill_missing(layer: nn.Module) -> None:
+    """Gives a layer that was made on the meta device what its constructor draws, where a checkpoint has none of it.
+
+    transformers leaves memory as it was allocated there, and a model's `_init_weights` knows the parts of its own mixer only.
+    """
+    missing = {name: p for name, p in layer.named_parameters() if not (p.is_meta or getattr(p, "_is_hf_initialized", False))}
+    if not missing:
+        return
+    name, hidden_size, layer_idx, arguments = layer._built_as
+    with torch.device("cpu"):
+        drawn = build_mixer(name, hidden_size, layer_idx, **arguments)
+    keep_init(drawn, name)
+    for key, value in drawn.named_parameters():
+        if key in missing:
+            with torch.no_grad():
+                missing[key].copy_(placed_as(value, missing[key]))
+            if hasattr(value, "_is_hf_initialized"):
+                missing[key]._is_hf_initialized = True
 
 
 def check_stray(config: PreTrainedConfig, names: set[str]) -> None:
@@ -409,7 +437,10 @@ def _refuse_before(post_init: Callable, self: FLAPreTrainedModel) -> None:
 
 
 def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> None:
-    # a bias that a checkpoint lacks comes here blank, and `_init_weights` would zero it as any other
+    # what a checkpoint lacks comes here blank, and `_init_weights` would zero the gates' bias as any other
+    for layer in (module for module in self.modules() if hasattr(module, "_built_as")):
+        if not isinstance(layer, GatedRecurrence):
+            fill_missing(layer)
     for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
         if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
             layer.reset_parameters()

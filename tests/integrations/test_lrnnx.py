@@ -1,5 +1,6 @@
 """The layers of lrnnx as mixers. Its CUDA extension is a stub here: what needs no extension runs."""
 
+import inspect
 import sys
 import types
 from dataclasses import replace
@@ -64,6 +65,7 @@ def test_names_arguments_and_refusals():
     with pytest.raises(ValueError, match=r"cu_seqlens=.* takes whole sequences only"):
         mixer(x[:1], cu_seqlens=torch.tensor([0, 4]))
     assert lrnnx_mixer("lrnnx_lru") is type(mixer)
+    assert inspect.signature(type(mixer)).parameters["d_state"].default == mixer.layer.d_state == 64
     assert count_parameters(mixer) == count_parameters(mixer.layer)
 
 

@@ -163,6 +163,8 @@ def test_cache_shapes_are_those_of_the_states(name):
     half = mixers_of(build(name, dtype=torch.bfloat16))[0].allocate_inference_cache(3, max_seqlen=1)
     assert half[1].dtype == torch.float32
     assert half[0] is None or half[0].dtype == torch.bfloat16
+    half = layer.allocate_inference_cache(3, max_seqlen=1, dtype=torch.bfloat16)
+    assert (half[0] is None or half[0].dtype == torch.bfloat16, half[1].dtype) == (True, torch.float32)
 
 
 @each_cfg
@@ -264,7 +266,8 @@ def test_packed_documents(name):
     seq_idx = torch.stack([torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in lengths]).int()
     with torch.no_grad():
         expected = torch.stack([torch.cat([model(doc[None]).logits[0] for doc in row.split(n)]) for row, n in zip(x, lengths)])
-        torch.testing.assert_close(model(x, seq_idx=seq_idx).logits, expected, rtol=1e-4, atol=1e-4)
+        for numbers in (seq_idx, 7 - seq_idx):  # any that differ
+            torch.testing.assert_close(model(x, seq_idx=numbers).logits, expected, rtol=1e-4, atol=1e-4)
         cu_seqlens = torch.tensor([0, 5, 9, 12], dtype=torch.int32)
         packed = model(x[:1], cu_seqlens=cu_seqlens, seq_idx=seq_idx[:1]).logits
         torch.testing.assert_close(packed, expected[:1], rtol=1e-4, atol=1e-4)
@@ -330,6 +333,28 @@ def test_part_of_a_batch():
             params.batch_size_offset, params.seqlen_offset = first, 5
             logits[first : first + 2] = model(x[first : first + 2, 5:], inference_params=params).logits
         torch.testing.assert_close(logits, model(x).logits[:, 5:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_a_batch_makes_place_for_those_before():
+    model, x = build("bdlru-conv-gate"), tokens(4, 6)
+    with torch.no_grad():
+        params = InferenceParams(max_seqlen=6, max_batch_size=4, batch_size_offset=2)
+        logits = [model(x[2:, :5], inference_params=params).logits]
+        params.seqlen_offset = 5
+        logits.append(model(x[2:, 5:], inference_params=params).logits)
+        torch.testing.assert_close(torch.cat(logits, 1), model(x[2:]).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_built_where_and_as_it_is_asked_for():
+    layer = integration.build_layer("HLRU", D, layer_idx=3, device="meta", dtype=torch.float16, order=2)
+    assert (layer.layer_idx, layer.order) == (3, 2)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float16)}
+
+
+def test_norms_with_dropout_are_refused():
+    x, weight = torch.randn(2, D), torch.ones(D)
+    with pytest.raises(NotImplementedError, match=r"dropout_p=0.1: mamba_ssm's norms run without dropout on a CPU"):
+        integration.layer_norm_fn(x, weight, None, dropout_p=0.1)
 
 
 def test_errors():

@@ -22,6 +22,7 @@ LAYERS = {
     "bdlru, gates computed again": lambda: BDLRU(D, block_size=2, recompute_gates=True, initial_state="learned"),
     "hlru, window longer than a slice": lambda: HLRU(D, order=5),
     "hlru with all parts": lambda: HLRU(D, order=3, initial_state="learned", **PARTS),
+    "bdlru, convolution of one token": lambda: BDLRU(D, use_short_conv=True, conv_size=1, conv_bias=True),
     "hlru, state": lambda: HLRU(D, order=3, readout="state", use_short_conv=True, conv_size=2),
 }
 SIZES = {"hidden_size": D, "num_hidden_layers": 2, "vocab_size": 32, "hidden_ratio": 2}

@@ -1,17 +1,19 @@
 """The layers against the published equations, and what FLA asks of a layer: cache, padding, packing, initialisation."""
 
+import ast
 import inspect
 import itertools
 import math
+import re
 
 import pytest
 import torch
 from fla.models.utils import Cache
 from torch import nn
 
-from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.layers import BDLRU, HLRU, LSTM, Bidirectional
 from fla_bdlru.layers.gate_bias import gate_logits, memory_gates_bdlru, memory_gates_hlru, time_constants
-from fla_bdlru.ops import GATE_NORMS, normalize_gates
+from fla_bdlru.ops import GATE_NORMS, naive_recurrent_bdlru, normalize_gates
 
 D = 16
 LAYERS = {
@@ -101,6 +103,28 @@ def test_hlru_layer_equals_the_published_equations(gate_norm, readout):
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["swish", "silu", "sigmoid"])
+def test_convolution_and_output_gate_equal_their_formulas(activation):
+    """The parts around the recurrence: causal, with a bias, SiLU; RMS norm with its epsilon, then the gate."""
+    options = {"use_short_conv": True, "conv_size": 3, "conv_bias": True, "use_output_gate": True, "norm_eps": 0.3}
+    layer = BDLRU(D, block_size=2, output_gate_activation=activation, **options)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x, weights = torch.randn(2, 7, D), layer.state_dict()
+    v = (x @ weights["v_proj.weight"].T).transpose(1, 2)
+    v = nn.functional.pad(v, (2, 0))
+    v = nn.functional.conv1d(v, weights["v_conv1d.weight"].view(D, 1, 3), weights["v_conv1d.bias"], groups=D).transpose(1, 2)
+    g = x @ weights["a_proj.weight"].T + weights["a_proj.bias"]
+    h = naive_recurrent_bdlru(
+        nn.functional.silu(v).unflatten(-1, (2, 8)).transpose(2, 3), g.unflatten(-1, (2, 3, 8)).permute(0, 1, 4, 2, 3)
+    )[0]
+    h = h.transpose(2, 3).flatten(2)
+    h = h / (h.square().mean(-1, keepdim=True) + 0.3).sqrt() * weights["o_norm.weight"]
+    gate = x @ weights["g_proj.weight"].T
+    gate = gate.sigmoid() if activation == "sigmoid" else nn.functional.silu(gate)
+    torch.testing.assert_close(layer(x)[0], (h * gate) @ weights["o_proj.weight"].T, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["bdlru-start", "hlru-start"])
 def test_sequences_begin_with_the_learned_state(name):
     """The op's initial state, feature order as the docstrings state it; with zeros the layer is one without it."""
@@ -182,11 +206,52 @@ def test_state_size_is_what_the_cache_holds(name):
     assert layer.flops_per_token() > 2 * layer.o_proj.weight.numel()
 
 
+def test_states_names_are_those_of_saved_checkpoints():
+    """What a checkpoint calls its tensors, and their shapes: another name would start the tensor anew on loading."""
+    options = {"use_short_conv": True, "conv_bias": True, "use_output_gate": True, "initial_state": "learned"}
+    shapes = {
+        "v_proj.weight": [16, 16], "o_proj.weight": [16, 16], "g_proj.weight": [16, 16], "o_norm.weight": [16],
+        "v_conv1d.weight": [16, 1, 4], "v_conv1d.bias": [16],
+    }  # fmt: skip
+    bdlru = {**shapes, "a_proj.weight": [48, 16], "a_proj.bias": [48], "h0": [2, 8]}
+    window = {"g_proj.weight": [48, 16], "o_norm.weight": [48], "o_proj.weight": [16, 48]}
+    hlru = {**shapes, **window, "a_proj.weight": [64, 16], "a_proj.bias": [64], "h0": [3, 16]}
+    constant = {"v_proj.weight": [16, 16], "a_proj.bias": [80], "o_proj.weight": [16, 16]}
+    lstm = {f"lstm.{name}_l0": [64, 16] if "weight" in name else [64] for name in
+            ("weight_ih", "weight_hh", "bias_ih", "bias_hh")} | {"o_proj.weight": [16, 16]}  # fmt: skip
+    for layer, expected in (
+        (BDLRU(D, block_size=2, **options), bdlru),
+        (HLRU(D, order=3, **options), hlru),
+        (BDLRU(D, selective=False), constant),
+        (LSTM(D), lstm),
+        (Bidirectional(LSTM(D), LSTM(D)), {f"{way}.{key}": shape for way in ("ahead", "back") for key, shape in lstm.items()}),
+    ):
+        assert {key: list(value.shape) for key, value in layer.state_dict().items()} == expected
+
+
+def test_which_op_runs(monkeypatch):
+    """`mode`, and one new token without gradients goes step by step in either."""
+    ran, x = [], torch.randn(1, 3, D)
+    for cls in (BDLRU, HLRU):
+        ops = [lambda *args, op=op, **kwargs: ran.append(op) or op(*args, **kwargs) for op in cls.ops]
+        chunk, step = cls.ops
+        monkeypatch.setattr(cls, "ops", ops)
+        for mode, whole in (("chunk", chunk), ("fused_recurrent", step)):
+            layer = cls(D, mode=mode)
+            layer(x), layer(x[:, :1])
+            with torch.no_grad():
+                layer(x), layer(x[:, :1])
+            assert ran == [whole, whole, whole, step]
+            ran.clear()
+
+
 def test_flops_are_counted():
     layer = BDLRU(8, block_size=2, num_blocks=3)
     # v, a and o projections, six gates of two operations and six logits of three a block
     plain = 2 * (8 * 6 + 8 * 18 + 6 * 8) + (2 + 3) * 18
     assert layer.flops_per_token() == plain
+    convolved = BDLRU(8, block_size=2, num_blocks=3, use_short_conv=True, conv_size=3)
+    assert convolved.flops_per_token() == plain + 2 * 3 * 6
     peft = pytest.importorskip("peft")
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["v_proj", "o_proj"]), layer)
     assert layer.flops_per_token() == plain + 2 * 2 * 2 * (8 + 6)
@@ -263,6 +328,25 @@ def test_packed_equals_documents(name):
 
 
 @each_layer
+def test_packed_documents_decode_side_by_side(name):
+    """The cache has a state for each document; that of one without tokens is the one it had."""
+    layer, docs = build(name, layer_idx=0).eval(), [torch.randn(1, n, D) for n in (4, 6, 5)]
+    cache, parts = Cache(), ([2, 4, 0], [1, 0, 4], [1, 2, 1])  # 4, 6 and 5 tokens
+    begun, outputs = [0, 0, 0], [[] for _ in docs]
+    with torch.no_grad():
+        for lengths in parts:
+            x = torch.cat([doc[:, bos : bos + n] for doc, bos, n in zip(docs, begun, lengths)], 1)
+            cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)])
+            o = layer(x, past_key_values=cache, use_cache=True, cu_seqlens=cu_seqlens)[0]
+            assert len(cache[0]["recurrent_state"]) == 3
+            for found, piece in zip(outputs, o.split(lengths, 1)):
+                found.append(piece)
+            begun = [bos + n for bos, n in zip(begun, lengths)]
+        for doc, found in zip(docs, outputs):
+            torch.testing.assert_close(torch.cat(found, 1), layer(doc)[0], rtol=1e-5, atol=1e-5)
+
+
+@each_layer
 def test_explicit_cu_seqlens_win_over_the_mask(name):
     layer, x = build(name), torch.randn(1, 6, D)
     cu_seqlens, mask = torch.tensor([0, 2, 6]), torch.tensor([[0, 1, 1, 1, 1, 1]])
@@ -312,6 +396,31 @@ def test_memory_bias_has_the_time_constants_it_names(M, gate_norm):
     companion[:, 0], companion[:, 1:, :-1] = gates[:M].T, torch.eye(M - 1, dtype=torch.float64)
     leading = torch.linalg.eigvals(companion).abs().amax(-1)
     torch.testing.assert_close(leading, torch.exp(-1 / tau), rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_memory_gates_of_a_block_and_a_channel():
+    """A decay of one half: half of what is not kept goes to the other channels, half of that to each of two."""
+    tau = torch.tensor([1 / math.log(2)], dtype=torch.float64)
+    row = [0.25, 0.125, 0.125, 0.5]
+    expected = torch.tensor([row, [row[1], row[0], row[2], row[3]], [row[1], row[2], row[0], row[3]]], dtype=torch.float64)
+    torch.testing.assert_close(memory_gates_bdlru(3, tau)[..., 0], expected)
+    # lags weigh less the further back they are, and the input has what is left
+    expected = torch.tensor([0.25, 0.0625, 0.03125, 0.65625], dtype=torch.float64)
+    torch.testing.assert_close(memory_gates_hlru(3, tau)[:, 0], expected)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU])
+def test_what_is_drawn_anew(cls):
+    """Constant gates differ, or nothing would tell rows apart; a learned start is of the size of what a first token leaves."""
+    bias = cls(64, selective=False).a_proj.bias
+    assert 0.8 < bias.std() < 1.2
+    layer = cls(256, initial_state="learned", layer_idx=0)
+    assert 0.08 < layer.h0.std() < 0.12
+    assert layer.h0.mean().abs() < 0.02
+    cache = Cache()
+    cls(256, layer_idx=0)(torch.randn(8, 1, 256), past_key_values=cache, use_cache=True)
+    first = cache[0]["recurrent_state"]
+    assert 1 / 3 < first[first != 0].std() / layer.h0.std() < 3
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU])
@@ -389,6 +498,7 @@ ERRORS = [
     (lambda: HLRU(D, recompute_gates="auto"), "recompute_gates must be True or False; got 'auto'"),
     (lambda: BDLRU(D, mode="parallel"), "mode='parallel' is not known; expected one of 'chunk', 'fused_recurrent'"),
     (lambda: BDLRU(D, gate_bias="memory", memory_range=(8, 2)), "memory_range must be two time constants"),
+    (lambda: HLRU(D, memory_range=(0.5, 2)), "memory_range must be two time constants in steps, 1 <= low <= high; got"),
     (lambda: BDLRU(D, use_output_gate=True, output_gate_activation="gelu"), "output_gate_activation='gelu' is not known"),
     (lambda: HLRU(D, order=0), "order must be positive; got 0"),
     (lambda: HLRU(D, readout="last"), "readout='last' is not known; expected one of 'window', 'state'"),
@@ -418,6 +528,7 @@ BAD_CALLS = {
     r"hidden_states must have shape \[B, T, 16\]; got \[2, 7, 15\]": lambda x: ((x[..., 1:],), {}),
     r"hidden_states must be of a floating-point dtype \(.*\); got torch.int64": lambda x: ((x.long(),), {}),
     "cu_seq_lens is not an argument of .*; did you mean 'cu_seqlens'": lambda x: ((x,), {"cu_seq_lens": torch.tensor([0, 7])}),
+    "cu_seqlen is not an argument of .*; did you mean 'cu_seqlens'": lambda x: ((x,), {"cu_seqlen": torch.tensor([0, 7])}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[2, 5\]": lambda x: ((x, torch.ones(2, 5)), {}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[1, 7\]": lambda x: ((x, torch.ones(1, 7)), {}),
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[3, 7\]": lambda x: ((x, torch.ones(3, 7)), {}),
@@ -436,6 +547,14 @@ def test_bad_calls(name, message):
     args, kwargs = BAD_CALLS[message](torch.randn(2, 7, D))
     with pytest.raises(ValueError, match=message):
         build(name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["bdlru", "hlru-conv-gate", "lstm"])
+def test_of_a_longer_mask_the_end_is_read(name):
+    """What stands before is another call's; what it holds does not matter."""
+    layer, x, mask = build(name), torch.randn(2, 5, D), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 1]])
+    longer = torch.cat([torch.tensor([[1, 7, -1]] * 2), mask], 1)
+    torch.testing.assert_close(layer(x, longer)[0], layer(x, mask)[0])
 
 
 def test_an_unknown_argument_is_named_with_those_that_are_known():
@@ -486,6 +605,20 @@ def test_public_signature(cls, own):
     assert (by_position.gate_norm, by_position.selective, by_position.mode) == ("tanh", True, "chunk")
     with pytest.raises(TypeError, match="'blocks'"):
         cls(D, blocks=4)
+
+
+@pytest.mark.parametrize("cls", [BDLRU, HLRU, LSTM])
+def test_defaults_are_those_that_the_docstrings_state(cls):
+    """HLRU leaves what it shares to BDLRU's."""
+    parameters = inspect.signature(cls).parameters
+    stated = {}
+    for documented in (cls, BDLRU) if cls is HLRU else (cls,):
+        entries = r"(?m)^ {4}(\w+) \(.*, Optional\):\n((?: {8}.*\n)+)"
+        for name, body in re.findall(entries, inspect.cleandoc(documented.__doc__)):
+            stated.setdefault(name, re.search(r"Default: (.*)\.$", " ".join(body.split()))[1].strip("`"))
+    for name, p in parameters.items():
+        if p.default is not p.empty and not stated[name].startswith("expand * hidden_size"):
+            assert ast.literal_eval(stated[name]) == p.default, name
 
 
 def test_time_constants_spread():

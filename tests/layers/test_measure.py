@@ -34,6 +34,20 @@ def test_every_operation_is_counted_once():
     assert layer.layer_idx is None
 
 
+def test_a_multiplication_and_an_addition_in_one_count_two():
+    class Fused(Counted):
+        def forward(self, x, past_key_values=None, **kwargs):
+            y = self.proj(x)  # 48
+            return torch.addcmul(y, y, y).lerp(y, 0.5), None, past_key_values  # 2 * 3, twice
+
+    assert measure_flops_per_token(Fused()) == 48 + 6 + 6
+
+
+def test_the_state_of_attention_grows_with_its_tokens():
+    layer = build_mixer("attn", 32, layer_idx=0, num_heads=4)
+    assert [measure_state_size(layer, tokens=tokens) for tokens in (1, 5)] == [2 * 32, 2 * 32 * 5]
+
+
 def test_a_layers_own_figure_wins():
     layer = Counted()
     layer.flops_per_token = lambda: 7

@@ -108,12 +108,24 @@ def random_hook(layer):
     layer.a_proj.register_forward_hook(lambda module, args, output: nn.functional.dropout(output, 0.5))
 
 
+def random_pre_hook(layer):
+    layer.a_proj.register_forward_pre_hook(lambda module, args: nn.functional.dropout(args[0], 0.5))
+
+
+def random_forward(layer):
+    forward = layer.a_proj.forward
+    layer.a_proj.forward = lambda x: nn.functional.dropout(forward(x), 0.5)
+
+
 def lora(layer):
     layer.a_proj = LoRA(layer.a_proj)
     nn.init.normal_(layer.a_proj.up.weight)
 
 
-@pytest.mark.parametrize("change", [freeze, hook, random_hook, lora], ids=lambda change: change.__name__)
+CHANGES = [freeze, hook, random_hook, random_pre_hook, random_forward, lora]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_whatever_the_projection_is(change, autocast):
     """The backward runs outside of autocast, and from another random state."""

@@ -140,9 +140,24 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
         model(tokens, mask.bool(), use_cache=True)
     with pytest.raises(ValueError, match=message):
         model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
+    with pytest.raises(ValueError, match=message):  # by position, as FLA's models take a cache
+        model(tokens, mask, None, Cache())
     assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
     recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_position", [True, False])
+def test_a_mask_that_is_written_to_between_calls(by_position):
+    """FLA's attention keeps what it found in a mask, by the object."""
+    model, tokens, mask = hybrid(), torch.randint(3, 40, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    args, kwargs = ((tokens, mask), {}) if by_position else ((tokens,), {"attention_mask": mask})
+    for each, field in ((model, "logits"), (model.model, "last_hidden_state")):
+        mask.fill_(1)
+        each(*args, **kwargs)
+        mask[0, :3] = 0
+        torch.testing.assert_close(each(*args, **kwargs)[field][0, 3:], each(tokens[:1, 3:])[field][0])
 
 
 @torch.no_grad()

@@ -238,6 +238,12 @@ def test_documents(shape, fields, expected):
     assert (None if found is None else found.tolist()) == expected
 
 
+def test_boundaries_are_of_one_type():
+    """FlashAttention's are int32."""
+    found = documents(1, 4, cu_seq_lens_q=torch.tensor([0, 3, 4], dtype=torch.int32))
+    assert found.dtype == documents(1, 4, seq_idx=torch.tensor([[0, 0, 0, 1]])).dtype == torch.int64
+
+
 @pytest.mark.parametrize("shape, fields, message", ERRORS)
 def test_documents_errors(shape, fields, message):
     with pytest.raises(ValueError, match=message):

@@ -14,6 +14,8 @@ from fla.models import (
     GLAForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    RWKV7Config,
+    RWKV7ForCausalLM,
     TransformerConfig,
     TransformerForCausalLM,
 )
@@ -143,6 +145,46 @@ def test_mamba_keeps_its_time_steps_in_another_model():
     steps = torch.nn.functional.softplus(layer.dt_proj.bias)
     assert 1e-4 <= steps.min() < 0.02 < steps.max() <= 0.11
     assert layer.in_proj.weight.std() < 0.03
+    assert layer.conv1d.weight.std() > 0.2  # of a window of 4, as torch draws a convolution
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "hgrn", "kda", "mamba", "mamba2", "rodimus", "rwkv6"])
+def test_what_a_checkpoint_lacks_is_drawn_as_in_a_new_model(name, tmp_path):
+    """transformers leaves memory as it was allocated; the model knows the parts of its own mixer only."""
+    arguments = {
+        "gated_deltanet": {"num_heads": 4, "head_dim": 8}, "kda": {"num_heads": 4, "head_dim": 8}, "mamba": {"state_size": 4},
+        "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8}, "rodimus": {"expand_ratio": 8, "residual_in_fp32": False},
+    }.get(name, {})  # fmt: skip
+    build().save_pretrained(tmp_path)
+    junk = [torch.full((2**n,), 1e30) for n in range(1, 14) for _ in range(40)]  # what is allocated next holds it
+    del junk
+    fields = {"mixer": name, "mixer_config": arguments, "ignore_mismatched_sizes": True}
+    loaded = TransformerForCausalLM.from_pretrained(tmp_path, **fields)
+    new = dict(build(mixer=name, mixer_config=arguments).named_parameters())
+    for key, found in loaded.named_parameters():
+        if ".attn." in key:
+            low, high = new[key].min().item(), new[key].max().item()
+            spread = 1 + 4 * (high - low)
+            assert low - spread < found.min(), key
+            assert found.max() < high + spread, key
+            assert found.numel() < 32 or 0.5 < (found.std() + 1e-6) / (new[key].std() + 1e-6) < 2, key
+    x = torch.randint(3, 40, (2, 6))
+    loaded(x, labels=x).loss.backward()
+    loaded.save_pretrained(tmp_path)
+    again = TransformerForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), again.parameters()))
+
+
+def test_the_first_values_of_rwkv7_pass_through_swapped_layers():
+    """Its layers after the first mix in the first one's values, which each block hands on."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 40, "intermediate_size": 64, "head_dim": 8}
+    tokens, seen = torch.randint(3, 40, (2, 5)), []
+    for mixer in (["native", "bdlru", "native"], ["bdlru", "hlru", "native"]):
+        model = RWKV7ForCausalLM(RWKV7Config(**sizes, mixer=mixer))
+        last = model.model.layers[2].attn
+        last.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["v_first"]), with_kwargs=True)
+        model(tokens, labels=tokens).loss.backward()
+    assert [bool(values.any()) for values in seen] == [True, False]
 
 
 def test_register_mixer(own_registry):
@@ -167,6 +209,17 @@ def test_register_mixer(own_registry):
         with pytest.raises(ValueError, match=r"is not accepted; expected a subclass of torch.nn.Module"):
             fla_bdlru.register_mixer("mine", cls)
     assert "mine" not in fla_bdlru.available_mixers()
+
+
+def test_ones_own_mixer_under_a_name_of_a_package_that_is_not_installed(own_registry, monkeypatch):
+    class Mine(BDLRU):
+        pass
+
+    source = registry.Source(("theirs",), lambda: False, lambda name: pytest.fail("the package was asked for it"))
+    monkeypatch.setattr(registry, "SOURCES", [source, *registry.SOURCES])
+    assert "theirs" not in fla_bdlru.available_mixers()
+    fla_bdlru.register_mixer("theirs", Mine)
+    assert isinstance(fla_bdlru.build_mixer("theirs", 32), Mine)
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -87,6 +87,15 @@ def test_packed_documents(family, head, bidirectional):
 
 
 @each_family
+def test_hidden_states_of_masked_models(family):
+    model, x = build(family, "ForMaskedLM", True), torch.randint(1, 30, (2, 4))
+    states = model(x, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    torch.testing.assert_close(model.lm_head(states[-1]), model(x).logits)
+    assert model(x).hidden_states is None
+
+
+@each_family
 def test_a_language_models_weights_go_into_a_head(family, tmp_path):
     build(family, "ForCausalLM").save_pretrained(tmp_path)
     model = AUTO["ForSequenceClassification"].from_pretrained(tmp_path, num_labels=5)

@@ -7,9 +7,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from fla.modules import GatedMLP
 from fresh import run_fresh
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from usage import train
+from usage import lively, train
 
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.layers.gated import START_STD
@@ -22,6 +23,13 @@ FAMILIES = {
     "hlru": (HLRUConfig, HLRUModel, HLRUForCausalLM, HLRU, {"order": 3, "readout": "state"}),
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
+DEFAULTS = {
+    "hidden_size": 2048, "num_hidden_layers": 24, "hidden_ratio": 4, "intermediate_size": None, "hidden_act": "swish",
+    "norm_eps": 1e-6, "attn": None, "max_position_embeddings": 2048, "use_cache": True, "pad_token_id": None,
+    "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "initializer_range": 0.02, "fuse_norm": True,
+    "fuse_swiglu": True, "fuse_cross_entropy": True, "fuse_linear_cross_entropy": False, "use_l2warp": False,
+    "vocab_size": 32000, "bidirectional": False,
+}  # fmt: skip
 
 
 @each_family
@@ -37,6 +45,73 @@ def test_auto_classes(name, tmp_path):
     x = torch.randint(0, 40, (2, 7))
     with torch.no_grad():
         assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@each_family
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("act", ["swish", "powlu"])
+def test_a_model_equals_its_parts(name, fused, act):
+    """Embeddings, blocks of norm, layer, norm and MLP with residuals around them, norm, head; and FLA's loss shifts labels."""
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
+    fields = {"fuse_norm": fused, "fuse_swiglu": fused, "hidden_act": act, "norm_eps": 0.3, "use_output_gate": True}
+    model = lively(CausalLM(Config(**SIZES, **options, **fields))).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter)
+
+    def norm(module, h):
+        return h / (h.square().mean(-1, keepdim=True) + 0.3).sqrt() * module.weight
+
+    x = torch.randint(0, 40, (2, 7))
+    with torch.no_grad():
+        h = model.model.embeddings.weight[x]
+        for block in model.model.layers:
+            layer = layer_class(32, **options, norm_eps=0.3, use_output_gate=True)
+            mlp = GatedMLP(32, intermediate_size=64, hidden_act=act, fuse_swiglu=False)
+            layer.load_state_dict(block.attn.state_dict())
+            mlp.load_state_dict(block.mlp.state_dict())
+            h = h + layer(norm(block.attn_norm, h))[0]
+            h = h + mlp(norm(block.mlp_norm, h))
+            assert (block.mlp.fuse_swiglu, block.mlp.down_proj.in_features) == (fused, 64)
+        logits = norm(model.model.norm, h) @ model.lm_head.weight.T
+        out = model(x, labels=x)
+    torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-4)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, loss, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+def test_defaults_and_what_they_make(name):
+    Config, Model, _, _, options = FAMILIES[name]
+    config = Config()
+    assert {field: getattr(config, field) for field in DEFAULTS} == DEFAULTS
+    fields = {**SIZES, "vocab_size": 4000, "num_hidden_layers": 1, "intermediate_size": None, "pad_token_id": 3}
+    model = Model(Config(**fields, **options, initializer_range=0.3, hidden_ratio=25))
+    assert model.layers[0].mlp.gate_proj.out_features == 768  # 2/3 of 25 * 32, rounded up to 256
+    for weight in (model.embeddings.weight, model.layers[0].attn.v_proj.weight, model.layers[0].mlp.gate_proj.weight):
+        assert 0.25 < weight.std() < 0.35
+    model(torch.tensor([[3, 4, 5]])).last_hidden_state.sum().backward()
+    assert not model.embeddings.weight.grad[3].any()  # of the padding
+    assert model.embeddings.weight.grad[4].any()
+
+
+@each_family
+def test_blocks_are_not_split_over_devices(name):
+    accelerate = pytest.importorskip("accelerate")
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    model = CausalLM(Config(**SIZES, **options))
+    for space in range(20_000, 120_000, 10_000):
+        places = accelerate.infer_auto_device_map(model, {0: space, "cpu": 10**9}, model._no_split_modules)
+        assert not any(place.startswith("model.layers.") and place.count(".") > 2 for place in places)
+
+
+@each_family
+def test_a_model_card_of_ones_own_stays(name, tmp_path):
+    config = FAMILIES[name][0](**SIZES)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    config.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @each_family
@@ -194,6 +269,11 @@ def test_families_of_ones_own(name, tmp_path):
     assert loaded.config.scale == 3.0
     with pytest.raises(ValueError, match="did you mean 'gate_norm'"):
         OwnFieldConfig(gate_nrom="tanh")
+    for cls, auto in ((OwnConfig, "AutoConfig"), (Own, "AutoModelForCausalLM")):  # whose code goes into a saved folder
+        cls.register_for_auto_class(auto)
+        cls.__base__.register_for_auto_class(auto)
+        assert (cls._auto_class, cls.__base__._auto_class) == (auto, None)
+        cls._auto_class = None
     AutoConfig.register(OwnConfig.model_type, OwnConfig)
     AutoModelForCausalLM.register(OwnConfig, Own)
     Own(OwnConfig(**SIZES)).save_pretrained(tmp_path)
@@ -278,10 +358,13 @@ def test_hybrid_with_attention(name):
 
 
 @each_family
-def test_mixer_field_works_on_native_models_too(name):
-    Config, _, CausalLM, _, options = FAMILIES[name]
+def test_mixer_field_works_on_native_models_too(name, tmp_path):
+    Config, _, CausalLM, layer_class, options = FAMILIES[name]
     model = CausalLM(Config(**SIZES, **options, mixer=["native", "lstm"]))
     assert type(model.model.layers[1].attn).__name__ == "LSTM"
+    CausalLM(Config(**SIZES, **options)).save_pretrained(tmp_path)
+    loaded = CausalLM.from_pretrained(tmp_path, mixer=["lstm", "native"], ignore_mismatched_sizes=True)
+    assert [type(block.attn).__name__ for block in loaded.model.layers] == ["LSTM", layer_class.__name__]
 
 
 @each_family

@@ -11,7 +11,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from usage import greedy, lively, train
 
 from fla_bdlru.layers import BDLRU
@@ -276,6 +284,10 @@ def test_only_configs_with_another_mixer_are_marked(tmp_path):
     assert not marked(mixer=None)
     assert not marked(mixer="native")
     assert not marked(mixer=["native", "native"])
+    assert not marked(mixer=("native", "native"))
+    others = type("OtherConfig", (PreTrainedConfig,), {"model_type": "other"})(mixer="convolution")
+    assert others.to_dict()["mixer"] == "convolution"
+    assert "attn_implementation" not in others.to_dict()
 
 
 def test_a_checkpoint_without_the_mark_still_loads(tmp_path):

@@ -139,6 +139,16 @@ def test_noise_is_relative_and_only_while_training():
     assert torch.equal(layer.train()(x)[0], clean)
 
 
+def test_noise_has_no_gradient_of_its_own():
+    """Its size is what it is: a layer is not pushed to say less."""
+    layer, x, weight = BDLRU(8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    with noisy([layer]) as noise:
+        grads = []
+        for noise.level in (0.0, 0.7):
+            grads.append(torch.autograd.grad((layer(x)[0] * weight).sum(), list(layer.parameters())))
+    torch.testing.assert_close(*grads)
+
+
 def test_noise_is_drawn_again_by_checkpointing():
     layer, x = BDLRU(16), torch.randn(2, 5, 16, requires_grad=True)
     grads = []

@@ -1,0 +1,62 @@
+"""Which parameters weight decay is for, found in a model as it stands: copies and sharding lose marks."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+from torch import nn
+
+from fla_bdlru.layers.gated import GatedRecurrence
+
+
+def decaying_parameters(model: nn.Module) -> list[str]:
+    r"""Names of the parameters that weight decay is for: not biases, norms and what a layer has marked.
+
+    The mark is `_no_weight_decay`; FLA's Mamba sets it, too. Ours, on the gates' bias and on `h0`, a learned initial state,
+    is set anew here: sharding loses it, and so does `copy.deepcopy`, as `torch.optim.swa_utils.AveragedModel` copies. What
+    transformers' `Trainer` has for this goes by names, does not know `h0` and lets it decay.
+
+    Args:
+        model (nn.Module):
+            A model or a layer; sharded or wrapped already, where it is going to be.
+
+    Example:
+        >>> from fla_bdlru.layers import BDLRU
+        >>> from fla_bdlru.layers.weight_decay import decaying_parameters
+        >>> layer = BDLRU(hidden_size=16, initial_state="learned")
+        >>> assert decaying_parameters(layer) == ["v_proj.weight", "a_proj.weight", "o_proj.weight"]
+    """
+    for layer in model.modules():
+        if isinstance(layer, GatedRecurrence):
+            layer.mark_parameters()
+    return [name for name, p in model.named_parameters() if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    r"""An optimiser's parameter groups: `decaying_parameters`, and the others, without weight decay; frozen ones are in none.
+
+    Args:
+        model (nn.Module):
+            A model or a layer; sharded or wrapped already, where it is going to be.
+        weight_decay (float):
+            Weight decay of the first group, at least 0.
+
+    Raises:
+        ValueError: if `weight_decay` is no number from 0 on.
+
+    Example:
+        >>> import torch
+        >>> from fla_bdlru.layers import BDLRU
+        >>> from fla_bdlru.layers.weight_decay import weight_decay_groups
+        >>> optimizer = torch.optim.AdamW(weight_decay_groups(BDLRU(hidden_size=16), 0.1), lr=1e-3)
+        >>> assert [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups] == [(3, 0.1), (1, 0.0)]
+    """
+    if not isinstance(weight_decay, Real) or isinstance(weight_decay, bool) or not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay must be a number from 0 on; got {weight_decay!r}.")
+    names = set(decaying_parameters(model))
+    trained = [(name in names, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for decays, p in trained if decays], "weight_decay": weight_decay},
+        {"params": [p for decays, p in trained if not decays], "weight_decay": 0.0},
+    ]
