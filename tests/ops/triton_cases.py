@@ -74,15 +74,36 @@ def test_large_sizes_forward(name, M, chunks):
 
 
 def test_large_blocks_backward(chunks):
-    """Above 8 rows the loop over them is a run-time loop."""
+    """Above 8 rows a chunk's transition is computed in parts."""
     compare("bdlru", *make_inputs("bdlru", T=5, M=9, width=2))
     compare("hlru", *make_inputs("hlru", T=5, M=16, width=2))
+
+
+@each_op
+def test_run_time_loops(name, chunks, monkeypatch):
+    """As above 16 rows: those of a block and turns of a window are not unrolled, and pass 2 reads column by column."""
+    for module in (import_module(f"fla_bdlru.ops.{name}.kernels"), runtime):
+        monkeypatch.setattr(module, "MAX_UNROLLED", 1)
+    compare(name, *make_inputs(name, M=3, width=2))
+    compare(name, *make_inputs(name, T=11, M=3, width=2, num_seqs=7), cu_seqlens=torch.tensor(PACKED))
+    test_nan_stays_in_its_document(name, "v", chunks)
 
 
 @each_op
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8])
 def test_lengths_around_a_chunk(name, T, chunks):
     compare(name, *make_inputs(name, B=2, T=T))
+
+
+@each_op
+def test_no_steps(name, poisoned_empty):
+    """States are handed on, in both directions."""
+    v, g, h0 = make_inputs(name, T=0)
+    do, dht = torch.zeros_like(v), torch.randn_like(h0)
+    got = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht)
+    assert torch.equal(got["ht"], h0)
+    assert torch.equal(got["dh0"], dht)
+    assert torch.equal(OPS[f"chunk_{name}"][0](v, g, None, True)[1], torch.zeros_like(h0))
 
 
 @each_op
