@@ -245,21 +245,19 @@ def test_activations_in_ulps(name, low, high, ulps):
     assert error.max() <= ulps, (error.max(), x[error.argmax()])
 
 
-@pytest.mark.parametrize("name, low, high", [("tanh", -20.0, 20.0), ("sigmoid", -40.0, 40.0)])
-def test_derivatives_in_ulps(name, low, high):
-    """Where a gate is nearly 1 too: y (1 - y) and 1 - y^2 would be 0 there."""
-    function = getattr(cpu_gates, name)
+def test_the_derivative_of_sigmoid_in_ulps():
+    """Where a gate is nearly 1 too: y (1 - y) would be 0 there."""
 
     @njit
     def apply(source, target):
         for x in range(0, source.size, LANES):
-            store(target, x, function(load(source, x, None))[1], None)
+            store(target, x, cpu_gates.sigmoid(load(source, x, None))[1], None)
 
-    x = np.linspace(low, high, 1 << 16).astype(np.float32)
+    x = np.linspace(-40, 40, 1 << 16).astype(np.float32)
     got = np.full_like(x, np.nan)
     apply(x, got)
-    half = np.exp(-np.abs((2 if name == "tanh" else 1) * x.astype(np.float64)))
-    exact = (4 if name == "tanh" else 1) * half / (1 + half) ** 2
+    half = np.exp(-np.abs(x.astype(np.float64)))
+    exact = half / (1 + half) ** 2
     error = np.abs(got - exact) / np.spacing(exact.astype(np.float32))
     assert error.max() <= 4, (error.max(), x[error.argmax()])
 

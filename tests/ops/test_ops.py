@@ -622,8 +622,8 @@ BAD_CALLS = {
         (v[:1], g[:1]), {"cu_seqlens": torch.tensor([0, 7], device="meta")}),
     r"integers of shape \[num_seqs\+1\]; got torch.int64 \[1\]": lambda v, g, h0: (
         (v[:1], g[:1]), {"cu_seqlens": torch.tensor([7])}),
-    r"integers of shape \[num_seqs\+1\]; got torch.int64 \[1, 2\]": lambda v, g, h0: (
-        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([[0, 7]])}),
+    r"integers of shape \[num_seqs\+1\]; got torch.int64 \[2, 2\]": lambda v, g, h0: (
+        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([[0, 7], [0, 7]])}),
 }  # fmt: skip
 
 
