@@ -49,6 +49,8 @@ def test_chunk_length():
     assert chunk_length(B=8, T=2048, n=512, M=4, warps=16) == 63
     assert chunk_length(B=1, T=131_072, n=512, M=4, warps=16) == 497
     assert chunk_length(B=1, T=100, n=64, M=16, warps=8) == 32
+    # two chunks gain no more than they cost
+    assert [chunk_length(B=1, T=T, n=64, M=16, warps=8) for T in (60, 64, 65)] == [60, 64, 32]
     for T in (1, 100, 5000, 2**20):
         C = chunk_length(1, T, 512, 2, 28)
         assert C == T or (C >= 32 and 4 * -(-T // C) <= 132 * 28)
