@@ -312,7 +312,8 @@ class Kernel:
             return {"neg": f"-{v[0]}", "abs": f"fabsf({v[0]})"}[name], "float"
         special = {
             "ex2": "ex2({0})",
-            "rsqrt": "(float)(1.0 / sqrt((double){0}))",
+            # always as far off as a GPU's may be, so that what relies on it is off too
+            "rsqrt": "(float)((1.0 + 0x1p-23) / sqrt((double){0}))",
             "sqrt": "(float)sqrt((double){0})",
             "rcp": "1.f / {0}",
             "div": "{0} / {1}",

@@ -153,6 +153,27 @@ def test_backward_twice_and_an_input_that_changed():
         o.backward()
 
 
+@pytest.mark.parametrize("name", ["bdlru", "hlru"])
+def test_what_runs_next_keeps_its_own_logits(name):
+    """The input of a layer's gates is that of its recurrence alone, and not of the one after it, which computes none again."""
+    others = [build(name, False) for _ in range(2)]
+    for other in others:
+        nn.init.constant_(other.a_proj.weight, 0.5)
+    expected = run(others[0])
+    run(build(name, True))
+    assert_equal(run(others[1]), expected)
+
+
+def test_the_backward_draws_no_random_numbers_of_the_user():
+    """It repeats those of the forward, and gives the random state back as it was."""
+    layer = build("bdlru", True, random_hook)
+    o = layer(torch.randn(B, T, D))[0].sum()
+    torch.rand(3)
+    before = torch.get_rng_state()
+    o.backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("reentrant", [None, False, True])
 def test_models_with_checkpointing(reentrant):
     """The field of a config reaches the layers, and checkpoints of whole blocks hold one."""

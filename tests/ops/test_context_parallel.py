@@ -99,6 +99,15 @@ def test_errors(op, message):
         OPS[op][0](torch.randn(B, *shape), torch.randn(B, *shape, 4), cp_context=BAD_CONTEXTS[message])
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_boundaries_are_checked_where_ranks_take_part(op):
+    """Before anything is exchanged: a rank that fails alone leaves the others waiting."""
+    shape = (1, 7, WIDTH, 3) if "bdlru" in op else (1, 7, WIDTH)
+    context = SimpleNamespace(**{**GOOD, "group": object(), "cu_seqlens": torch.tensor([0, 6])})
+    with pytest.raises(ValueError, match=r"must rise from 0 to T=7; got \[0, 6\]"):
+        OPS[op][0](torch.randn(shape), torch.randn(*shape, 4), cp_context=context)
+
+
 def test_nan_does_not_pass_where_a_document_starts():
     """P of a slice in which a document starts is zero: what is before it does not reach what comes after."""
     P, x = torch.zeros(3, 2, 2, 4), torch.randn(3, 2, 4)

@@ -128,6 +128,18 @@ def test_native_without_steps(op):
 
 
 @each_op
+def test_native_refuses_strides(op):
+    """Memory is read as it lies, so that other layouts would be other values."""
+    v, g, h0, _, dht = make_inputs(op)
+    o, _, _ = cpu_scan.cpu_fwd(v, g, h0, None, "softmax")
+    turned = v.mT.contiguous().mT
+    with pytest.raises(ValueError, match="kernels read contiguous memory; got strides"):
+        cpu_scan.cpu_fwd(turned, g, h0, None, "softmax")
+    with pytest.raises(ValueError, match="kernels read contiguous memory; got strides"):
+        cpu_scan.cpu_bwd(v, g, o, h0, turned, dht, None, "softmax")
+
+
+@each_op
 def test_native_none_is_zeros(op):
     v, g, h0, do, dht = make_inputs(op)
     zeros = torch.zeros_like
@@ -231,6 +243,23 @@ def test_activations_in_ulps(name, low, high, ulps):
     exact = wide * exact if name == "silu" else exact
     error = np.abs(got - exact) / np.spacing(np.abs(exact).astype(np.float32))
     assert error.max() <= ulps, (error.max(), x[error.argmax()])
+
+
+def test_the_derivative_of_sigmoid_in_ulps():
+    """Where a gate is nearly 1 too: y (1 - y) would be 0 there."""
+
+    @njit
+    def apply(source, target):
+        for x in range(0, source.size, LANES):
+            store(target, x, cpu_gates.sigmoid(load(source, x, None))[1], None)
+
+    x = np.linspace(-40, 40, 1 << 16).astype(np.float32)
+    got = np.full_like(x, np.nan)
+    apply(x, got)
+    half = np.exp(-np.abs(x.astype(np.float64)))
+    exact = half / (1 + half) ** 2
+    error = np.abs(got - exact) / np.spacing(exact.astype(np.float32))
+    assert error.max() <= 4, (error.max(), x[error.argmax()])
 
 
 def test_exp_at_the_edges():
@@ -355,11 +384,14 @@ def test_native_states_reach_zero(op):
 
 
 @each_op
-def test_native_nan_stays_in_its_lane(op):
-    v, g, h0, do, dht = make_inputs(op, width=20)
-    clean = native(op, v, g, h0, do, dht)
-    g[0, 4, ..., 5] = float("nan")
-    got = native(op, v, g, h0, do, dht)
+@pytest.mark.parametrize("gate_norm", GATE_NORMS)
+@pytest.mark.parametrize("gates", [slice(None), 0, 1, -1], ids=str)
+def test_native_nan_stays_in_its_lane(op, gate_norm, gates):
+    """And is not hidden there, be it one logit of a row."""
+    v, g, h0, do, dht = make_inputs(op, width=20, scale=0.5)
+    clean = native(op, v, g, h0, do, dht, gate_norm=gate_norm)
+    g[0, 4, ..., gates, 5] = float("nan")
+    got = native(op, v, g, h0, do, dht, gate_norm=gate_norm)
     assert got["o"][0, 4:, ..., 5].isnan().all()
     others = [i for i in range(20) if i != 5]
     assert all(torch.equal(got[key][..., others], clean[key][..., others]) for key in KEYS)

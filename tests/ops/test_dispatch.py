@@ -1,6 +1,7 @@
 """Which backend runs, and what is said when none can."""
 
 import builtins
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,14 @@ def test_auto_takes_the_native_path(monkeypatch):
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float32) == "triton"
     assert dispatch.resolve_backend(torch.device("cuda"), torch.float64) == "torch"
     assert dispatch.resolve_backend(torch.device("xpu"), torch.bfloat16) == "triton"
+    npu = SimpleNamespace(type="npu")  # a name that PyTorch knows where torch_npu is installed
+    assert dispatch.resolve_backend(npu, torch.bfloat16) == "triton"
+
+
+@pytest.mark.parametrize("value", dispatch.BACKENDS)
+def test_tensors_that_are_shapes_alone_have_no_backend(monkeypatch, value):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", value)
+    assert dispatch.resolve_backend(torch.device("meta"), torch.float64) == "meta"
 
 
 @pytest.mark.parametrize("device, reason", [("mps", "the kernels know no device 'mps'"), ("xpu", "Triton is not installed")])
@@ -46,6 +55,17 @@ def test_forced_backends_that_cannot_run(monkeypatch, value, device, dtype, mess
     monkeypatch.setenv("FLA_BDLRU_BACKEND", value)
     with pytest.raises(ValueError, match=message):
         dispatch.resolve_backend(torch.device(device), dtype)
+
+
+def test_forced_triton_that_cannot_run(monkeypatch):
+    """Switched to the GPU by name, or not installed."""
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1 before Python starts"):
+        dispatch.resolve_backend(CPU, torch.float32)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    with pytest.raises(ValueError, match="FLA_BDLRU_BACKEND='triton' needs Triton: `pip install triton`"):
+        dispatch.resolve_backend(torch.device("cuda"), torch.float32)
 
 
 @pytest.mark.parametrize("reason", ["missing", "broken", "disabled"])

@@ -131,6 +131,22 @@ def test_naive_chunk_equals_recurrent(name, shape, M, T):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name, shape", [("bdlru", (3, 2)), ("hlru", (3,))])
+@pytest.mark.parametrize("chunk_size, message", [(0, "be positive; got 0"), (2.0, "be an integer; got 2.0")])
+def test_errors_of_chunk_size(name, shape, chunk_size, message):
+    with pytest.raises(ValueError, match=f"chunk_size must {message}"):
+        REFERENCES[f"naive_chunk_{name}"](torch.randn(1, 5, *shape), torch.randn(1, 5, *shape, 3), chunk_size=chunk_size)
+
+
+@each_reference
+def test_naive_returns_a_state_where_asked_to(naive):
+    shape = (1, 5, 3, 2) if "bdlru" in naive.__name__ else (1, 5, 3)
+    v, g = torch.randn(shape), torch.randn(*shape, 3)
+    o, state = naive(v, g)
+    assert state is None
+    assert torch.equal(naive(v, g, torch.zeros(1, 3, 2), True)[0], o)
+
+
 @pytest.mark.parametrize("cu_seqlens", CU_SEQLENS, ids=["dense", "packed"])
 @pytest.mark.parametrize("name, shape, M", [("bdlru", (2, 2), 2), ("hlru", (2,), 3)])
 def test_naive_chunk_second_derivatives(name, shape, M, cu_seqlens):

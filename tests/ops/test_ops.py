@@ -94,6 +94,18 @@ def test_op_gradient_of_final_state_alone(name, backend):
 
 
 @each_op
+def test_op_gradient_of_one_input_alone(name, backend):
+    """As where gates are constants, or the initial state is all that is learned."""
+    inputs, op = make_inputs(name), OPS[name][0]
+    grads = torch.randn_like(inputs[0]), torch.randn_like(inputs[2])
+    expected = run(op, *inputs, *(x.double() for x in grads))
+    for i, key in enumerate(("dv", "dg", "dh0")):
+        leaves = [x.clone().requires_grad_(i == j) for j, x in enumerate(inputs)]
+        (dx,) = torch.autograd.grad(op(*leaves, True), leaves[i], grads)
+        assert torch.equal(dx, expected[key]), key
+
+
+@each_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_op_half_types(name, dtype, backend):
     """At most twice the error of plain PyTorch on the same rounded inputs; the state is float32."""
@@ -173,15 +185,15 @@ def test_packed_equals_documents(name, backend, poisoned_empty):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["v", "g", "h0"])
 def test_nan_and_inf_stay_in_their_document(name, where, value, backend):
-    """Outputs, states and gradients of the other documents, which share chunks with it, do not change by a bit."""
-    v, g, h0 = make_inputs(name, B=1, T=90, num_seqs=5)
-    do, dht, bounds = torch.randn(v.shape).double(), torch.randn(h0.shape).double(), torch.tensor([0, 11, 40, 60, 71, 90])
+    """Outputs, states and gradients of the other documents, in chunks that it shares or reaches into, keep every bit."""
+    v, g, h0 = make_inputs(name, B=1, T=130, num_seqs=5)
+    do, dht, bounds = torch.randn(v.shape).double(), torch.randn(h0.shape).double(), torch.tensor([0, 11, 40, 70, 71, 130])
     clean = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
     {"v": v[0, 40:47], "g": g[0, 40:47], "h0": h0[2]}[where].fill_(value)
     got = run(OPS[name][0], v, g, h0, do, dht, cu_seqlens=bounds)
-    assert not got["o"][0, 40:60].isfinite().all()
+    assert not got["o"][0, 40:70].isfinite().all()
     for key, x in clean.items():
-        kept = [0, 1, 3, 4] if key in ("ht", "dh0") else [*range(40), *range(60, 90)]
+        kept = [0, 1, 3, 4] if key in ("ht", "dh0") else [*range(40), *range(70, 130)]
         a, b = (y if key in ("ht", "dh0") else y[0] for y in (got[key], x))
         assert torch.equal(a[kept], b[kept]), key
 
@@ -424,8 +436,13 @@ def test_fake_tensors_and_dispatch_modes_see_the_custom_op(name):
 
     with Watch():
         watched, _ = OPS[name][0](v, g, h0)
-    assert f"fla_bdlru.{name.split('_')[-1]}.default" in seen
+    kind = name.split("_")[-1]
+    assert f"fla_bdlru.{kind}.default" in seen
     assert torch.equal(watched, OPS[name][0](v, g, h0)[0])
+    o, _ = OPS[name][0](v.requires_grad_(), g, h0)
+    with Watch():
+        o.sum().backward()
+    assert f"fla_bdlru.{kind}_bwd.default" in seen
 
 
 @each_op
@@ -465,9 +482,31 @@ def test_second_derivatives_are_refused(name, traced, monkeypatch):
                 dx.sum().backward()
     with pytest.raises(RuntimeError, match=message):
         torch.autograd.functional.hessian(lambda g: OPS[name][0](v, g)[0].sum(), g)
+    do = torch.ones_like(v, requires_grad=True)
+    (dx,) = torch.autograd.grad(OPS[name][0](v, g, h0)[0], v, do, create_graph=True)
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.grad(dx.sum(), do)
     expected = torch.autograd.grad(OPS[name][0](v, g, h0)[0].sum(), (v, g, h0))
     got = torch.autograd.grad(OPS[name][0](v, g, h0)[0].sum(), (v, g, h0), create_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@each_op
+def test_where_no_gradient_arrives_none_is_made(name, monkeypatch):
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "cpu")
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dx):
+            return None
+
+    v, g, h0 = (x.requires_grad_() for x in make_inputs(name))
+    Stop.apply(OPS[name][0](v, g, h0)[0]).sum().backward()
+    assert v.grad is g.grad is h0.grad is None
 
 
 @each_op
@@ -529,6 +568,18 @@ def test_hlru_window(order, with_state, cu_seqlens):
                 assert torch.equal(window[0, t, i], o[0, t - i] if t - i >= bos else before)
 
 
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 2, 2, 9, 10, 17]], ids=["dense", "packed"])
+def test_a_window_has_the_type_of_the_outputs_and_hands_gradients_to_the_state(cu_seqlens):
+    """The value j before a document of L steps is read by min(L, order - 1 - j) of its windows."""
+    order, lengths = 4, torch.tensor(cu_seqlens or [0, 17]).diff()
+    o, h0 = torch.randn(1, 17, 3).bfloat16(), torch.randn(len(lengths), 3, order, requires_grad=True)
+    window = hlru_window(o, order, h0, None if cu_seqlens is None else torch.tensor(cu_seqlens))
+    assert window.dtype == torch.bfloat16
+    (times,) = torch.autograd.grad(window.sum(), h0)
+    read = torch.minimum(lengths[:, None], order - 1 - torch.arange(order))
+    assert torch.equal(times, read[:, None].expand(-1, 3, -1).float())
+
+
 def test_hlru_window_of_no_steps():
     for cu_seqlens, B in ((None, 2), (torch.tensor([0, 0]), 1)):
         assert hlru_window(torch.randn(B, 0, 3), 4, cu_seqlens=cu_seqlens).shape == (B, 0, 4, 3)
@@ -566,6 +617,13 @@ BAD_CALLS = {
     "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
     "with (order )?M >= 1; got": lambda v, g, h0: ((v, g[..., :1]) if v.ndim == 3 else (v[..., :0], g[..., :0, :1]), {}),
     "g must be a tensor; got None": lambda v, g, h0: ((v, None), {}),
+    "v must be a tensor; got None": lambda v, g, h0: ((None, g), {}),
+    "cu_seqlens must be on the device of v, 'cpu'; got 'meta'": lambda v, g, h0: (
+        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([0, 7], device="meta")}),
+    r"integers of shape \[num_seqs\+1\]; got torch.int64 \[1\]": lambda v, g, h0: (
+        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([7])}),
+    r"integers of shape \[num_seqs\+1\]; got torch.int64 \[2, 2\]": lambda v, g, h0: (
+        (v[:1], g[:1]), {"cu_seqlens": torch.tensor([[0, 7], [0, 7]])}),
 }  # fmt: skip
 
 
@@ -597,6 +655,8 @@ WINDOW_ERRORS = {
     "o must have shape": (lambda o: (o[0], 2), {}),
     "order must be positive; got 0": (lambda o: (o, 0), {}),
     "order must be an integer; got 2.0": (lambda o: (o, 2.0), {}),
+    "order must be an integer; got True": (lambda o: (o, True), {}),
+    "o must be a tensor; got None": (lambda o: (None, 2), {}),
     "needs a batch of 1 .* got B=2": (lambda o: (o, 2), {"cu_seqlens": torch.tensor([0, 7])}),
     r"must rise from 0 to T=7; got \[0, 9\]": (lambda o: (o[:1], 2), {"cu_seqlens": torch.tensor([0, 9])}),
     r"initial_state must have shape \[2, 5, 2\]; got \[2, 5, 3\]": (lambda o: (o, 2, torch.zeros(2, 5, 3)), {}),

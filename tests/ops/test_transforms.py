@@ -7,9 +7,11 @@ import pytest
 import torch
 from references import OPS, REFERENCES
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vjp, vmap
 
 from fla_bdlru.layers import BDLRU, HLRU
+from fla_bdlru.ops import hlru_window
 
 each_op = pytest.mark.parametrize("name", OPS)
 CU_SEQLENS = torch.tensor([[0, 2, 2, 7], [0, 3, 5, 7], [0, 0, 7, 7]])
@@ -52,6 +54,9 @@ def test_vmap_equals_a_loop(name):
     loss, expected = grad(loss_of(op), (0, 1, 2)), stacked(grad(loss_of(naive), (0, 1, 2)), v, g, h0)
     assert_close(vmap(loss)(v, g, h0), expected)
     assert_close(grad(lambda *x: vmap(loss_of(op))(*x).sum(), (0, 1, 2))(v, g, h0), expected)
+    same = torch.randn_like(v[0]), torch.randn_like(h0[0])  # one gradient of outputs and states for all calls
+    pull = [lambda *x, f=f: vjp(lambda *x: f(*x, True), *x)[1](same) for f in (op, naive)]
+    assert_close(vmap(pull[0])(v, g, h0), stacked(pull[1], v, g, h0))
     nested = vmap(vmap(loss))(*(torch.stack([x, x], 1) for x in (v, g, h0)))
     assert_close([x[:, 1] for x in nested], expected)
     got = vmap(lambda v, g, h0: op(v, g, h0, True), (1, None, 2), (1, 0))(v.movedim(0, 1), g[0], h0.movedim(0, 2))
@@ -74,6 +79,13 @@ def test_vmap_over_packed_documents(name, dtype):
         vmap(lambda v, g, x: op(v, g, cu_seqlens=x)[0])(v, g, torch.tensor([[0, 5], [0, 7], [0, 7]]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_over_windows_of_packed_documents():
+    o = torch.randn(3, 1, 7, 5)
+    got = vmap(lambda o, cu_seqlens: hlru_window(o, 2, cu_seqlens=cu_seqlens))(o, CU_SEQLENS)
+    assert torch.equal(got, torch.stack([hlru_window(x, 2, cu_seqlens=y) for x, y in zip(o, CU_SEQLENS)]))
+
+
 @each_op
 def test_derivatives_of_many_directions(name):
     """`jacrev`, batched gradients of one forward pass, dense and packed, and forward-mode ones, which are plain PyTorch's."""
@@ -92,6 +104,9 @@ def test_derivatives_of_many_directions(name):
     tangents = tuple(torch.randn_like(x) for x in (v, g, h0[:1]))
     for a, b in zip(*(jvp(partial(f, output_final_state=True), (v, g, h0[:1]), tangents) for f in (op, naive))):
         assert_close(a, b)
+    _, expected = jvp(lambda v: naive(v, g)[0], (v,), tangents[:1])
+    with forward_ad.dual_level():  # without torch.func
+        assert_close([forward_ad.unpack_dual(op(forward_ad.make_dual(v, tangents[0]), g)[0]).tangent], [expected])
     assert_close(*([hessian(partial(cubed, f))(v[:, :2], g[:, :2])] for f in (op, naive)))
 
 
@@ -121,6 +136,17 @@ def test_what_cannot_be_transformed_says_so(name, monkeypatch):
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     with FakeTensorMode() as mode, pytest.raises(ValueError, match="cu_seqlens cannot be exported"):
         op(*map(mode.from_tensor, (v, g)), cu_seqlens=torch.empty(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["chunk_bdlru", "chunk_hlru"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_exporters_see_has_the_types_of_the_op(name, dtype, monkeypatch):
+    v, g, h0 = (x.to(t) for x, t in zip(make_inputs(name), (dtype, dtype, torch.float32)))
+    expected = OPS[name][0](v, g, h0, True)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with FakeTensorMode() as mode:
+        got = OPS[name][0](*(mode.from_tensor(x) for x in (v, g, h0)), True)
+    assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in expected]
 
 
 @each_op

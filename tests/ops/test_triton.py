@@ -15,6 +15,7 @@ import pytest
 import torch
 from fresh import run_fresh
 
+from fla_bdlru import ops
 from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
 from fla_bdlru.ops.gpu import runtime as triton_runtime
@@ -48,6 +49,8 @@ def test_chunk_length():
     assert chunk_length(B=8, T=2048, n=512, M=4, warps=16) == 63
     assert chunk_length(B=1, T=131_072, n=512, M=4, warps=16) == 497
     assert chunk_length(B=1, T=100, n=64, M=16, warps=8) == 32
+    # two chunks gain no more than they cost
+    assert [chunk_length(B=1, T=T, n=64, M=16, warps=8) for T in (60, 64, 65)] == [60, 64, 32]
     for T in (1, 100, 5000, 2**20):
         C = chunk_length(1, T, 512, 2, 28)
         assert C == T or (C >= 32 and 4 * -(-T // C) <= 132 * 28)
@@ -87,6 +90,29 @@ def test_lengths_are_not_compiled_for_one_by_one(op, M, monkeypatch):
         assert g.grad.shape == g.shape
     torch.compiler.reset()
     assert len(graphs) <= 2, len(graphs)  # in chunks, and in one pass
+
+
+@pytest.mark.parametrize("name, rows", [("bdlru", (2,)), ("hlru", ())])
+def test_fused_recurrent_is_one_pass(name, rows, monkeypatch):
+    """However long the input is; forward and backward are told the same."""
+    told = []
+
+    def forward(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
+        told.append(chunk)
+        return torch.zeros_like(v), v.new_zeros(1, 2, v.shape[-1]), v.new_zeros(0), v.new_zeros(0)
+
+    def backward(kernels, v, g, o, h_in, P, h0, do, dht, cu_seqlens, gate_norm, chunk):
+        told.append(chunk)
+        return torch.zeros_like(v), torch.zeros_like(g), v.new_zeros(1, 2, v.shape[-1])
+
+    monkeypatch.setenv("FLA_BDLRU_BACKEND", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton_runtime, "triton_fwd", forward)
+    monkeypatch.setattr(triton_runtime, "triton_bwd", backward)
+    for kind in ("chunk", "fused_recurrent"):
+        v, g = torch.zeros(1, 5000, 3, *rows, requires_grad=True), torch.zeros(1, 5000, 3, *rows, 3)
+        getattr(ops, f"{kind}_{name}")(v, g)[0].sum().backward()
+    assert told == [True, True, False, False]
 
 
 def test_tiles():

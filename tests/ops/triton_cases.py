@@ -4,7 +4,7 @@ The interpreter takes about 10 ms an operation, so shapes are tiny: a few steps,
 """
 
 import os
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 
 import pytest
@@ -59,6 +59,27 @@ def test_gate_norms(name, gate_norm, chunks):
 
 
 @each_op
+@pytest.mark.parametrize("gate_norm", ["tanh", "sinh"])
+def test_small_logits(name, gate_norm, chunks):
+    """Of which both norms keep the digits."""
+    compare(name, *make_inputs(name, T=5, scale=1e-3), gate_norm=gate_norm)
+
+
+@each_op
+@pytest.mark.parametrize("gate_norm", ["sigmoid", "linear", "sinh"])
+def test_floored_denominator(name, gate_norm, chunks):
+    """With sum|f| below 1e-6 it is a constant: gradients have no term in h."""
+    v, g, h0 = make_inputs(name, T=5)
+    compare(name, v, g - 20 if gate_norm == "sigmoid" else 1e-8 * g, h0, gate_norm=gate_norm)
+
+
+@each_op
+def test_rows_that_pad_a_tile_are_no_gates(name, chunks):
+    """Where a logit of 0 is a gate that is not 0; chunks are longer than the window, so that it turns all round."""
+    compare(name, *make_inputs(name, T=8, M=3), gate_norm="sigmoid")
+
+
+@each_op
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 6, 8])
 def test_sizes(name, M, chunks):
     compare(name, *make_inputs(name, T=6, M=M))
@@ -74,15 +95,36 @@ def test_large_sizes_forward(name, M, chunks):
 
 
 def test_large_blocks_backward(chunks):
-    """Above 8 rows the loop over them is a run-time loop."""
+    """Above 8 rows a chunk's transition is computed in parts."""
     compare("bdlru", *make_inputs("bdlru", T=5, M=9, width=2))
     compare("hlru", *make_inputs("hlru", T=5, M=16, width=2))
+
+
+@each_op
+def test_run_time_loops(name, chunks, monkeypatch):
+    """As above 16 rows: those of a block and turns of a window are not unrolled, and pass 2 reads column by column."""
+    for module in (import_module(f"fla_bdlru.ops.{name}.kernels"), runtime):
+        monkeypatch.setattr(module, "MAX_UNROLLED", 1)
+    compare(name, *make_inputs(name, M=3, width=2))
+    compare(name, *make_inputs(name, T=11, M=3, width=2, num_seqs=7), cu_seqlens=torch.tensor(PACKED))
+    test_nan_stays_in_its_document(name, "h0", 4, chunks)
 
 
 @each_op
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8])
 def test_lengths_around_a_chunk(name, T, chunks):
     compare(name, *make_inputs(name, B=2, T=T))
+
+
+@each_op
+def test_no_steps(name, poisoned_empty):
+    """States are handed on, in both directions."""
+    v, g, h0 = make_inputs(name, T=0)
+    do, dht = torch.zeros_like(v), torch.randn_like(h0)
+    got = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht)
+    assert torch.equal(got["ht"], h0)
+    assert torch.equal(got["dh0"], dht)
+    assert torch.equal(OPS[f"chunk_{name}"][0](v, g, None, True)[1], torch.zeros_like(h0))
 
 
 @each_op
@@ -116,18 +158,26 @@ def test_packed(name, fused, with_state, chunks):
 
 
 @each_op
-@pytest.mark.parametrize("where", ["v", "g", "h0"])
-def test_nan_stays_in_its_document(name, where, chunks):
-    """The other documents, which share chunks with it, do not change by a bit."""
+def test_packed_without_a_gradient_of_states(name, chunks):
+    """Where no document's last step takes one, its first alone ends what is handed back."""
+    compare(name, *make_inputs(name, T=11, M=3, num_seqs=7), grad_state=False, cu_seqlens=torch.tensor(PACKED))
+
+
+@each_op
+@pytest.mark.parametrize("where, first", [("v", 4), ("g", 4), ("h0", 4), ("g", 6)])
+def test_nan_stays_in_its_document(name, where, first, chunks):
+    """The other documents, which share chunks with it, do not change by a bit, be they after it or before."""
     v, g, h0 = make_inputs(name, T=13, num_seqs=4, width=2)
     do, dht = torch.randn(v.shape, dtype=torch.float64), torch.randn(h0.shape, dtype=torch.float64)
     bounds = torch.tensor([0, 3, 6, 10, 13])
     clean = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht, cu_seqlens=bounds)
-    {"v": v[0, 4:6], "g": g[0, 4:6], "h0": h0[1]}[where].fill_(float("nan"))
+    {"v": v[0, first : first + 2], "g": g[0, first : first + 2], "h0": h0[1]}[where].fill_(float("nan"))
     got = run(OPS[f"chunk_{name}"][0], v, g, h0, do, dht, cu_seqlens=bounds)
-    assert got["o"][0, 5].isnan().all()
+    assert got["o"][0, first + 1].isnan().all()
+    seq = torch.searchsorted(bounds, first, right=True) - 1
+    steps = torch.arange(13)
     for key, x in clean.items():
-        kept = [0, 2, 3] if key in ("ht", "dh0") else [0, 1, 2, *range(6, 13)]
+        kept = torch.arange(4) != seq if key in ("ht", "dh0") else (steps < bounds[seq]) | (steps >= bounds[seq + 1])
         a, b = (y if key in ("ht", "dh0") else y[0] for y in (got[key], x))
         assert torch.equal(a[kept], b[kept]), key
 
@@ -265,15 +315,28 @@ def test_fake_kernels_know_the_shapes(name, chunks):
     torch.library.opcheck(op, (v, g, None, None, "softmax", False))
 
 
-def run_slice_in_chunks(rank, case):
+SLICES = {
+    "one": slices.Case([0, 11], [2, 7, 2], M=2),
+    "packed": slices.Case([0, 3, 9, 10], [4, 4, 2], M=2),
+    "parts": slices.Case([0, 2, 16, 18], 3, M=2, layout="zigzag"),  # two on each rank, whose chunks are those of neither
+}
+SLICED = [(op, key) for op in ("chunk_bdlru", "chunk_hlru") for key in SLICES]
+SLICED += [("fused_recurrent_bdlru", key) for key in ("one", "packed")]
+
+
+def run_slices_in_chunks(rank, cases):
     os.environ["FLA_BDLRU_BACKEND"] = "triton"
     runtime.chunk_length = lambda B, T, n, M, warps: min(3, T)
-    return slices.run_slice(rank, case)
+    return {key: slices.run_slice(rank, case) for key, case in cases.items()}
 
 
-@pytest.mark.parametrize("op", ["chunk_bdlru", "fused_recurrent_bdlru", "chunk_hlru"])
-@pytest.mark.parametrize("cu_seqlens, lengths", [([0, 11], [2, 7, 2]), ([0, 3, 9, 10], [4, 4, 2])], ids=["one", "packed"])
-def test_context_parallelism(op, cu_seqlens, lengths):
+@cache
+def launch():
+    """One launch for all cases."""
+    return run_ranks(3, run_slices_in_chunks, {(op, key): SLICES[key]._replace(op=op) for op, key in SLICED})
+
+
+@pytest.mark.parametrize("op, key", SLICED)
+def test_context_parallelism(op, key):
     """A slice's transition from those of its chunks, and without chunks."""
-    case = slices.Case(cu_seqlens, lengths, op, M=2)
-    slices.compare(case, run_ranks(3, run_slice_in_chunks, case))
+    slices.compare(SLICES[key]._replace(op=op), [rank[op, key] for rank in launch()])
