@@ -168,7 +168,7 @@ def _lengths(name: str) -> str:
 def _headline(name: str) -> str:
     """The same in short: a mixer a row, a group a column, the lengths in a cell; those that keep more come first.
 
-    A mixer that has two groups or more by louder noise too (`<name>-louder`) has a row of that.
+    A mixer that has most groups by louder noise too (`<name>-louder`) has a row of that.
     """
     from benchmarks.studies.figures import in_order_of_law
 
@@ -176,24 +176,27 @@ def _headline(name: str) -> str:
     groups, mixers = in_order_of_law({k.task for k in kept}), _by_mixer(kept)
     if (RESULTS / f"{name}-louder").exists():
         louder = _by_mixer(_kept(f"{name}-louder")[2])
-        mixers |= {f"{label}, louder": of for label, of in louder.items() if len(of) > 1}
+        mixers |= {f"{label}, louder": of for label, of in louder.items() if 2 * len(of) > len(groups)}
     usual = Counter(len(k.runs) for of in mixers.values() for k in of.values()).most_common(1)[0][0]
 
     def score(of: dict[str, _Kept]) -> list[float]:
         return [sum(k.right[i] / len(k.runs) for k in of.values()) for i in reversed(range(len(lengths)))]
 
-    def cell(k: _Kept) -> str:
-        return "/".join(map(str, k.right)) + f" of {len(k.runs)}" * (len(k.runs) != usual)
+    def cells(label: str, of: dict[str, _Kept]) -> dict[str, str]:
+        others = {group: f" of {len(k.runs)}" for group, k in of.items() if len(k.runs) != usual}
+        if len(others) == len(of) and len(set(others.values())) == 1:  # said once
+            label, others = f"{label},{others.popitem()[1]}", {}
+        right = {group: "/".join(map(str, k.right)) + others.get(group, "") for group, k in of.items()}
+        return {"": label} | {group.upper(): right.get(group, "") for group in groups}
 
     lines = []
     for label, of in sorted(mixers.items(), key=lambda item: score(item[1]), reverse=True):
-        cells = {g.upper(): cell(of[g]) if g in of else "" for g in groups}
         runs = [run for k in of.values() for run in k.runs]
         seconds = f"{median(run['seconds'] for run in runs):.0f}"
         size = {"state": f"{runs[0]['state_size']:,}", "FLOPs": f"{runs[0]['mixer_flops']:,}"}
-        lines.append({"": label, **cells, **size, "s": seconds})
-    words = ", ".join(f"{n:,}" for n in lengths)
-    note = f"Of {usual} seeds, or as many as a cell says, those with all of {examples} sequences right at lengths {words}."
+        lines.append({**cells(label, of), **size, "s": seconds})
+    words = "/".join(f"{n:,}" for n in lengths)
+    note = f"Seeds (of {usual}, if not said) with all of {examples} sequences right at lengths {words}."
     note += " FLOPs a token, whole mixer; s: training, median."
     return f"{_markdown(lines)}\n{note}\n"
 
