@@ -13,7 +13,7 @@ from benchmarks.records.cell import MATCHES
 from benchmarks.records.plots import draw
 from benchmarks.records.summary import Comparison, counts_text, distinguish, join_name
 from benchmarks.report.accuracy import draw_block_sizes, draw_costs, draw_gate_norms
-from benchmarks.report.blocks import block_roles, blocks_figure
+from benchmarks.report.blocks import SHOWN, block_roles, blocks_figure
 from benchmarks.report.gates import best_and_worst, draw_gates, read_panels
 from benchmarks.report.overview import draw_overview, overview
 from benchmarks.report.spectra import draw_memory, draw_spectra, eigenvalues, memory, summarise_eigenvalues
@@ -61,7 +61,7 @@ def _paint_gates(table: pd.DataFrame, comparison: Comparison, picture: Path) -> 
 
 
 def _paint_blocks(table: pd.DataFrame, comparison: Comparison, picture: Path) -> None:
-    note = "Blocks are in the order of what they tell alone. What is silenced says its mean."
+    note = f"Blocks by what they tell alone, then by how loud they are, {SHOWN} at most. What is silenced says its mean."
     blocks_figure(table, f"{comparison.heading}: which blocks hold it", note).draw(picture)
 
 

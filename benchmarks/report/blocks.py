@@ -17,6 +17,7 @@ from benchmarks.tasks import get_task, make_generator
 from fla_bdlru.layers import BDLRU
 
 EXAMPLES = 64
+SHOWN = 12  # blocks of a run in the figure
 ALL = "all"
 
 
@@ -89,7 +90,7 @@ def block_roles(folder: str | Path, rows: list[dict]) -> pd.DataFrame:
 
 
 def blocks_figure(table: pd.DataFrame, title: str, note: str) -> Figure:
-    """The accuracies of `block_roles`: a run a row, the whole model in the first column, then its blocks in their order."""
+    """The accuracies of `block_roles`: a run a row, the whole model in the first column, then its first blocks."""
     words = {"alone": "by one block alone", "without": "without one block"}
     length = table["length"].max()
     panels = []
@@ -98,8 +99,8 @@ def blocks_figure(table: pd.DataFrame, title: str, note: str) -> Figure:
         for (variant, seed), blocks in table.groupby(["variant", "seed"], sort=False):
             names.append(f"{variant}, seed {seed}")
             cells[names[-1], ALL] = blocks["whole"].iloc[0], f"{blocks['whole'].iloc[0]:.2f}"
-            most = max(most, len(blocks))
-            for place, accuracy in enumerate(blocks[kind], 1):
+            most = max(most, min(SHOWN, len(blocks)))
+            for place, accuracy in enumerate(blocks[kind][:SHOWN], 1):
                 cells[names[-1], str(place)] = accuracy, f"{accuracy:.2f}"
         columns = [ALL, *map(str, range(1, most + 1))]
         panels.append(Panel(f"sequences of {length:,} all right: by all, and {text}", names, columns, cells))

@@ -391,6 +391,14 @@ def test_runs_whose_blocks_are_drawn_stand_in_rows():
     assert (alone.cells["bdlru-m2, seed 0", "1"], without.cells["bdlru-m2, seed 1", "2"]) == ((0.25, "0.25"), (0.75, "0.75"))
 
 
+def test_of_many_blocks_the_first_are_drawn():
+    line = {"variant": "bdlru-m1", "seed": 0, "length": 64, "whole": 1.0, "share": 0.0, "without": 1.0}
+    table = pd.DataFrame([{**line, "block": k, "alone": float(k == 0)} for k in range(40)])
+    for panel in blocks.blocks_figure(table, "title", "note").panels:
+        assert panel.columns == ["all", *map(str, range(1, blocks.SHOWN + 1))]
+        assert len(panel.cells) == len(panel.columns)
+
+
 def test_stored_language_models_are_drawn(tmp_path):
     result = run("benchmarks/results", "--what", "lm", "--out", tmp_path)
     assert result.exit_code == 0, result.output
