@@ -237,11 +237,13 @@ def plot_seeds(axes, rows: Sequence[tuple[str, str, Sequence[float]]], columns: 
 
 
 def mark_guessing(axes, chance: float, along: str = "y") -> None:
-    """A dotted line at the accuracy of guessing, with its name."""
+    """A dotted line at the accuracy of guessing, with its name below it, for which the axis is lowered if need be."""
     draw = axes.axhline if along == "y" else axes.axvline
     draw(chance, color=OTHER, linewidth=1.2, linestyle=DOTTED, zorder=1)
-    low = along == "y" and axes.get_ylim()[0] <= chance < axes.get_ylim()[0] + 0.08  # below it are the numbers of the axis
-    place, shift = ((0, chance), (3, 3 if low else -3)) if along == "y" else ((chance, 1), (0, 3))
+    place, shift = ((0, chance), (3, -3)) if along == "y" else ((chance, 1), (0, 3))
+    if along == "y":
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(min(bottom, chance - 0.08 * (top - bottom)))
     coordinates = ("axes fraction", "data") if along == "y" else ("data", "axes fraction")
     axes.annotate(
         f"guessing {chance:.2g}",
@@ -250,7 +252,7 @@ def mark_guessing(axes, chance: float, along: str = "y") -> None:
         xycoords=coordinates,
         textcoords="offset points",
         ha="left" if along == "y" else "center",
-        va="top" if along == "y" and not low else "bottom",
+        va="top" if along == "y" else "bottom",
         color=OTHER,
         size=8.5,
     )

@@ -25,7 +25,8 @@ def test_one_test_length_makes_no_lines_and_guessing_stands_clear_of_the_axis(ma
         assert len(lengths) == len(figures[-1].axes) - 1 == eval_lengths.count(" ")
     assert figures[0].get_figheight() + 3 < figures[1].get_figheight()
     (word,) = (text for text in lengths[0].texts if text.get_text() == "guessing 0.0083")
-    assert Text.get_window_extent(word).y0 > lengths[0].bbox.y0
+    box, height = Text.get_window_extent(word), lengths[0].transData.transform((0, 1 / 120))[1]
+    assert lengths[0].bbox.y0 < box.y0 < box.y1 < height  # below all lines, which end at guessing, and inside the axes
 
 
 @pytest.mark.parametrize("other, shown", [("0.003", False), ("0.01", True)])
