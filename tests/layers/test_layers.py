@@ -534,6 +534,9 @@ BAD_CALLS = {
     r"attention_mask must have shape \[2, S\] with S >= 7, .* got \[3, 7\]": lambda x: ((x, torch.ones(3, 7)), {}),
     "attention_mask must hold 1 .* got -1000000000.0": lambda x: ((x, torch.tensor([[-1e9] + [0.0] * 6] * 2)), {}),
     "attention_mask must be a tensor; got 'causal'": lambda x: ((x, "causal"), {}),
+    "hidden_states must be a dense tensor, .*; got torch.jagged": lambda x: (
+        (torch.nested.nested_tensor([*x], layout=torch.jagged),), {}),
+    "attention_mask must be a dense tensor, .*; got torch.sparse_coo": lambda x: ((x, torch.ones(2, 7).to_sparse()), {}),
     "cu_seqlens needs a batch of 1 .* got B=2": lambda x: ((x,), {"cu_seqlens": torch.tensor([0, 7])}),
     r"cu_seqlens must rise from 0 to T=7; got \[2, 9\]": lambda x: ((x[:1],), {"cu_seqlens": torch.tensor([2, 9])}),
     r"cu_seqlens must rise from 0 to T=7; got \[0, 3\]": lambda x: ((x[:1],), {"cu_seqlens": torch.tensor([0, 3])}),

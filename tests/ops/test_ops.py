@@ -614,6 +614,9 @@ BAD_CALLS = {
     "initial_state must be on the device of v, 'cpu'; got 'meta'": lambda v, g, h0: ((v, g, h0.to("meta")), {}),
     r"cu_seqlens must be a tensor; got \[0, 7\]": lambda v, g, h0: ((v[:1], g[:1]), {"cu_seqlens": [0, 7]}),
     "initial_state must be a tensor; got 0.0": lambda v, g, h0: ((v, g, 0.0), {}),
+    "initial_state must be a dense tensor, .*; got torch.sparse_coo": lambda v, g, h0: ((v, g, h0.to_sparse()), {}),
+    "v must be a dense tensor, of layout torch.strided; got torch.jagged": lambda v, g, h0: (
+        (torch.nested.nested_tensor([*v], layout=torch.jagged), g), {}),
     "initial_state must be of a floating-point dtype; got torch.complex64": lambda v, g, h0: ((v, g, h0 + 0j), {}),
     "with (order )?M >= 1; got": lambda v, g, h0: ((v, g[..., :1]) if v.ndim == 3 else (v[..., :0], g[..., :0, :1]), {}),
     "g must be a tensor; got None": lambda v, g, h0: ((v, None), {}),

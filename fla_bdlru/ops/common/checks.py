@@ -35,9 +35,11 @@ def check_count(field: str, value: object) -> None:
 
 
 def check_tensor(field: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a tensor."""
+    """Raises `ValueError` unless `value` is a dense tensor."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{field} must be a tensor; got {value!r}.")
+    if value.layout != torch.strided:
+        raise ValueError(f"{field} must be a dense tensor, of layout torch.strided; got {value.layout}.")
 
 
 def check_device(field: str, value: torch.Tensor, name: str, x: torch.Tensor) -> None:
