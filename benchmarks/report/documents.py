@@ -209,12 +209,23 @@ def _by_mixer(kept: list[_Kept]) -> dict[str, dict[str, _Kept]]:
 
 
 def _law(name: str) -> str:
-    """Which block sizes learn and keep which groups (`benchmarks.studies law`), at the study's one learning rate."""
+    """Which block sizes learn and keep which groups (`benchmarks.studies law`)."""
     from benchmarks.studies.figures import law
 
+    return law(_law_rows(name)).table()
+
+
+def _law_counts(name: str) -> str:
+    """What its cells come to on each side of the law's border."""
+    from benchmarks.studies.figures import law_counts
+
+    return f"{law_counts(_law_rows(name))}\n"
+
+
+def _law_rows(name: str) -> list[dict]:
+    # at the study's one learning rate
     rate = read_fields(ROOT / "benchmarks" / "studies" / "law.toml")["lr"]
-    rows = [row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh") and row["lr"] == rate]
-    return law(rows).table()
+    return [row for row in read_folder(RESULTS / name).values() if row["variant"].endswith("-sinh") and row["lr"] == rate]
 
 
 def _rounding(name: str) -> str:
@@ -445,6 +456,7 @@ KINDS = {
     "predicted": _predicted,
     "memory": _memory,
     "law": _law,
+    "law-counts": _law_counts,
     "mad": _mad,
     "rounding": _rounding,
     "lengths": _lengths,

@@ -97,6 +97,33 @@ def law(rows: list[dict]) -> Figure:
     return Figure("Which block holds which group", note, _solved_panels(rows, labels, borders))
 
 
+def law_counts(rows: list[dict]) -> str:
+    r"""What the cells of the law's figure come to at 8 times the training length, on each side of its border.
+
+    Example:
+        >>> from benchmarks.studies.figures import law_counts
+        >>> row = {"seed": 0, "finished": "", "weight_decay": 0.0, "lr": 0.1, "validation_token_accuracy": 1.0}
+        >>> runs = [("bdlru-m3-sinh", "s3", 1.0), ("bdlru-m2-sinh", "s3", 0.4), ("hlru-m4-sinh", "z2", 1.0)]
+        >>> rows = [{**row, "variant": name, "task": task, "token_accuracy_8x": x} for name, task, x in runs]
+        >>> law_counts(rows).split("; ")[1]
+        'below it 1 of 1 cells are kept by every seed. H-LRU keeps Z2 by 1 of 1 runs, other groups by 0 of 0.'
+    """
+    cells: dict[str, list[tuple[int, int]]] = {"above": [], "below": [], "z2": [], "other": []}
+    for (variant, task), runs in best_runs(rows).items():
+        name = parse_name(variant)
+        if name.family == "bdlru":
+            side = "below" if name.size >= smallest_block(task) else "above"
+        else:
+            side = "z2" if task == "z2" else "other"
+        cells[side].append((sum(run["token_accuracy_8x"] >= SOLVED for run in runs), len(runs)))
+    kept = {side: "{} of {}".format(*map(sum, zip(*of, (0, 0)))) for side, of in cells.items()}
+    every = f"{sum(k == n for k, n in cells['below'])} of {len(cells['below'])}"
+    return (
+        f"At 256, above the border, {kept['above']} runs of BD-LRU keep their group; below it {every} cells are kept by every "
+        f"seed. H-LRU keeps Z2 by {kept['z2']} runs, other groups by {kept['other']}."
+    )
+
+
 def best_of_mad(rows: list[dict]) -> dict[str, dict[str, list[dict]]]:
     r"""Each mixer's best runs of MAD's tasks, which stand in MAD's order.
 

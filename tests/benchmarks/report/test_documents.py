@@ -50,6 +50,9 @@ def test_the_law_is_of_one_rate(make_row, tmp_path, monkeypatch):
         for lr, value in (("0.02", 0.5), ("0.01", 1.0)):
             store.add({**make_row("bdlru-m5-sinh", value, task="z5", lr=lr), "token_accuracy_8x": value})
     assert documents.stored_table("law", "law").count("0/1") == 2
+    text = documents.stored_table("law", "law-counts")
+    assert "above the border, 0 of 0 runs" in text
+    assert "below it 0 of 1 cells" in text
 
 
 def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
