@@ -48,7 +48,7 @@ def _set_up() -> str | None:
         return None
     hook.install_hook()
     globals()["fla_cpu"].register()
-    for name in ("unfused", "decoding", "mixers.saved_configs", "integrations.mamba_ssm"):
+    for name in ("unfused", "decoding", "mixers.cache_name", "mixers.saved_configs", "integrations.mamba_ssm"):
         importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 

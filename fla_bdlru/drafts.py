@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fla_bdlru.decoding import rewind_cache
+from fla_bdlru.mixers.cache_name import cache_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ class Assistant:
             new = ids[:, 0 if cache is None else cache.get_seq_length() : at].to(self.model.device)
             seen = {"attention_mask": stretched(self.mask, at), "past_key_values": cache}
             out = self.model(new, **seen, use_cache=True, logits_to_keep=1)
-            self.caches.append(out.past_key_values)
+            self.caches.append(cache_of(out))
             q.append(self.probabilities(ids[:, :at], out.logits[:, -1]))
             ids[:, at] = torch.where(lengths > at, ids[:, at], draw(q[-1], self.do_sample))
         return ids[:, length : length + most], torch.stack(q, 1) if q else None

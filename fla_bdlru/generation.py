@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 
 from fla_bdlru.decoding import rewind_cache
 from fla_bdlru.drafts import Assistant, Lookup, draw, stretched
+from fla_bdlru.mixers.cache_name import CACHE, cache_of, given_cache
 from fla_bdlru.ops.common.checks import check_count
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class SpeculativeDecoding:
         """The decoding loop, which `generate` calls when inputs, processors and criteria are prepared."""
         begin, config = perf_counter(), generation_config
         self.check_call(model, input_ids, logits_processor, config, model_kwargs)
-        given, mask = model_kwargs.get("past_key_values"), left_padding(input_ids, model_kwargs)
+        given, mask = given_cache(model_kwargs), left_padding(input_ids, model_kwargs)
         text = Text(model, input_ids, mask, logits_processor, stopping_criteria, config)
         if self.assistant_model is None:
             drafter = Lookup(self.max_ngram, None if mask is None else (mask == 0).sum(1))
@@ -218,7 +219,7 @@ class Text:
         pieces = self.ids[:, done:-1].split(self.config.prefill_chunk_size or self.start, 1)
         for piece in pieces if done < self.start - 1 else ():
             done += piece.shape[1]
-            self.cache = self.call(piece, done, logits_to_keep=1).past_key_values
+            self.cache = cache_of(self.call(piece, done, logits_to_keep=1))
 
     def make_room(self, num_tokens: int) -> int:
         """How long the next draft may be; `ids` has place for it and a token more."""
@@ -249,7 +250,7 @@ class Text:
             self.finished = bool(self.ends.all() and self.lengths.min() >= self.ends.max())
             if self.finished or not right.any():
                 break
-        self.cache = rewind_cache(out.past_key_values, length + n + 1 - int(self.lengths.min()))  # all but the last again
+        self.cache = rewind_cache(cache_of(out), length + n + 1 - int(self.lengths.min()))  # all but the last again
         self.counts[0] += 1
 
     def judge(self, at: int, logits: torch.Tensor, q: torch.Tensor | None, right: torch.Tensor) -> torch.Tensor:
@@ -278,7 +279,7 @@ class Text:
         if not self.config.return_dict_in_generate:
             return ids
         kept = {"scores": tuple(self.scores[:most]) or None, "logits": tuple(self.logits[:most]) or None}
-        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=self.cache, **kept)
+        return GenerateDecoderOnlyOutput(sequences=ids, **{CACHE: self.cache}, **kept)
 
 
 def check_model(field: str, model: object) -> None:

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fla_bdlru.layers.base import as_it_is_now
 from fla_bdlru.layers.gated import GatedRecurrence, placed_as
+from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
 from fla_bdlru.patches import record, wrap
@@ -263,6 +264,8 @@ def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
 def prepare(model: FLAPreTrainedModel) -> None:
     """Has a model with our layers or with `mixer` look at what it is called with: masks, slices, packed documents."""
     ours = names_mixers(model.config) or any(isinstance(module, GatedRecurrence) for module in model.modules())
+    if ours or RENAMED:
+        heed_cache(model)
     if ours and not hasattr(model, "_is_prepared"):
         model.register_forward_pre_hook(check_call, with_kwargs=True)
         model.init_continuous_batching = refuse_continuous_batching
@@ -297,7 +300,7 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
             several new tokens after a cache and padding before attention with a window, or as `check_checkpointing` and
             `check_context_parallel`.
     """
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
         raise ValueError(f"past_key_values must be a fla.models.utils.Cache; got {type(cache).__name__}.")
     ids = kwargs.get("input_ids", args[0] if args else None)
@@ -318,6 +321,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         check_cached_mask(model, args, kwargs, cache)
     if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         check_checkpointing(cache)
+        if len(args) <= 3:  # blocks that are run again in the backward would find what they left there
+            kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)} | {"use_cache": False}
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
@@ -463,6 +468,10 @@ def install_hook() -> None:
             cls.mixer = cls.mixer_config = None
             why = "`from_pretrained(folder, mixer=...)` takes fields that a config has, and drops others in silence"
             record(f"fla.models:{name}.mixer", why)
+            if RENAMED:
+                cls.keys_to_ignore_at_inference = [*getattr(cls, "keys_to_ignore_at_inference", []), NEW]
+                why = "`Trainer.predict` gathers all outputs but these, and transformers 5.24 calls the cache `cache`"
+                record(f"fla.models:{name}.keys_to_ignore_at_inference", why)
 
 
 def install_refusal() -> None:

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_choice, check_number, check_switch
+from fla_bdlru.mixers.cache_name import RENAMED, heed_cache, prepare_inputs
 from fla_bdlru.mixers.registry import mixer_arguments, plain
 from fla_bdlru.ops.common.checks import check_count, check_integer
 
@@ -89,7 +90,7 @@ def check_padding(pad_token_id: object, vocab_size: int) -> None:
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     """Fields that every native model has, and those of the mixer: all arguments of the layer that `model_type` names."""
 
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  transformers reads a list
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  transformers reads a list
     layer_class: ClassVar[type[nn.Module]]
     mixer = mixer_config = None  # so that from_pretrained(folder, mixer=...) takes them
 
@@ -236,6 +237,10 @@ class RecurrentPreTrainedModel(FLAPreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["RecurrentBlock"]  # noqa: RUF012
 
+    def post_init(self) -> None:
+        heed_cache(self)
+        super().post_init()
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """As for the config."""
@@ -268,6 +273,8 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
     """A `RecurrentModel` with a language-modelling head; `forward` and generation are FLA's."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+    if RENAMED:
+        prepare_inputs_for_generation = prepare_inputs
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)

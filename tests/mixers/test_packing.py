@@ -272,5 +272,5 @@ def test_a_model_that_drops_the_boundaries_refuses_them():
 
 def test_models_without_our_mixers_are_left_alone():
     model = TransformerForCausalLM(TransformerConfig(**SIZES, num_heads=4))
-    assert not model._forward_pre_hooks
-    assert not model.model._forward_pre_hooks
+    for part in (model, model.model):  # but for the cache's name in newer versions of transformers
+        assert {hook.__module__ for hook in part._forward_pre_hooks.values()} <= {"fla_bdlru.mixers.cache_name"}
