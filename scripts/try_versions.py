@@ -26,6 +26,8 @@ PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "numpy"
 # Python and PACKAGES. Oldest and newest that are supported or were out when the table was made; Triton as the torch of the row
 # brings it, and others.
 ROWS = [
+    ("3.11", "2.15.0", "3.9.0", "5.24.0", "0.6.0", "2.4.6"),
+    ("3.11", "2.13.0", "3.7.1", "5.24.0", "0.6.0", "2.4.6"),
     ("3.11", "2.15.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.7.1", "5.23.0", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.7.1", "5.6.2", "0.6.0", "2.4.6"),
@@ -46,8 +48,8 @@ ROWS = [
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--timeout=300")
 CHECKS = {
-    "models": (*PYTEST, "tests/models/test_native.py", "tests/mixers/test_fla_configs.py", "-k",
-               "native or TransformerConfig or GatedDeltaNetConfig"),
+    "models": (*PYTEST, "tests/models/test_native.py", "tests/mixers/test_cache_name.py", "tests/mixers/test_fla_configs.py",
+               "-k", "native or cache_name or TransformerConfig or GatedDeltaNetConfig"),
     "packing": (*PYTEST, "tests/mixers/test_packing.py", "-k", "collator or positions or documents"),
     "torch.compile": (*PYTEST, "tests/test_compile.py", "-k", "bdlru and (few_compilations or inductor or export)"),
     "Triton compiles": ("tests/ops/compile_kernels.py", '[{"op": "bdlru", "M": 4}]'),

@@ -45,7 +45,7 @@ def given_cache(fields: dict[str, Any]) -> Cache | None:
     """
     found = [fields[name] for name in (OLD, NEW) if fields.get(name) is not None]
     if len(found) > 1 and found[0] is not found[1]:
-        raise ValueError(f"{OLD} and {NEW} are two names of one argument; pass one of them.")
+        raise ValueError("past_key_values and cache are two names of one argument; pass one of them.")
     return found[0] if found else None
 
 
