@@ -26,7 +26,6 @@ PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "numpy"
 # Python and PACKAGES. Oldest and newest that are supported or were out when the table was made; Triton as the torch of the row
 # brings it, and others.
 ROWS = [
-    ("3.11", "2.15.0", "3.9.0", "5.24.0", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.7.1", "5.24.0", "0.6.0", "2.4.6"),
     ("3.11", "2.15.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.7.1", "5.23.0", "0.6.0", "2.4.6"),
