@@ -19,6 +19,7 @@ from fla_bdlru.layers import BDLRU
 EXAMPLES = 64
 SHOWN = 12  # blocks of a run in the figure
 ALL = "all"
+MEASURES = {"alone": "by one block alone", "without": "without one block", "together": "by the first so many blocks together"}
 
 
 @contextmanager
@@ -57,9 +58,10 @@ def what_is_said(model: nn.Module, layer: BDLRU, tokens: torch.Tensor) -> torch.
 def block_roles(folder: str | Path, rows: list[dict]) -> pd.DataFrame:
     """What runs of one BD-LRU layer on one task tell by each block alone, and without it; the others say their mean.
 
-    One line per run and block, those that tell most by themselves first: `variant`, `seed`, `block`; `share` of what is said
-    (mean squares after `o_proj`); `length`, the longest of the test; sequence accuracies there: of the `whole` model, by the
-    block `alone`, and `without` it. Empty, if no such runs are there; ValueError, if weights were not kept in `folder`.
+    One line per run and block, those that tell most by themselves first, then the loudest: `variant`, `seed`, `block`; `share`
+    of what is said (mean squares after `o_proj`); `length`, the longest of the test; sequence accuracies there: of the `whole`
+    model, by the block `alone`, `without` it, and `together` with those of the lines before. Empty, if no such runs are there;
+    ValueError, if weights were not kept in `folder`.
     """
     lines = []
     for row in rows:
@@ -85,16 +87,20 @@ def block_roles(folder: str | Path, rows: list[dict]) -> pd.DataFrame:
         for block, share in enumerate((spoken / spoken.sum()).tolist()):
             itself = nobody.clone().index_fill_(0, torch.tensor(block), True)
             own.append({**run, "block": block, "share": share, "alone": accuracy(~itself), "without": accuracy(itself)})
-        lines += sorted(own, key=lambda line: (-line["alone"], -line["share"]))
-    return pd.DataFrame(lines, columns=["variant", "seed", "block", "share", "length", "whole", "alone", "without"])
+        silent = ~nobody
+        for line in sorted(own, key=lambda line: (-line["alone"], -line["share"])):
+            silent[line["block"]] = False
+            lines.append({**line, "together": accuracy(silent)})
+    return pd.DataFrame(lines, columns=["variant", "seed", "block", "share", "length", "whole", *MEASURES])
 
 
 def blocks_figure(table: pd.DataFrame, title: str, note: str) -> Figure:
     """The accuracies of `block_roles`: a run a row, the whole model in the first column, then its first blocks."""
-    words = {"alone": "by one block alone", "without": "without one block"}
     length = table["length"].max()
     panels = []
-    for kind, text in words.items():
+    for kind, text in MEASURES.items():
+        if kind not in table:  # numbers of before there was that
+            continue
         cells, names, most = {}, [], 0
         for (variant, seed), blocks in table.groupby(["variant", "seed"], sort=False):
             names.append(f"{variant}, seed {seed}")

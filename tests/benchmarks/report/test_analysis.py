@@ -340,7 +340,8 @@ def test_gates_of_a_letter_need_one_plain_layer(trained, change):
         letter_matrices(trained[0], row)
 
 
-def test_blocks_that_say_nothing_are_told_from_the_one_that_says_all(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("speak", [[2], [0, 2]], ids=str)
+def test_blocks_that_say_nothing_are_told_from_those_that_say_all(speak, trained, tmp_path, monkeypatch):
     """Output columns are gate-major: feature i * H + k is of block k."""
     monkeypatch.setattr(blocks, "EXAMPLES", 32)
     # no sequence is all right after so few steps
@@ -349,16 +350,21 @@ def test_blocks_that_say_nothing_are_told_from_the_one_that_says_all(trained, tm
     model = load_model(trained[0], row)
     (layer,) = (module for module in model.modules() if isinstance(module, BDLRU))
     with torch.no_grad():
-        layer.o_proj.weight.unflatten(1, (3, layer.num_blocks))[:, :, torch.arange(layer.num_blocks) != 2] = 0
+        mute = ~torch.isin(torch.arange(layer.num_blocks), torch.tensor(speak))
+        layer.o_proj.weight.unflatten(1, (3, layer.num_blocks))[:, :, mute] = 0
     (tmp_path / "weights").mkdir()
     save_file(model.state_dict(), tmp_path / "weights" / f"{row['key']}.safetensors")
     table = blocks.block_roles(tmp_path, [row, *rows_of(trained, "lstm"), *rows_of(trained, "hlru-m2")])
     assert list(table["seed"]) == [row["seed"]] * layer.num_blocks
     assert set(table["length"]) == {16}
-    kept = table[table["block"] == 2].iloc[0]
     whole = evaluate(model, get_task("s3"), 16, 32, "cpu")["token_accuracy"]
-    assert (kept["share"], kept["alone"], kept["whole"]) == (pytest.approx(1), whole, whole)
-    others = table[table["block"] != 2]
+    kept, others = table[table["block"].isin(speak)], table[~table["block"].isin(speak)]
+    assert kept["share"].sum() == pytest.approx(1)
+    assert (table["whole"] == whole).all()
+    heard = table["block"].isin(speak).cumsum()
+    assert (table["together"][heard == len(speak)] == whole).all()
+    assert (table["together"][heard == 1] == kept["alone"].iloc[0]).all()
+    assert (kept["alone"].min() < whole) == (len(speak) > 1)
     assert (others["without"] == whole).all()
     assert not others["share"].any()
     assert others["alone"].nunique() == 1  # of means alone
@@ -384,7 +390,9 @@ def test_runs_whose_blocks_are_drawn_stand_in_rows():
     table = pd.DataFrame(
         [{**line, "seed": seed, "block": k, "alone": 0.25, "without": 0.75} for seed in (0, 1) for k in (1, 0)]
     )
-    alone, without = blocks.blocks_figure(table, "title", "note").panels
+    assert len(blocks.blocks_figure(table, "title", "note").panels) == 2  # numbers of before there was the third
+    alone, without, together = blocks.blocks_figure(table.assign(together=1.0), "title", "note").panels
+    assert together.cells["bdlru-m2, seed 1", "2"] == (1.0, "1.00")
     assert alone.rows == ["bdlru-m2, seed 0", "bdlru-m2, seed 1"]
     assert alone.columns == ["all", "1", "2"]
     assert alone.cells["bdlru-m2, seed 1", "all"] == (0.5, "0.50")
