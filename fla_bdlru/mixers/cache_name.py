@@ -93,6 +93,7 @@ def prepare_inputs(
 
 
 def _under_old_name(prepare: Callable) -> Callable:
+    # without its signature, where `generate` would not find `cache`
     def renamed(self, input_ids=None, *, cache=None, inputs_embeds=None, **kwargs) -> dict[str, Any]:
         kwargs[OLD] = given_cache({**kwargs, NEW: cache})
         return prepare(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
