@@ -86,14 +86,22 @@ model = GLAForCausalLM(GLAConfig(**sizes))
 print(fla_bdlru.swap_mixers(model, "hlru", {"order": 2}) is model, [type(b.attn).__name__ for b in model.model.layers])
 fla_bdlru.fla_cpu.register()
 print(model(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all().item())
+own = fla_bdlru.BDLRUForCausalLM(fla_bdlru.BDLRUConfig(hidden_size=32, num_hidden_layers=2, vocab_size=50)).eval()
+prompt, options = torch.randint(3, 50, (2, 7)), {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+given = {fla_bdlru.mixers.cache_name.CACHE: own(prompt[:, :4], use_cache=True)["past_key_values"]}
+print(torch.equal(own.generate(prompt, **given, **options), own.generate(prompt, use_cache=False, **options)))
+for name in ("past_key_values", "cache"):
+    cache = own(prompt[:, :4], use_cache=True)["past_key_values"]
+    print(torch.allclose(own(prompt[:, 4:], **{name: cache}).logits, own(prompt).logits[:, 4:], atol=1e-5))
 """,
         FLA_BDLRU_PATCHES="0",
     )
-    record, refusal, swapped, finite = out.splitlines()
+    record, refusal, swapped, finite, *continued = out.splitlines()
     assert record == "['fla.models.modeling_utils:FLAPreTrainedModel.post_init']"
     assert refusal.startswith("mixer='bdlru' is refused, as FLA_BDLRU_PATCHES=0 leaves FLA as it is")
     assert swapped == "True ['HLRU', 'HLRU']"
     assert finite == "True"
+    assert continued == ["True"] * 3  # native models know their cache by either name, patched or not
 
 
 @pytest.mark.parametrize("value, enabled", [("", True), ("1", True), ("0", False)])

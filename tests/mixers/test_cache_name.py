@@ -112,7 +112,9 @@ def test_predictions_are_logits_alone(name, tmp_path):
     """`Trainer.predict` without labels: not the cache, which cannot be gathered."""
     rows = [{"input_ids": torch.randint(3, VOCAB, (6,))} for _ in range(3)]
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=3)
-    predictions = Trainer(build(name), arguments).predict(rows).predictions
+    trainer = Trainer(build(name), arguments)
+    trainer.model.config.use_cache = True  # as `TrainingArguments(use_cache=True)` leaves it
+    predictions = trainer.predict(rows).predictions
     assert isinstance(predictions, np.ndarray)
     assert predictions.shape == (3, 6, VOCAB)
 
