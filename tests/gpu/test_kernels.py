@@ -189,6 +189,34 @@ def test_a_nan_is_not_hidden(device, name, gate_norm):
 
 
 @each_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slices_of_buffers(device, name, dtype):
+    """Inputs, states and gradients whose memory begins between multiples of 16 bytes: the bits of those that do not."""
+
+    def shifted(x):
+        buffer = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+        return buffer[1:].view(x.shape).copy_(x)
+
+    T, width, M = SEVERAL_CHUNKS, 128, 2
+    rows = (M,) if name == "bdlru" else ()
+    shapes = (2, T, *rows, width), (2, T, *rows, M + 1, width), (2, M, width)
+    v, g, h0 = (torch.randn(shape, dtype=dtype, device=device) for shape in shapes)
+    do = torch.randn_like(v)
+    both = []
+    for lay in (torch.clone, shifted):
+        *inputs, d = map(lay, (v, g, h0, do))
+        assert all((x.data_ptr() % 16 == 0) == (lay is torch.clone) for x in (*inputs, d))
+        x, y, h = (x.requires_grad_() for x in inputs)
+        if name == "bdlru":
+            o, ht = ops.chunk_bdlru(x.mT, y.permute(0, 1, 4, 2, 3), h.mT, True)
+            d = d.mT
+        else:
+            o, ht = ops.chunk_hlru(x, y.mT, h.mT, True)
+        both.append((o, ht, *torch.autograd.grad(o, inputs, d)))
+    assert all(map(torch.equal, *both))
+
+
+@each_op
 def test_runs_are_bit_equal(device, name):
     v, g, h0 = make_inputs(name, device=device, B=4, T=2000, width=300, M=4)
     do, dht = gradients_of(v, g, 4)
