@@ -288,9 +288,9 @@ def _gpu_peers(name: str) -> str:
     for (contender, op, m), part in table.groupby(["contender", "op", "m"], dropna=False, sort=False):
         fla = f"FLA's `{contender}`" if contender.startswith(("chunk_", "fused_")) else contender
         row = {"op": f"`chunk_{op}`, m = {m:g}" if contender == "chunk" else fla}
-        times = dict(zip(part["mode"], part.ms))
+        times = dict(zip(part["mode"], part.ms))  # none, where a peer refused
         for mode, head in (("fwd", "forward"), ("fwd+bwd", "forward and backward")):
-            row[head] = f"{times[mode]:.3f} ms, {times[mode] / least[mode]:.1f}" if mode in times else ""
+            row[head] = f"{times[mode]:.3f} ms, {times[mode] / least[mode]:.1f}" if times.get(mode, 0) > 0 else ""
         rows.append(row)
     first, widths = table.iloc[0], "1,024 channels or heads of 128 (Mamba2: 64, with a state of 128)"
     note = f"{first['B']} x {first['T']:,} tokens, {widths}, {first['dtype']}; beside a time its ratio to the first."
