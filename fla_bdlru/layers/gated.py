@@ -208,7 +208,7 @@ class GatedRecurrence(Mixer):
     def op(self, v: torch.Tensor) -> Callable:
         """The op for inputs v `[B, T, ...]`."""
         step = v.shape[1] == 1 and not torch.is_grad_enabled()
-        return self.ops[step or self.mode == "fused_recurrent"]
+        return self.ops[1 if step or self.mode == "fused_recurrent" else 0]
 
     def cached_states(self) -> tuple[str, ...]:
         return ("recurrent_state", "conv_state") if self.use_short_conv else ("recurrent_state",)

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from fla_bdlru.ops.gpu.gates import NORM_CODES
 from fla_bdlru.ops.gpu.lanes import chunk_lru_kernel_carry
-from fla_bdlru.ops.gpu.runtime import OPTIONS, chunks_ahead, columns, lanes_per_thread
+from fla_bdlru.ops.gpu.runtime import OPTIONS, chunks_ahead, columns, lanes_per_thread, register_limit
 
 atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -50,7 +50,7 @@ def pace():
     return time.process_time() - start
 
 
-def compile_kernel(kernel, constants, dtype, arch, packed, loops):
+def compile_kernel(kernel, constants, dtype, arch, packed, loops, **limit):
     """What a kernel compiles to with every pointer aligned to 16 bytes, as PyTorch's are; once."""
     signature, values, hints = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -63,12 +63,12 @@ def compile_kernel(kernel, constants, dtype, arch, packed, loops):
         else:
             signature[name] = DOCUMENTS.get(name) or ("*fp32" if name in FLOAT32 else f"*{dtype}")
             hints[(i,)] = [["tt.divisibility", 16]]
-    key = repr((kernel.__name__, signature, values, arch, loops))
+    key = repr((kernel.__name__, signature, values, arch, loops, limit))
     if key not in FOUND:
         source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
         slowness = pace() / PACE
         start = sum(os.times()[:4])  # of this process and its children: ptxas is one
-        binary = triton.compile(source, target=target(arch), options=OPTIONS)
+        binary = triton.compile(source, target=target(arch), options={**OPTIONS, **limit})
         FOUND[key] = {"seconds": round(sum(os.times()[:4]) - start, 2), "slowness": slowness, **read(binary, loops)}
     return FOUND[key]
 
@@ -156,6 +156,7 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
     variant = f"{dtype} {arch if str(arch).startswith('gfx') else f'sm_{arch}'} {gate_norm}" + (" packed" if packed else "")
     for name, (kernel, constants) in configurations.items():
         constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+        limit = register_limit(module.warps(M), target(arch).backend) if name == "fwd_h" else {}
         yield {
             "op": op,
             "M": M,
@@ -165,7 +166,7 @@ def rows(op, M, gate_norm="softmax", dtype="bf16", arch=90, packed=False, n=1024
             "dtype": dtype,
             "VEC": VEC,
             "gates": gates,
-            **compile_kernel(kernel, constants, dtype, arch, packed, loops),
+            **compile_kernel(kernel, constants, dtype, arch, packed, loops, **limit),
         }
 
 

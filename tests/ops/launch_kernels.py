@@ -41,7 +41,8 @@ class NoGPU(Driver):
     def launcher_cls(self, source, metadata):
         def launch(grid_x, grid_y, grid_z, stream, function, packed, *rest):
             if grid_x * grid_y * grid_z:
-                self.launches.append({"kernel": metadata.name, "grid": [grid_x, grid_y, grid_z], "warps": metadata.num_warps})
+                launched = {"kernel": metadata.name, "grid": [grid_x, grid_y, grid_z], "warps": metadata.num_warps}
+                self.launches.append({**launched, "limit": metadata.maxnreg})
 
         return launch
 

@@ -19,7 +19,16 @@ from fla_bdlru import ops
 from fla_bdlru.ops import chunk_bdlru, chunk_hlru
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels
 from fla_bdlru.ops.gpu import runtime as triton_runtime
-from fla_bdlru.ops.gpu.runtime import autotuned, chunk_length, columns, lanes_per_thread, triton_bwd, triton_fwd, tunes
+from fla_bdlru.ops.gpu.runtime import (
+    autotuned,
+    chunk_length,
+    columns,
+    lanes_per_thread,
+    register_limit,
+    triton_bwd,
+    triton_fwd,
+    tunes,
+)
 from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels
 
 HERE = Path(__file__).parent
@@ -209,6 +218,10 @@ def test_kernels_are_launched():
             expected = [kernel_name(op, kernel) for kernel in passes[name]]
             assert [launch["kernel"] for launch in case[side]] == expected, case
             assert all(launch["grid"][1:] == [1, 1] and launch["warps"] == 1 for launch in case[side]), case
+            # what chunks count on is asked of the compiler, for pass 1 of larger blocks
+            limits = {launch["kernel"]: launch["limit"] for launch in case[side]}
+            first, limit = kernel_name(op, "fwd_h"), {3: 128, 4: 128}.get(case["M"]) if op == "bdlru" else None
+            assert limits == {kernel: limit if kernel == first else None for kernel in limits}, case
         tried = Counter(launch["kernel"] for launch in case["tried"])
         of_choice = {kernel_name(op, kernel) for found in passes.values() for kernel in found if kernel != "carry"}
         assert tried == (dict.fromkeys(of_choice, 2) if case.get("tuned") else {}), case  # two widths each
@@ -277,6 +290,13 @@ def test_cross_lane_instructions_show():
     wrong = [{"op": "bdlru", "M": 4, "arch": "gfx942", "WARP": 32}, {"op": "bdlru", "M": 2, "n": 33, "VEC": 2}]
     rows = [row for row in _run_script("compile_kernels.py", json.dumps(wrong)) if row["kernel"] == "fwd_o"]
     assert [row["shuffles"] > 4 for row in rows] == [True, True], rows
+
+
+def test_programs_that_chunks_count_on_fit_into_registers():
+    """By any compiler: as many registers as the kernels' `warps` leave, in steps of eight, or no word."""
+    assert register_limit(12, "cuda") == {"maxnreg": 168}
+    assert register_limit(16, "cuda") == {"maxnreg": 128}
+    assert [register_limit(*case) for case in ((8, "cuda"), (20, "cuda"), (12, "hip"), (12, ""))] == [{}] * 4
 
 
 def test_relu_gates_keep_a_nan(compiled):

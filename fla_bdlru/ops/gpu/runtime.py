@@ -24,6 +24,7 @@ MULTIPROCESSORS = 132  # of a large GPU
 MAX_UNROLLED = 16  # rows of a block, or turns of a window, that are unrolled; beyond, compiling would take minutes
 # nothing crosses lanes, so a program is one warp; a product and a sum are one instruction
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+REGISTERS = 65_536  # of a multiprocessor of NVIDIA's
 TUNED_ELEMENTS = 2**20  # gate logits of a call below which times are noise, and nothing is tuned
 
 
@@ -45,12 +46,27 @@ class Kernels:
 
 
 @functools.cache
-def warp_size() -> int:
-    """Threads of a warp, and so of a tile: 64 on AMD's CDNA, 32 elsewhere."""
+def target() -> tuple[str, int]:
+    """Triton's backend, and the threads of a warp and so of a tile: 64 on AMD's CDNA, 32 elsewhere."""
     try:
-        return driver.active.get_current_target().warp_size
+        found = driver.active.get_current_target()
     except RuntimeError:  # no device: the interpreter, or a host that only asks for shapes
-        return 32
+        return "", 32
+    return found.backend, found.warp_size
+
+
+def warp_size() -> int:
+    return target()[1]
+
+
+def register_limit(warps: int, backend: str) -> dict[str, int]:
+    """The option that keeps a program, one warp, to so few registers that `warps` of them run at once, as chunks count on.
+
+    Compilers differ: of pass 1 at m = 8 Triton 3.6 makes code of 202 registers, of which nine run, or of as many instructions
+    and 168 registers, if told to. Where more than 16 run nothing is said: some norms would move registers to memory.
+    """
+    limit = REGISTERS // (32 * warps) // 8 * 8
+    return {"maxnreg": limit} if backend == "cuda" and warps <= 16 and limit < 256 else {}
 
 
 def lanes_per_thread(M: int, n: int, warp: int | None = None) -> int:
@@ -210,10 +226,10 @@ def triton_fwd(kernels, v, g, h0, cu_seqlens, gate_norm, chunk):
     with k.context():
         if chunked:
             h_in, P, end = k.chunk_states(), k.empty(k.B, k.NC, k.M, k.M, k.n), k.chunk_states()
-            cols = columns(k.M)
+            cols, limit = columns(k.M), register_limit(kernels.warps(k.M), target()[0])
             k.run(
                 kernels.fwd_h, g, v, h0, k.starts, end, P,
-                programs=(k.M + cols) // cols, CC=cols, HAS_H0=packed and h0 is not None,
+                programs=(k.M + cols) // cols, CC=cols, HAS_H0=packed and h0 is not None, **limit,
             )  # fmt: skip
             # documents take their states themselves; what enters and leaves the packed sequence is nothing
             k.carry(end, P, None if packed else h0, h_in, k.empty(k.B, k.M, k.n) if packed else ht, reverse=False)
