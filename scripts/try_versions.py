@@ -28,6 +28,12 @@ PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "numpy"
 ROWS = [
     ("3.11", "2.13.0", "3.7.1", "5.24.0", "0.6.0", "2.4.6"),
     ("3.11", "2.15.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
+    ("3.11", "2.14.1", "3.8.0", "5.24.0", "0.6.0", "2.4.6"),
+    ("3.11", "2.12.1", "3.7.1", "5.24.0", "0.6.0", "2.4.6"),
+    ("3.11", "2.11.0", "3.6.0", "5.24.0", "0.6.0", "2.3.5"),
+    ("3.11", "2.10.0", "3.6.0", "5.24.0", "0.6.0", "2.3.5"),
+    ("3.11", "2.9.1", "3.5.1", "5.24.0", "0.6.0", "2.3.5"),
+    ("3.11", "2.8.0", "3.5.1", "5.24.0", "0.6.0", "2.3.5"),
     ("3.11", "2.13.0", "3.7.1", "5.23.0", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.7.1", "5.6.2", "0.6.0", "2.4.6"),
     ("3.11", "2.13.0", "3.9.0", "5.23.0", "0.6.0", "2.4.6"),
@@ -50,7 +56,8 @@ CHECKS = {
     "models": (*PYTEST, "tests/models/test_native.py", "tests/mixers/test_cache_name.py", "tests/mixers/test_fla_configs.py",
                "-k", "native or cache_name or TransformerConfig or GatedDeltaNetConfig"),
     "packing": (*PYTEST, "tests/mixers/test_packing.py", "-k", "collator or positions or documents"),
-    "torch.compile": (*PYTEST, "tests/test_compile.py", "-k", "bdlru and (few_compilations or inductor or export)"),
+    "torch.compile": (*PYTEST, "tests/test_compile.py", "tests/fla_cpu/test_models.py",
+                      "-k", "bdlru and (few_compilations or inductor or export) or compiled_models"),
     "Triton compiles": ("tests/ops/compile_kernels.py", '[{"op": "bdlru", "M": 4}]'),
     "Triton interprets": (*PYTEST, "tests/ops/triton_cases.py", "-k", "test_sizes and (3 or 4) or test_packed"),
 }  # fmt: skip

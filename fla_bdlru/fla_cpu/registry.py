@@ -81,12 +81,25 @@ def on_cpu(args: tuple, kwargs: Mapping[str, Any]) -> bool:
     return devices in ({"cpu"}, {"meta"})
 
 
+def _as_views(outputs: Any) -> Any:
+    """The tensors among what a function returns as views of themselves."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.view_as(outputs)
+    return type(outputs)(map(_as_views, outputs)) if type(outputs) in (tuple, list) else outputs
+
+
 def shapes_too(implementation: Callable) -> Callable:
-    """`implementation`, which makes its own tensors on the meta device where its arguments are meta tensors."""
+    """`implementation`, which makes its own tensors on the meta device where its arguments are meta tensors.
+
+    Compiled by torch 2.11, a `torch.autograd.Function` whose output went through a `to` or `contiguous` that had nothing to do
+    loses its gradients in silence: Dynamo returns what is computed on the way beside it, the same tensor twice. A view is not.
+    """
 
     @functools.wraps(implementation)
     def run(*args, **kwargs):
-        if not torch.compiler.is_compiling() and any(getattr(x, "is_meta", False) for x in (*args, *kwargs.values())):
+        if torch.compiler.is_compiling():
+            return _as_views(implementation(*args, **kwargs))
+        if any(getattr(x, "is_meta", False) for x in (*args, *kwargs.values())):
             with torch.device("meta"):
                 return implementation(*args, **kwargs)
         return implementation(*args, **kwargs)

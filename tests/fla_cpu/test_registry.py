@@ -122,6 +122,36 @@ def test_wrapped_functions_compile_without_a_graph_break():
     assert compiled(torch.ones(2, device="meta")).device.type == "meta"
 
 
+def test_gradients_through_what_was_converted_to_what_it_is(monkeypatch):
+    """torch 2.11 loses them where a Function returns a tensor that it has under another name, too; so it gets a view."""
+
+    def product(x, y):
+        return [(x * y).to(x.dtype).contiguous()], None
+
+    wrapper = registry.wrap(lambda *_: None, product)
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x, y)
+            return wrapper(x, y)[0][0]
+
+        @staticmethod
+        def backward(ctx, do):
+            x, y = ctx.saved_tensors
+            return do * y, do * x
+
+    x, y = torch.ones(2, requires_grad=True), torch.tensor([2.0, 3.0])
+    torch.compile(Product.apply, backend="eager", fullgraph=True)(x, y).sum().backward()
+    assert torch.equal(x.grad, y)
+    assert not wrapper(x.detach(), y)[0][0]._is_view()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    (o,), nothing = wrapper(x.detach(), y)
+    assert o._is_view()
+    assert torch.equal(o, y)
+    assert nothing is None
+
+
 def test_traced_functions_take_the_place_of_fla_only_while_a_tracer_is_at_work():
     original = torch.compiler.disable(lambda x: 2 * x)
     wrapper = registry.wrap(original, lambda x: x + 1, while_tracing=True)
