@@ -35,6 +35,21 @@ def test_layer_equals_the_cpu_path(device, name, packed, monkeypatch):
     torch.testing.assert_close(other_leaf.grad.cpu(), leaf.grad, rtol=1e-3, atol=1e-4)
 
 
+@each_layer
+def test_compiled_layer(device, name):
+    """One graph, forward and backward, as the layer itself."""
+    layer = LAYERS[name]().to(device)
+    x = torch.randn(2, 200, 64, device=device)
+    compiled = torch.compile(layer, fullgraph=True, backend="inductor" if device == "cuda" else "aot_eager")
+    both = []
+    for function in (layer, compiled):
+        leaf = x.clone().requires_grad_()
+        o = function(leaf)[0]
+        both.append((o, *torch.autograd.grad(o.square().sum(), (leaf, *layer.parameters()))))
+    for eager, got in zip(*both):
+        torch.testing.assert_close(got, eager, rtol=1e-3, atol=1e-4)
+
+
 @contextlib.contextmanager
 def no_syncs(device):
     """A host sync raises; what the first call compiles and tunes has to be there."""
