@@ -62,8 +62,9 @@ def warp_size() -> int:
 def register_limit(warps: int, backend: str) -> dict[str, int]:
     """The option that keeps a program, one warp, to so few registers that `warps` of them run at once, as chunks count on.
 
-    Compilers differ: of pass 1 at m = 8 Triton 3.6 makes code of 202 registers, of which nine run, or of as many instructions
-    and 168 registers, if told to. Where more than 16 run nothing is said: some norms would move registers to memory.
+    Compilers and norms differ: of pass 1 at m = 8 and softmax Triton 3.6 makes code of 202 registers, of which nine run, or of
+    as many instructions and 168 registers, if told to; of other norms 3.7 makes up to 241, or 168 and a few values in memory.
+    Where more than 16 run nothing is said, as more would go to memory there.
     """
     limit = REGISTERS // (32 * warps) // 8 * 8
     return {"maxnreg": limit} if backend == "cuda" and warps <= 16 and limit < 256 else {}
