@@ -61,7 +61,7 @@ def is_plain(module: nn.Module) -> bool:
     """
     if not type(module).__module__.startswith(("torch.nn.modules.", "fla.modules.")):
         return False  # an adapter, quantised, parametrised
-    return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
+    return "forward" not in module.__dict__ and not any(getattr(module, hooks) for hooks in _HOOKS)
 
 
 # Each stands in front of a function or method of FLA's, `original`, and is called with that and its arguments.

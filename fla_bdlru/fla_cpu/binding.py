@@ -37,7 +37,11 @@ def by_name(original: Callable, implementation: Callable) -> Callable:
     An argument that FLA's function does not have is its own `TypeError`. One that it has and the replacement does not name is
     ignored if it only steers a kernel (`STEERING`), and otherwise has to keep FLA's default: else a `ValueError` names it.
     """
-    signature, own = inspect.signature(inspect.unwrap(original)), inspect.signature(implementation).parameters
+    own = inspect.signature(implementation).parameters
+    try:
+        signature = inspect.signature(inspect.unwrap(original))
+    except ValueError:  # a built-in function, as `torch.autograd.Function.apply` is with torch 2.14
+        return implementation
     parameters = list(signature.parameters.values())
     if "kwargs" in own or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return implementation

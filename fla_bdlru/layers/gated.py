@@ -239,7 +239,7 @@ class GatedRecurrence(Mixer):
     def may_draw_gates(self) -> bool:
         """Whether logits may depend on random numbers: by LoRA's dropout, or by whatever a hook does."""
         proj = self.a_proj
-        hooked = proj._forward_hooks or proj._forward_pre_hooks or "forward" in vars(proj)
+        hooked = proj._forward_hooks or proj._forward_pre_hooks or "forward" in proj.__dict__  # torch 2.8: no vars
         return bool(hooked) or type(proj) not in (nn.Linear, ConstantGates)
 
     def mix_steps(self, hidden_states, last_state, num_steps):

@@ -122,6 +122,13 @@ def test_wrapped_functions_compile_without_a_graph_break():
     assert compiled(torch.ones(2, device="meta")).device.type == "meta"
 
 
+def test_a_builtin_function_has_no_parameters_to_check():
+    """As `torch.autograd.Function.apply` with torch 2.14, where the import raised."""
+    wrapper = registry.wrap(max, registry.by_name(max, lambda x, y: x + y))
+    assert torch.equal(wrapper(torch.ones(2), torch.ones(2)), torch.full((2,), 2.0))
+    assert wrapper(3, 4) == 4
+
+
 def test_gradients_through_what_was_converted_to_what_it_is(monkeypatch):
     """torch 2.11 loses them where a Function returns a tensor that it has under another name, too; so it gets a view."""
 
