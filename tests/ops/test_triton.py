@@ -241,6 +241,7 @@ def jobs(op):
             yield {"op": op, "M": M, "VEC": 2}
     for norm in ("sigmoid", "relu", "tanh", "silu", "linear", "square", "sinh", "none"):
         yield {"op": op, "M": 4, "gate_norm": norm}
+    yield {"op": op, "M": 8, "gate_norm": "silu"}  # BD-LRU: 173 registers, if none are asked for
     yield {"op": op, "M": 4, "packed": True}
     yield {"op": op, "M": 4, "dtype": "fp32", "n": 1000}
     yield {"op": op, "M": 4, "dtype": "fp32", "VEC": 1}
