@@ -92,6 +92,7 @@ _MAMBA2 = tuple(
     lambda width, n, s=s, h=h: {"num_heads": h, "head_dim": n, "expand": _ratio(h * n, width), "state_size": s}
     for s, h in ((64, 4), (64, 2), (16, 2), (16, 1), (4, 1))
 )
+_MAMBA3 = tuple(_only(("expand", "head_dim", "state_size"), size) for size in _MAMBA2)
 
 
 def _deltaproduct(reflections: int) -> Variant:
@@ -113,6 +114,7 @@ VARIANTS: dict[str, Variant] = {
     "hgrn": Variant("hgrn", (lambda width, n: {"expand_ratio": _ratio(n, width)},)),
     "mamba": Variant("mamba", _MAMBA),
     "mamba2": Variant("mamba2", _MAMBA2),
+    "mamba3": Variant("mamba3", _MAMBA3),
     "pd_ssm": _sized("pd_ssm", "d_state"),
     **{f"slice-m{m}": _sized("slice", "num_blocks", block_size=m) for m in (2, 3, 4, 5)},
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),

@@ -1,14 +1,19 @@
-"""Mamba and Mamba2 on a CPU: FLA's layers with a scan that a CPU can train.
+"""Mamba, Mamba2 and Mamba3 on a CPU: FLA's layers with a scan that a CPU can train.
 
 FLA's own fallbacks hold [T, T] tensors of every head and state channel (Mamba2, padded to its chunk size of 256), or
-index the time axis inside the graph (Mamba), which makes the backward quadratic in the length.
+index the time axis inside the graph (Mamba), which makes the backward quadratic in the length; Mamba3 has none.
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
 
 from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, upcast
-from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_scan
-from fla_bdlru.ops.common.autograd import as_input
+from fla_bdlru.fla_cpu.documents import check_documents, token_positions
+from fla_bdlru.fla_cpu.linear_attn import chunk_global_cumsum
+from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_attention, linear_scan
+from fla_bdlru.ops.common.autograd import as_input, is_traced
 
 
 def _check(name: str, x, last_state, cu_seqlens) -> None:
@@ -121,3 +126,111 @@ def mamba2_forward(
     output, conv_state, state = self.torch_forward(hidden_states, last_state, keep, attention_mask)
     update_layer_cache(self, past_key_values, recurrent_state=state, conv_state=conv_state, offset=hidden_states.shape[1])
     return output, None, past_key_values
+
+
+def _shifted(x, first, entering):
+    """x one step later; where a sequence begins (`first` [B, T]), what enters it: a row each, or zeros for `None`."""
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    begins = first.view(*first.shape, *[1] * (x.dim() - 2))
+    if entering is None:
+        return before.masked_fill(begins, 0.0)
+    return torch.where(begins, torch.zeros_like(before).index_put((first,), entering.to(x.dtype)), before)
+
+
+def _rotated(x, angles):
+    """Turns the pairs (0, 1), (2, 3), ... of x [B, T, H, N] by `angles` [B, T, H, S]; what lies behind 2 S stays."""
+    turned, rest = x[..., : 2 * angles.shape[-1]].unflatten(-1, (-1, 2)), x[..., 2 * angles.shape[-1] :]
+    cos, sin, (a, b) = angles.cos(), angles.sin(), turned.unbind(-1)
+    return torch.cat([torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2), rest], -1)
+
+
+@full_precision
+def mamba3_scan(q, k, v, a, dt, trapezoid, angles, state, cu_seqlens, final):
+    r"""The recurrence of Mamba-3 (arXiv 2603.15569, section 3), single-input single-output; returns o and the final state.
+
+        h_t = exp(a_t) (h_{t-1} + (1 - trapezoid_t) dt_t v_{t-1} k_{t-1}^T) + trapezoid_t dt_t v_t k_t^T,    o_t = h_t q_t
+
+    q, k: [B, T, H, N], before they are turned by the sums of `angles` over time; v, o: [B, T, H, P]; a, dt, trapezoid:
+    [B, T, H]; angles: [B, T, H, S], S <= N / 2. States are FLA's: the last angles [num_seqs, H, S], h [num_seqs, H, P, N], the
+    last k [num_seqs, 1, H, N] and the last v [num_seqs, H, P]; `None` is zero.
+    """
+    B, T, H, N = q.shape
+    num_seqs = B if cu_seqlens is None else len(cu_seqlens) - 1
+    sizes = {"angle": (H, angles.shape[-1]), "ssm": (H, v.shape[-1], N), "k": (1, H, N), "v": (H, v.shape[-1])}
+    for (name, size), x in zip(sizes.items(), state or [None] * 4):
+        check_shape(f"{name}_state", x, (num_seqs, *size))
+    angle_state, ssm_state, k_state, v_state = (None,) * 4 if state is None else map(upcast, state)
+
+    sequence, position = (x.view(B, T) for x in token_positions(q, cu_seqlens))
+    first, before = position == 0, [None] * 2
+    if state is not None:
+        begun = sequence[first]  # those of no token have no row
+        before = [k_state[begun, 0], v_state[begun]]
+    # in float64 and without whole turns: the sums grow with the length
+    total = chunk_global_cumsum(angles.double(), False, cu_seqlens, None, None)
+    total = (total if state is None else total + angle_state[sequence]).remainder(2 * math.pi)
+    q, k = (_rotated(x, total.to(q.dtype)) for x in (q, k))
+
+    # what a token adds when the next one comes is put into that one's step, so that nothing depends on what is to come
+    written = dt * trapezoid
+    weight = a.exp() * (_shifted(written, first, None) + (1 - trapezoid) * dt)
+    o, h = linear_attention(
+        q, _shifted(k, first, before[0]) * weight[..., None], _shifted(v, first, before[1]), g=a, scale=1.0,
+        initial_state=ssm_state, output_final_state=final, state_v_first=True, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    o = o + (written * (q * k).sum(-1))[..., None] * v
+    if not final:
+        return o, None
+    # of sequences without a token what they had
+    lengths = torch.full((B,), T, device=q.device) if cu_seqlens is None else cu_seqlens.diff()
+    starts = torch.arange(B, device=q.device) * T if cu_seqlens is None else cu_seqlens[:-1].long()
+    empty, rows = lengths == 0, (starts + lengths - 1).clamp_min(0)
+
+    def last(x, entering):
+        x = x.flatten(0, 1)[rows]
+        entering = torch.zeros_like(x) if entering is None else entering
+        return torch.where(empty.view(-1, *[1] * (x.dim() - 1)), entering, x)
+
+    k_last, v_last = last(k, None if state is None else k_state[:, 0]), last(v, v_state)
+    h = h + (last(written, None)[..., None] * v_last)[..., None] * k_last[..., None, :]
+    return o, (last(total.to(q.dtype), angle_state), h, k_last[:, None], v_last)
+
+
+def mamba3_forward(
+    self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, output_attentions=False,
+    cu_seqlens=None, **kwargs,
+):  # fmt: skip
+    """`fla.layers.mamba3.Mamba3.forward`, which runs on CUDA alone; takes more than one token with a cache, too."""
+    from fla.layers.utils import get_layer_cache, repad_hidden_states, unpad_hidden_states, update_layer_cache
+
+    if self.is_mimo:
+        raise NotImplementedError("Mamba3: is_mimo=True runs on a GPU only (TileLang); take is_mimo=False on a CPU.")
+    B, T, _ = hidden_states.shape
+    if T == 0:
+        return hidden_states, None, past_key_values
+    state, indices = get_layer_cache(self, past_key_values), None
+    state = None if state is None else state["recurrent_state"]
+    if T > 1 and cu_seqlens is None and attention_mask is not None:  # a step alone is never padding, as in FLA's
+        packed = unpad_hidden_states(hidden_states, None, attention_mask, T)
+        if is_traced() or len(packed[1]) < B * T:  # else nothing is padded
+            hidden_states, indices, cu_seqlens = packed
+    check_documents(hidden_states, cu_seqlens, None if state is None else state[0])
+
+    z, x, k, q, dt, a, trapezoid, angles = self._project_and_split(hidden_states)
+    repeats = self.num_heads // self.n_groups
+    q, k = (
+        (upcast(norm(x.unflatten(-1, (self.n_groups, -1)))).repeat_interleave(repeats, 2) + upcast(bias)[:, 0])
+        for x, norm, bias in ((q, self.C_norm, self.C_bias), (k, self.B_norm, self.B_bias))
+    )
+    v, gate = (upcast(t).unflatten(-1, (self.num_heads, -1)) for t in (x, z))
+    dt = F.softplus(upcast(dt) + upcast(self.dt_bias))
+    a = dt * (-F.softplus(upcast(a))).clamp(max=-self.A_floor)
+    angles = dt[..., None] * (math.pi * upcast(angles).tanh())[..., None, :]
+    keep = bool(use_cache) or state is not None
+    o, state = mamba3_scan(q, k, v, a, dt, upcast(trapezoid).sigmoid(), angles, state, cu_seqlens, keep)
+    o = o + upcast(self.D)[:, None] * v
+    o = self.norm(o.flatten(-2), z) if self.is_outproj_norm else (o * F.silu(gate)).flatten(-2)
+    o = repad_hidden_states(self.out_proj(o.to(hidden_states.dtype)), indices, B, T)
+    if state is not None:
+        update_layer_cache(self, past_key_values, recurrent_state=state, offset=T)
+    return o, None, past_key_values

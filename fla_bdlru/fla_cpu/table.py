@@ -95,6 +95,7 @@ WRAPPED = {
     "fla.layers.mamba:Mamba.slow_forward": mamba.mamba_slow_forward,
     "fla.layers.mamba2:Mamba2.forward": mamba.mamba2_forward,
     "fla.layers.mamba2:Mamba2.torch_forward": mamba.mamba2_torch_forward,
+    "fla.layers.mamba3:Mamba3.forward": mamba.mamba3_forward,
 }
 
 # FLA keeps its dispatch out of `torch.compile`, a graph break a call: while a tracer is at work, its modules go past it. Its

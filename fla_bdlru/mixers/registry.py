@@ -40,7 +40,7 @@ _MIXERS |= {name: getattr(fla.layers, cls) for name, cls in {
 
 # FLA's layers that have no form for CPU tensors
 GPU_ONLY = frozenset({
-    "cyfa", "deltaformer", "log_linear_mamba2", "mamba3", "mesa_net", "moba", "nsa", "parallax", "path_attn",
+    "cyfa", "deltaformer", "log_linear_mamba2", "mesa_net", "moba", "nsa", "parallax", "path_attn",
     "precond_gated_deltanet", "precond_kda", "stickbreaking_attn", "wall_attn",
 })  # fmt: skip
 

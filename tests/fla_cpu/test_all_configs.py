@@ -40,7 +40,6 @@ STOPPED = {
     "CyclicFlowAttention": "CyclicFlowAttention optimized operators require CUDA tensors",
     "DeltaFormer": "Please install Flash Attention",
     "LogLinearMamba2": "",
-    "Mamba3": "Mamba-3 currently requires a CUDA device",
     "MesaNet": TRITON,
     "MoBA": "`parallel_moba` requires `flash-attn`",
     "NSA": TRITON,
