@@ -128,13 +128,11 @@ def mamba2_forward(
     return output, None, past_key_values
 
 
-def _shifted(x, first, entering):
-    """x one step later; where a sequence begins (`first` [B, T]), what enters it: a row each, or zeros for `None`."""
+def _shifted(x, sequence, first, entering):
+    """x one step later; at tokens that are the `first` of their `sequence`, [B, T] both, what enters that, or zeros."""
     before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-    begins = first.view(*first.shape, *[1] * (x.dim() - 2))
-    if entering is None:
-        return before.masked_fill(begins, 0.0)
-    return torch.where(begins, torch.zeros_like(before).index_put((first,), entering.to(x.dtype)), before)
+    first = first.view(*first.shape, *[1] * (x.dim() - 2))
+    return before.masked_fill(first, 0.0) if entering is None else torch.where(first, entering[sequence].to(x.dtype), before)
 
 
 def _rotated(x, angles):
@@ -160,12 +158,10 @@ def mamba3_scan(q, k, v, a, dt, trapezoid, angles, state, cu_seqlens, final):
     for (name, size), x in zip(sizes.items(), state or [None] * 4):
         check_shape(f"{name}_state", x, (num_seqs, *size))
     angle_state, ssm_state, k_state, v_state = (None,) * 4 if state is None else map(upcast, state)
+    k_state = None if k_state is None else k_state[:, 0]
 
     sequence, position = (x.view(B, T) for x in token_positions(q, cu_seqlens))
-    first, before = position == 0, [None] * 2
-    if state is not None:
-        begun = sequence[first]  # those of no token have no row
-        before = [k_state[begun, 0], v_state[begun]]
+    tokens = sequence, position == 0
     # in float64 and without whole turns: the sums grow with the length
     total = chunk_global_cumsum(angles.double(), False, cu_seqlens, None, None)
     total = (total if state is None else total + angle_state[sequence]).remainder(2 * math.pi)
@@ -173,11 +169,10 @@ def mamba3_scan(q, k, v, a, dt, trapezoid, angles, state, cu_seqlens, final):
 
     # what a token adds when the next one comes is put into that one's step, so that nothing depends on what is to come
     written = dt * trapezoid
-    weight = a.exp() * (_shifted(written, first, None) + (1 - trapezoid) * dt)
-    o, h = linear_attention(
-        q, _shifted(k, first, before[0]) * weight[..., None], _shifted(v, first, before[1]), g=a, scale=1.0,
-        initial_state=ssm_state, output_final_state=final, state_v_first=True, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
+    weight = a.exp() * (_shifted(written, *tokens, None) + (1 - trapezoid) * dt)
+    keys, values = _shifted(k, *tokens, k_state) * weight[..., None], _shifted(v, *tokens, v_state)
+    options = {"initial_state": ssm_state, "output_final_state": final, "state_v_first": True, "cu_seqlens": cu_seqlens}
+    o, h = linear_attention(q, keys, values, g=a, scale=1.0, **options)
     o = o + (written * (q * k).sum(-1))[..., None] * v
     if not final:
         return o, None
@@ -191,7 +186,7 @@ def mamba3_scan(q, k, v, a, dt, trapezoid, angles, state, cu_seqlens, final):
         entering = torch.zeros_like(x) if entering is None else entering
         return torch.where(empty.view(-1, *[1] * (x.dim() - 1)), entering, x)
 
-    k_last, v_last = last(k, None if state is None else k_state[:, 0]), last(v, v_state)
+    k_last, v_last = last(k, k_state), last(v, v_state)
     h = h + (last(written, None)[..., None] * v_last)[..., None] * k_last[..., None, :]
     return o, (last(total.to(q.dtype), angle_state), h, k_last[:, None], v_last)
 
