@@ -10,6 +10,7 @@ from torch._dynamo.exc import Unsupported
 from torch.export import Dim
 
 from fla_bdlru.fla_cpu import activation, convolution, norm
+from fla_bdlru.layers import HLRU
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 
 VOCAB = 32
@@ -173,6 +174,16 @@ def test_export_of_a_forward(name, strict, tmp_path):
     for shape in SHAPES[:3]:
         x = tokens(*shape)
         torch.testing.assert_close(loaded(x, use_cache=False).logits, model(x).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_window_takes_inputs_shorter_than_the_order(strict):
+    layer, x = HLRU(16, order=4).eval(), torch.randn(3, 9, 16)
+    shapes = ({0: Dim("batch", min=2), 1: Dim("length", min=2)},)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict).module()
+    for length in (2, 3, 4, 40):
+        x = torch.randn(2, length, 16)
+        torch.testing.assert_close(exported(x)[0], layer(x)[0])
 
 
 # What README says about graphs that FLA breaks, and that the model then still computes the same.

@@ -162,8 +162,11 @@ class GatedRecurrence(Mixer):
             parameter._is_set_here = parameter._is_hf_initialized = True
 
     def mark_parameters(self) -> list[nn.Parameter]:
-        """The gates' bias and the initial state, marked to have no weight decay; what transformers loads bears no mark."""
-        parameters = [self.a_proj.bias] if self.h0 is None else [self.a_proj.bias, self.h0]
+        """The gates' bias and the initial state, marked to have no weight decay; what transformers loads bears no mark.
+
+        A subclass may have put a projection there that has no bias.
+        """
+        parameters = [p for p in (getattr(self.a_proj, "bias", None), self.h0) if p is not None]
         for parameter in parameters:
             parameter._no_weight_decay = True
         return parameters
@@ -237,7 +240,9 @@ class GatedRecurrence(Mixer):
         return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
 
     def may_draw_gates(self) -> bool:
-        """Whether logits may depend on random numbers: by LoRA's dropout, or by whatever a hook does."""
+        """Whether logits may depend on random numbers: by LoRA's dropout, or by whatever a hook or a subclass does."""
+        if type(self).gates is not GatedRecurrence.gates or "gates" in self.__dict__:
+            return True
         proj = self.a_proj
         hooked = proj._forward_hooks or proj._forward_pre_hooks or "forward" in proj.__dict__  # torch 2.8: no vars
         return bool(hooked) or type(proj) not in (nn.Linear, ConstantGates)

@@ -19,7 +19,10 @@ def decaying_parameters(model: nn.Module) -> list[str]:
 
     Args:
         model (nn.Module):
-            A model or a layer; sharded or wrapped already, where it is going to be.
+            A model or a layer; sharded (FSDP2, ZeRO-3) or wrapped already, where it is going to be.
+
+    Raises:
+        ValueError: for a model wrapped by FSDP1, whose parameters are flat.
 
     Example:
         >>> from fla_bdlru.layers import BDLRU
@@ -30,7 +33,17 @@ def decaying_parameters(model: nn.Module) -> list[str]:
     for layer in model.modules():
         if isinstance(layer, GatedRecurrence):
             layer.mark_parameters()
-    return [name for name, p in model.named_parameters() if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
+        if type(layer).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                "model is wrapped by FullyShardedDataParallel (FSDP1), whose parameters are flat: find the names before it is "
+                "wrapped, with use_orig_params=True, or take torch.distributed.fsdp.fully_shard (FSDP2)."
+            )
+    return [name for name, p in model.named_parameters() if _axes(p) > 1 and not getattr(p, "_no_weight_decay", False)]
+
+
+def _axes(parameter: nn.Parameter) -> int:
+    # DeepSpeed's ZeRO-3 leaves one axis, and says what it was
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -43,7 +56,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
             Weight decay of the first group, at least 0.
 
     Raises:
-        ValueError: if `weight_decay` is no number from 0 on.
+        ValueError: if `weight_decay` is no number from 0 on, or as `decaying_parameters`.
 
     Example:
         >>> import torch

@@ -30,6 +30,9 @@ MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
 # Parts that FLA's own model of a mixer leaves as the layer's constructor made them; another model would draw them anew.
 _KEEPS_INIT = {"mamba": ("conv1d", "dt_proj")}
 
+# Models whose `_init_weights` refuses a layer with an `o_proj`.
+_REFUSES_O_PROJ = ("mamba2", "mamba3", "log_linear_mamba2")
+
 # Models whose blocks ask more of a mixer than FLA's layer signature, and so keep their own.
 _REFUSED = {
     "CATModel": "its attention works on chunk summaries through a FlexAttention mask, not on a sequence",
@@ -119,12 +122,31 @@ def keep_init(layer: nn.Module, name: str) -> None:
             parameter._is_hf_initialized = True
 
 
+def is_initialized(layer: nn.Module, name: str, parameter: nn.Parameter, by_module: bool = True) -> bool:
+    """Whether transformers takes a layer's parameter for initialised, by itself or with its module.
+
+    A copy of a model loses the flags of its parameters and keeps those of its modules.
+    """
+    owners = [parameter, layer.get_submodule(name.rpartition(".")[0])][: 1 + by_module]
+    return any(getattr(owner, "_is_hf_initialized", False) for owner in owners)
+
+
+def keep_from(model: FLAPreTrainedModel, layer: nn.Module) -> None:
+    """Has a model's `_init_weights` see the parts of a swapped layer and not the layer, where it would refuse that."""
+    if model.config.model_type in _REFUSES_O_PROJ and hasattr(layer, "o_proj"):
+        layer._is_hf_initialized = True
+
+
 def fill_missing(layer: nn.Module) -> None:
     """Gives a layer that was made on the meta device what its constructor draws, where a checkpoint has none of it.
 
     transformers leaves memory as it was allocated there, and a model's `_init_weights` knows the parts of its own mixer only.
     """
-    missing = {name: p for name, p in layer.named_parameters() if not (p.is_meta or getattr(p, "_is_hf_initialized", False))}
+    # before that the flags of modules say nothing: RWKV-6 sets them on the meta device, too
+    by_module = getattr(layer, "_is_filled", False)
+    blank = {name: p for name, p in layer.named_parameters() if not p.is_meta}
+    missing = {name: p for name, p in blank.items() if not is_initialized(layer, name, p, by_module)}
+    layer._is_filled = bool(blank)
     if not missing:
         return
     name, hidden_size, layer_idx, arguments = layer._built_as
@@ -257,6 +279,7 @@ def _initialize(model: FLAPreTrainedModel, layer: nn.Module) -> None:
     for part in layer.modules():
         if isinstance(part, GatedRecurrence):
             part.reset_parameters()
+    keep_from(model, layer)
     with guard_torch_init_functions(), torch.no_grad():
         layer.apply(model._initialize_weights)
 
@@ -447,9 +470,11 @@ def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> Non
         if not isinstance(layer, GatedRecurrence):
             fill_missing(layer)
     for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
-        if not getattr(layer.a_proj.bias, "_is_hf_initialized", False):
+        starts = {id(parameter) for parameter in layer.mark_parameters()}
+        if not all(is_initialized(layer, name, p) for name, p in layer.named_parameters() if id(p) in starts):
             layer.reset_parameters()
-        layer.mark_parameters()
+    for layer in (module for module in self.modules() if hasattr(module, "_is_swapped")):
+        keep_from(self, layer)
     initialize_weights(self)
 
 

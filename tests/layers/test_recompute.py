@@ -122,7 +122,23 @@ def lora(layer):
     nn.init.normal_(layer.a_proj.up.weight)
 
 
-CHANGES = [freeze, hook, random_hook, random_pre_hook, random_forward, lora]
+class Noisy(BDLRU):
+    """A layer of a user's own, whose gates are random where nothing of the projection is."""
+
+    def gates(self, hidden_states):
+        return nn.functional.dropout(super().gates(hidden_states), 0.5)
+
+
+def random_subclass(layer):
+    layer.__class__ = Noisy
+
+
+def random_gates(layer):
+    gates = layer.gates
+    layer.gates = lambda x: nn.functional.dropout(gates(x), 0.5)
+
+
+CHANGES = [freeze, hook, random_hook, random_pre_hook, random_forward, lora, random_subclass, random_gates]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM, MambaConfig, MambaForCausalLM
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainingArguments
 
@@ -37,6 +38,27 @@ def test_copies_and_what_is_made_anew(make):
         assert decaying_parameters(each) == expected
     averaged = AveragedModel(make(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     assert decaying_parameters(averaged) == [f"module.{name}" for name in expected]
+
+
+def test_weights_that_zero_3_has_split():
+    """One axis is left of each; DeepSpeed says what it was."""
+    model = native()
+    expected = [name for name, p in model.named_parameters() if decays(name, p)]
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = parameter.new_empty(0)
+    assert decaying_parameters(model) == expected
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_flat_parameters_are_refused(tmp_path, use_orig_params):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(native(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+        with pytest.raises(ValueError, match=r"FSDP1\), whose parameters are flat: find the names before it is wrapped"):
+            decaying_parameters(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_others_have_marked():

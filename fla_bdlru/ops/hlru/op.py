@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fla_bdlru.ops.common.autograd import is_traced
 from fla_bdlru.ops.common.checks import check_count, check_cu_seqlens, check_state, check_tensor, num_sequences
 from fla_bdlru.ops.common.custom_op import Recurrence
 from fla_bdlru.ops.hlru.naive import AXES, hlru_step
@@ -138,6 +139,8 @@ def hlru_window(
         x = torch.cat([past, o], 1)
         if T == 0:
             return o.new_empty(B, 0, order, N)
+        if is_traced():  # of views that overlap a tracer would ask for T >= order
+            return torch.stack([x.narrow(1, order - 1 - lag, T) for lag in range(order)], 2)
         return x.unfold(1, order, 1).transpose(2, 3).flip(2)  # one copy, whose gradient is one sum
     num_seqs = cu_seqlens.shape[0] - 1
     t, lag = torch.arange(T, device=o.device), torch.arange(order, device=o.device)
