@@ -142,7 +142,6 @@ def _rotated(x, angles):
     return torch.cat([torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2), rest], -1)
 
 
-@full_precision
 def mamba3_scan(q, k, v, a, dt, trapezoid, angles, state, cu_seqlens, final):
     r"""The recurrence of Mamba-3 (arXiv 2603.15569, section 3), single-input single-output; returns o and the final state.
 

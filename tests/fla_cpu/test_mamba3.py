@@ -18,6 +18,7 @@ CASES = {
     "norm": {"is_outproj_norm": True},
     "all pairs turn": {"rope_fraction": 1.0, "use_bias": True},
     "an odd state": {"state_size": 7},
+    "slow decay is bounded": {"A_floor": 0.7},
 }
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -165,6 +166,32 @@ def test_packed_documents(name):
         layer(torch.randn(2, 10, 12, dtype=torch.float64), cu_seqlens=cu_seqlens)
 
 
+def test_angles_are_summed_in_double_precision():
+    """After 4,000 tokens of a turn of two radians each a sum in float32 is off by 1e-4 and more."""
+    T = 4000
+    q, k, v = torch.randn(1, T, 1, 4), torch.randn(1, T, 1, 4), torch.randn(1, T, 1, 2)
+    decay, dt, trapezoid = torch.full((1, T, 1), -0.1), torch.full((1, T, 1), 0.7), torch.rand(1, T, 1)
+    inputs = (q, k, v, decay, dt, trapezoid, 2 + 0.1 * torch.rand(1, T, 1, 2))
+    o, (angle, *_) = mamba3_scan(*inputs, None, None, True)
+    expected, (double_angle, *_) = mamba3_scan(*(x.double() for x in inputs), None, None, True)
+    assert (angle - double_angle).abs().max() < 1e-5
+    assert (o - expected)[:, -100:].abs().max() < 1e-4
+
+
+def test_a_single_token_is_never_padding_and_states_are_kept_only_if_asked():
+    """As FLA's layer has it."""
+    layer, x = make(), torch.randn(2, 1, 12, dtype=torch.float64)
+    mask = torch.tensor([[1], [0]])
+    assert torch.equal(layer(x, attention_mask=mask)[0], layer(x)[0])
+    with torch.no_grad():
+        cache = Cache()
+        layer(x, past_key_values=cache)
+        assert cache.get_seq_length() == 0
+        layer(x, past_key_values=cache, use_cache=True)
+        layer(x, past_key_values=cache)  # one that is there is kept up to date
+        assert cache.get_seq_length() == 2
+
+
 def test_nothing_depends_on_what_is_to_come():
     """To the last bit: a token's outputs are the same whatever follows."""
     layer, x = make(dtype=torch.float32), torch.randn(1, 9, 12)
@@ -194,6 +221,8 @@ def test_what_it_does_not_take_is_refused():
         layer(x, past_key_values=cache, use_cache=True)
         with pytest.raises(ValueError, match=r"holds 1 states; expected 2"):
             layer(x.expand(2, -1, -1), past_key_values=cache, use_cache=True)
+        with pytest.raises(ValueError, match=r"ssm_state must have shape \[1, 4, 6, 4\]; got \[1, 4, 6, 8\]"):
+            make(state_size=4, rope_fraction=1.0)(x, past_key_values=cache, use_cache=True)
 
 
 def test_the_mixer_runs_on_a_cpu():
