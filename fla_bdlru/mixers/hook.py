@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fla_bdlru.layers.base import as_it_is_now
 from fla_bdlru.layers.gated import GatedRecurrence, placed_as
+from fla_bdlru.mixers.arguments import heed_arguments
 from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
@@ -290,6 +291,7 @@ def prepare(model: FLAPreTrainedModel) -> None:
     if ours or RENAMED:
         heed_cache(model)
     if ours and not hasattr(model, "_is_prepared"):
+        heed_arguments(model)
         model.register_forward_pre_hook(check_call, with_kwargs=True)
         model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
@@ -332,9 +334,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"input_ids must lie between 0 and {vocabulary - 1} (vocab_size - 1); got {low} to {high}.")
-    # what is given by position may be a cache
-    asked = kwargs.get("use_cache") or cache is not None or len(args) > 3
-    misread = kwargs.get("cu_seqlens") is None and misreads_mask(model, kwargs.get("attention_mask", (*args, None, None)[1]))
+    asked = kwargs.get("use_cache") or cache is not None
+    misread = kwargs.get("cu_seqlens") is None and misreads_mask(model, kwargs.get("attention_mask"))
     if misread and asked and kwargs.get("use_cache") is not False:
         raise ValueError(
             "attention_mask has padding after tokens, which FLA's attention takes for left padding when there is a cache: pad "
@@ -344,8 +345,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         check_cached_mask(model, args, kwargs, cache)
     if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         check_checkpointing(cache)
-        if len(args) <= 3:  # blocks that are run again in the backward would find what they left there
-            kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)} | {"use_cache": False}
+        # blocks that are run again in the backward would find what they left there
+        kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)} | {"use_cache": False}
     if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
@@ -358,8 +359,6 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         kwargs["attention_mask"] = None  # with which FLA's attention keeps those keys
     if torch.is_tensor(kwargs.get("attention_mask")):
         kwargs["attention_mask"] = as_it_is_now(kwargs["attention_mask"])
-    elif len(args) > 1 and torch.is_tensor(args[1]):
-        args = (args[0], as_it_is_now(args[1]), *args[2:])
     return args, kwargs
 
 
@@ -372,7 +371,7 @@ def check_cached_mask(model: FLAPreTrainedModel, args: tuple, kwargs: dict, cach
     """Raises `ValueError` for a mask without the tokens that a cache holds, before FLA's attention, which needs them."""
     tokens = kwargs.get("input_ids", args[0] if args else None)
     tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-    mask = kwargs.get("attention_mask", (*args, None, None)[1])
+    mask = kwargs.get("attention_mask")
     if not (torch.is_tensor(tokens) and torch.is_tensor(mask) and tokens.ndim > 1 and mask.ndim == 2):
         return
     held, new = cache.get_seq_length(), tokens.shape[1]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fla_bdlru.layers.base import Mixer, check_attention_mask
+from fla_bdlru.mixers.arguments import heed_arguments
 from fla_bdlru.ops.common.checks import check_tensor
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def heed_documents(model: FLAPreTrainedModel) -> None:
         refusing.append(base.__name__)
     model._cannot_pack = refusing
     if not packs:
+        heed_arguments(model)
         model.register_forward_pre_hook(_pack_inputs, with_kwargs=True)
 
 
@@ -125,7 +127,7 @@ def _pack_inputs(model: FLAPreTrainedModel, args: tuple, kwargs: dict[str, Any])
     fields = {name: kwargs.pop(name) for name in DROPPED if name in kwargs}
     cu_seqlens = kwargs.get("cu_seqlens")
     if cu_seqlens is None and any(value is not None for value in fields.values()):
-        given = {**dict(zip(("input_ids", "attention_mask", "inputs_embeds"), args)), **kwargs}
+        given = {**dict(zip(("input_ids",), args)), **kwargs}
         name = "input_ids" if given.get("input_ids") is not None else "inputs_embeds"
         tokens = given.get(name)
         if tokens is None:

@@ -9,6 +9,7 @@ from usage import lively
 
 from fla_bdlru import rewind_cache
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
+from fla_bdlru.mixers.arguments import argument_names
 from fla_bdlru.mixers.packing import documents
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 
@@ -140,8 +141,8 @@ def test_masks_that_attention_would_take_for_left_padding(mask, mixer):
         model(tokens, mask.bool(), use_cache=True)
     with pytest.raises(ValueError, match=message):
         model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
-    with pytest.raises(ValueError, match=message):  # by position, as FLA's models take a cache
-        model(tokens, mask, None, Cache())
+    with pytest.raises(ValueError, match=message):  # by position
+        model(tokens, mask, Cache())
     assert model(tokens, attention_mask=mask.flip(1).sort().values).past_key_values is not None
     recurrent = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))).eval()
     assert recurrent(tokens, attention_mask=mask).past_key_values is not None
@@ -175,6 +176,39 @@ def test_a_mask_without_the_tokens_of_the_cache():
     cache = recurrent(tokens[:, :6], use_cache=True).past_key_values
     step = recurrent(tokens[:, 6:], attention_mask=torch.ones(2, 1), past_key_values=cache)
     torch.testing.assert_close(step.logits[:, 0], recurrent(tokens).logits[:, -1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [2, 3])
+@pytest.mark.parametrize("head", [True, False])
+def test_a_cache_by_position(place, head):
+    """In the third place of some of FLA's models, in the fourth of others."""
+    native = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE, attn={"layers": [1], "num_heads": 4}))).eval()
+    model = {2: hybrid(), 3: native}[place]
+    model, field = (model, "logits") if head else (model.model, "last_hidden_state")
+    tokens, between = torch.randint(3, 40, (2, 7)), [None] * (place - 2)
+    cache = model(tokens[:, :6], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask must have shape \[2, 7\], of the 6 tokens in the cache"):
+        model(tokens[:, 6:], torch.ones(2, 1), *between, cache)
+    with pytest.raises(ValueError, match=r"past_key_values must be a fla.models.utils.Cache; got DynamicCache"):
+        model(tokens[:, :6], None, *between, DynamicCache())
+    with pytest.raises(TypeError, match="multiple values for argument 'past_key_values'"):
+        model(tokens[:, 6:], None, *between, cache, past_key_values=cache)
+    with pytest.raises(TypeError, match="positional arguments"):
+        model(tokens[:, 6:], *[None] * 20)
+    step = model(tokens[:, 6:], torch.ones(2, 7), *between, cache)
+    torch.testing.assert_close(step[field][:, 0], model(tokens)[field][:, -1])
+
+
+def test_a_forward_that_hands_on_what_it_gets():
+    class Own(BDLRUForCausalLM):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model, tokens = Own(BDLRUConfig(**NATIVE, attn={"layers": [1], "num_heads": 4})).eval(), torch.randint(3, 40, (2, 7))
+    assert argument_names(Own) == argument_names(BDLRUForCausalLM)
+    with pytest.raises(ValueError, match="attention_mask has padding after tokens"):
+        model(tokens, torch.tensor([[1] * 7, [1] * 4 + [0] * 3]), None, Cache())
 
 
 def test_token_ids_under_the_debug_flag(monkeypatch):

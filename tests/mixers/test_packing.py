@@ -165,6 +165,14 @@ def test_positions_without_the_head_and_with_embeddings(name):
     assert torch.equal(again.last_hidden_state, expected)
 
 
+def test_embeddings_by_position():
+    model, docs = MODELS["transformer"](), draw(*LENGTHS)
+    (x, cu_seqlens), positions = packed(docs), torch.cat([torch.arange(n) for n in LENGTHS])
+    embeddings = model.get_input_embeddings()(x)
+    expected = model.model(x, cu_seqlens=cu_seqlens).last_hidden_state
+    assert torch.equal(model.model(None, None, None, embeddings, position_ids=positions).last_hidden_state, expected)
+
+
 def test_trainer_with_the_collator(tmp_path):
     """A step of transformers' Trainer on a flattened batch is a step on the documents, each token counted once."""
     docs = draw(4, 6, 3, 5)
