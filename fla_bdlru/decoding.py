@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fla.models.utils import Cache
@@ -21,7 +21,8 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
     r"""The cache as it was before its last `num_tokens` tokens; the given one stays as it is.
 
     BD-LRU and H-LRU layers go back to states that they kept: call the model with `step_states=k`, and up to k tokens of that
-    call can be taken back. Softmax attention forgets keys and values. States are shared with the given cache, not copied.
+    call can be taken back. Softmax attention forgets keys and values. Those are shared with the given cache, and so
+    are states that were kept; where no token is taken back, other states are copied, as some of FLA's layers write to them.
 
     Args:
         past_key_values (fla.models.utils.Cache):
@@ -67,6 +68,8 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         length = layer.get_seq_length() - num_tokens
         if layer.state is None:
             continue
+        if num_tokens == 0:
+            layer.state.update({name: cloned(layer.state.get(name)) for name in RECURRENT})
         if num_tokens == 0 or not any(layer.state.get(name) is not None for name in RECURRENT):
             if num_tokens and layer.window_size is not None and layer.get_seq_length() > layer.window_size:
                 raise ValueError(
@@ -93,6 +96,13 @@ def rewind_cache(past_key_values: Cache, num_tokens: int) -> Cache:
         layer.state.update(kept[-num_tokens], step_states=kept[:-num_tokens])
         layer._seen_tokens = length
     return rewound
+
+
+def cloned(state: Any) -> Any:
+    """A copy of a layer's state, which may be a tuple of tensors."""
+    if isinstance(state, (tuple, list)):
+        return type(state)(map(cloned, state))
+    return state.clone() if torch.is_tensor(state) else state
 
 
 def unpad_several(

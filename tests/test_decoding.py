@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from fla.models import TransformerConfig, TransformerForCausalLM
+from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, TransformerConfig, TransformerForCausalLM
 from fla.models.utils import Cache
 from transformers import DynamicCache
 from usage import greedy, lively
@@ -87,6 +87,18 @@ def test_a_cache_given_earlier_is_unchanged(name):
         assert all(torch.equal(a, b) for a, b in zip(held(prefix), copies))
         after = model(x[:, 5:], past_key_values=prefix, use_cache=True).logits
         torch.testing.assert_close(after, model(x).logits[:, 5:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_of_a_layer_that_writes_to_its_state():
+    """FLA's convolutions over one token."""
+    config = GatedDeltaNetConfig(hidden_size=32, num_hidden_layers=2, num_heads=2, head_dim=8, vocab_size=VOCAB)
+    model = lively(GatedDeltaNetForCausalLM(config)).eval()
+    x = torch.randint(0, VOCAB, (2, 6))
+    prefix = model(x[:, :5], use_cache=True).past_key_values
+    for _ in range(2):
+        step = model(x[:, 5:], past_key_values=rewind_cache(prefix, 0), use_cache=True)
+        torch.testing.assert_close(step.logits, model(x).logits[:, 5:], rtol=1e-4, atol=1e-4)
 
 
 @each_model

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fla.models
 import torch
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import guard_torch_init_functions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from fla_bdlru.decoding import rewind_cache
 from fla_bdlru.layers.base import as_it_is_now
 from fla_bdlru.layers.gated import GatedRecurrence, placed_as
 from fla_bdlru.mixers.arguments import heed_arguments
@@ -293,6 +294,7 @@ def prepare(model: FLAPreTrainedModel) -> None:
     if ours and not hasattr(model, "_is_prepared"):
         heed_arguments(model)
         model.register_forward_pre_hook(check_call, with_kwargs=True)
+        model.register_forward_hook(return_given_cache, with_kwargs=True)
         model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
     heed_documents(model)
@@ -317,7 +319,8 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     """What is looked at before every call of a model: token ids (under `FLA_BDLRU_DEBUG=1`), the cache, `cp_context`.
 
     With a cache FLA's attention takes every mask for left padding. So a mask that pads elsewhere turns the cache off, as do
-    `labels`, which need none, unless it is asked for.
+    `labels`, which need none, unless it is asked for. Without `use_cache` the layers get a copy of a cache, as FLA's attention
+    writes to it all the same.
 
     Raises:
         ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
@@ -359,7 +362,30 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         kwargs["attention_mask"] = None  # with which FLA's attention keeps those keys
     if torch.is_tensor(kwargs.get("attention_mask")):
         kwargs["attention_mask"] = as_it_is_now(kwargs["attention_mask"])
+    use_cache = kwargs.get("use_cache")
+    if not (model.config.use_cache and not model.training if use_cache is None else use_cache):
+        kwargs.update({name: copied(kwargs[name]) for name in (OLD, NEW) if isinstance(kwargs.get(name), Cache)})
     return args, kwargs
+
+
+@torch.compiler.disable
+def copied(cache: Cache) -> Cache:
+    """Another cache with the same states, for a call that is to leave `cache` as it is."""
+    copy = rewind_cache(cache, 0)
+    copy._copy_of = cache
+    return copy
+
+
+def return_given_cache(model: FLAPreTrainedModel, args: tuple, kwargs: dict, output: Any) -> tuple | None:
+    """Puts the cache that a model was called with in the place of the copy that its layers got."""
+    cache = given_cache(kwargs)
+    if not hasattr(cache, "_copy_of"):
+        return None
+    if isinstance(output, tuple):
+        return tuple(cache._copy_of if part is cache else part for part in output)
+    for name in [name for name, part in output.items() if part is cache]:
+        output[name] = cache._copy_of
+    return None
 
 
 def has_attention(model: FLAPreTrainedModel) -> bool:

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from fla.models import RWKV7Config, RWKV7ForCausalLM, TransformerConfig, TransformerForCausalLM
+from fla.models import (
+    GatedDeltaNetConfig,
+    GatedDeltaNetForCausalLM,
+    RWKV7Config,
+    RWKV7ForCausalLM,
+    TransformerConfig,
+    TransformerForCausalLM,
+)
 from fla.models.utils import Cache
 from transformers import DynamicCache
 from usage import lively
@@ -10,6 +17,7 @@ from usage import lively
 from fla_bdlru import rewind_cache
 from fla_bdlru.layers import BDLRU, HLRU, LSTM
 from fla_bdlru.mixers.arguments import argument_names
+from fla_bdlru.mixers.cache_name import cache_of
 from fla_bdlru.mixers.packing import documents
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
 
@@ -176,6 +184,56 @@ def test_a_mask_without_the_tokens_of_the_cache():
     cache = recurrent(tokens[:, :6], use_cache=True).past_key_values
     step = recurrent(tokens[:, 6:], attention_mask=torch.ones(2, 1), past_key_values=cache)
     torch.testing.assert_close(step.logits[:, 0], recurrent(tokens).logits[:, -1])
+
+
+CACHED = {
+    "hybrid": hybrid,
+    "native": lambda: lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE, attn={"layers": [1], "num_heads": 4}))),
+    "window": lambda: lively(
+        BDLRUForCausalLM(BDLRUConfig(**NATIVE, attn={"layers": [1], "num_heads": 4, "window_size": 3}, use_short_conv=True))
+    ),
+    "recurrent": lambda: lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE))),
+    "gated_deltanet": lambda: lively(  # whose convolutions write to what they are given
+        GatedDeltaNetForCausalLM(GatedDeltaNetConfig(**SIZES, head_dim=8, mixer=["bdlru", "native"]))
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_that_is_not_to_be_written_to(name, new, training):
+    """Several continuations of a prefix, and what comes after; FLA's attention adds its keys whatever `use_cache` says."""
+    model, tokens = CACHED[name]().eval(), torch.randint(3, 40, (2, 9))
+    cache = model(tokens[:, :-new], use_cache=True).past_key_values
+    expected, options = model(tokens).logits[:, -new:], {} if training else {"use_cache": False}
+    for part, field in ((model, "logits"), (model.model, "last_hidden_state")):
+        part.train(training)
+        whole = model(tokens, use_cache=False).logits if part is model else part(tokens, use_cache=False)[field]
+        for return_dict in (True, False):
+            with torch.no_grad():
+                out = part(tokens[:, -new:], past_key_values=cache, return_dict=return_dict, **options)
+            assert (cache_of(out) if return_dict else out[1]) is cache
+            torch.testing.assert_close(out[0], whole[:, -new:], rtol=1e-4, atol=1e-4)
+    assert [layer.get_seq_length() for layer in cache.layers] == [9 - new] * 2
+    with torch.no_grad():
+        out = model.eval()(tokens[:, -new:], past_key_values=cache)
+    torch.testing.assert_close(out.logits, expected, rtol=1e-4, atol=1e-4)
+    assert [layer.get_seq_length() for layer in cache.layers] == [9, 9]
+
+
+def test_gradients_through_a_cache_that_is_not_written_to():
+    model, tokens = hybrid(), torch.randint(3, 40, (2, 9))
+    grads = []
+    for parts in ((tokens,), (tokens[:, :5], tokens[:, 5:])):
+        cache = None
+        for part in parts[:-1]:
+            cache = cache_of(model(part, use_cache=True))
+        model.zero_grad()
+        model(parts[-1], past_key_values=cache, use_cache=False).logits[:, -4:].square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    for found, expected in zip(*grads):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
