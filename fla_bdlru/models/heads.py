@@ -30,6 +30,10 @@ class RecurrentForSequenceClassification(GenericForSequenceClassification, Recur
 
     accepts_loss_kwargs = False  # the loss is a mean of its own batch: Trainer divides it by the steps that it accumulates
 
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        self.loss_type = "ForSequenceClassification"  # which transformers would look for in the class's name
+
     @wraps(GenericForSequenceClassification.forward)  # whose signature tells Trainer the names of labels
     def forward(self, *args, **kwargs) -> SequenceClassifierOutputWithPast:
         if kwargs.get("cu_seqlens") is not None:
@@ -54,6 +58,10 @@ class RecurrentForTokenClassification(GenericForTokenClassification, RecurrentPr
 
     accepts_loss_kwargs = False  # as above
 
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        self.loss_type = "ForTokenClassification"
+
 
 class RecurrentForMaskedLM(RecurrentPreTrainedModel):
     r"""The tokens that were masked, from both sides: needs `config.bidirectional=True`.
@@ -73,6 +81,7 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
         super().__init__(config)
         if not config.bidirectional:
             raise ValueError(f"bidirectional=False: {type(self).__name__} reads what is behind a mask; set it to True.")
+        self.loss_type = "ForMaskedLM"
         self.model = base_model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

@@ -74,6 +74,18 @@ def test_rows_are_as_without_their_padding(family, head, bidirectional, tmp_path
 
 @each_family
 @each_head
+@pytest.mark.parametrize("name", ["Protein", "ProteinForCausalLM"])
+def test_the_loss_of_a_class_of_another_name(family, head, bidirectional, name):
+    """transformers picks a loss by the name of the class, and shifts the labels of those whose name says nothing."""
+    model, x = build(family, head, bidirectional), torch.randint(1, 30, (3, 6))
+    derived = type(name, (type(model),), {})(model.config)
+    derived.load_state_dict(model.state_dict())
+    labels = torch.tensor([0, 2, 1]) if head == "ForSequenceClassification" else x % 3
+    assert torch.equal(derived.eval()(x, labels=labels).loss, model(x, labels=labels).loss)
+
+
+@each_family
+@each_head
 def test_packed_documents(family, head, bidirectional):
     model, docs = build(family, head, bidirectional), torch.randint(1, 30, (1, 9))
     ways = ({"cu_seqlens": torch.tensor([0, 4, 9])}, {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])})
