@@ -87,6 +87,16 @@ def check_padding(pad_token_id: object, vocab_size: int) -> None:
         raise ValueError(f"pad_token_id must be None or lie between 0 and {last}; got {pad_token_id}.")
 
 
+def settle_direction(config: RecurrentConfig) -> None:
+    """Turns the cache of a bidirectional model off; `ValueError` for fields whose layers would look back only."""
+    if not config.bidirectional:
+        return
+    for field in ("attn", "mixer"):
+        if getattr(config, field, None) is not None:
+            raise ValueError(f"{field} is not accepted with bidirectional=True: its layers only look back.")
+    config.use_cache = False  # there is no state to go on from
+
+
 class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
     """Fields that every native model has, and those of the mixer: all arguments of the layer that `model_type` names."""
 
@@ -127,7 +137,6 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         fields = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         for field in SWITCHES:
             check_switch(field, plain(fields[field]))
-        fields["use_cache"] = use_cache and not bidirectional  # there is no state to go on from
         theirs = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
         theirs = {name: plain(fields.pop(name)) for name in theirs}
         layer = mixer_arguments(self.layer_class)
@@ -143,13 +152,11 @@ class RecurrentConfig(AttentionConfigBase, PreTrainedConfig):
         check_number("initializer_range", self.initializer_range)
         check_choice("hidden_act", hidden_act, ("swish", "powlu"))  # of FLA's GatedMLP
         check_padding(theirs["pad_token_id"], self.vocab_size)
-        for field in ("attn", "mixer") if bidirectional else ():
-            if kwargs.get(field, getattr(self, field, None)) is not None:
-                raise ValueError(f"{field} is not accepted with bidirectional=True: its layers only look back.")
         if "transformers_version" not in kwargs:  # which saved configs have, perhaps of a version with other fields
             self.check_fields(kwargs)
         validate_loss_config(fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy)
         super().__init__(**theirs, **kwargs)
+        settle_direction(self)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
         """Gives a class without a constructor one whose signature shows the layer's arguments, for editors and `help`."""
@@ -256,6 +263,7 @@ class RecurrentModel(RecurrentPreTrainedModel, FLAModel):
     def __init__(self, config: RecurrentConfig) -> None:
         for field in SWITCHES:  # which `from_pretrained(folder, fuse_norm=...)` sets behind the config's back
             check_switch(field, plain(getattr(config, field)))
+        settle_direction(config)
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([RecurrentBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])

@@ -6,6 +6,8 @@ import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -150,6 +152,23 @@ def test_what_does_not_go_both_ways(family):
     assert not model.config.use_cache
     with pytest.raises(ValueError, match=r"use_cache=True is not accepted: a bidirectional layer reads whole sequences"):
         model(x, use_cache=True)
+
+
+@each_family
+def test_both_ways_by_a_config_that_was_made_for_one(family, tmp_path):
+    build(family, "ForCausalLM", attn={"layers": [1], "num_heads": 2}).save_pretrained(tmp_path / "attn")
+    causal, x = build(family, "ForCausalLM"), torch.randint(1, 30, (2, 4))
+    causal.save_pretrained(tmp_path)
+    with_head = AutoModelForSequenceClassification.from_pretrained(tmp_path, bidirectional=True)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.bidirectional = True
+    for model in (with_head, AutoModelForMaskedLM.from_config(config), AutoModel.from_config(config)):
+        assert isinstance(getattr(model, "model", model).layers[1].attn, Bidirectional)
+        assert not model.config.use_cache
+        assert torch.isfinite(model.eval()(x)[0]).all()
+    for folder, fields, name in ((tmp_path / "attn", {}, "attn"), (tmp_path, {"mixer": "lstm"}, "mixer")):
+        with pytest.raises(ValueError, match=f"{name} is not accepted with bidirectional=True"):
+            AutoModelForTokenClassification.from_pretrained(folder, bidirectional=True, **fields)
 
 
 def test_continuous_batching_is_refused():
