@@ -156,7 +156,7 @@ class HLRU(MambaProtocol, layers.HLRU):
 LAYERS = {"BDLRU": BDLRU, "HLRU": HLRU}
 
 
-def row_boundaries(seq_idx: torch.Tensor, shape: torch.Size) -> torch.LongTensor:
+def row_boundaries(seq_idx: torch.Tensor, shape: torch.Size) -> torch.IntTensor:
     """`cu_seqlens` of the rows of `seq_idx` `[B, T]`, put one after the other."""
     if seq_idx.shape != shape:
         raise ValueError(f"seq_idx must have shape {list(shape)}, as the inputs; got {list(seq_idx.shape)}.")

@@ -29,14 +29,14 @@ DROPPED = (*FIELDS, "cu_seq_lens_k", "max_length_q", "max_length_k")
 NOT_PACKED = (fla.layers.Mamba, fla.layers.Mamba2, fla.layers.LogLinearMamba2)
 
 
-def boundaries(starts: torch.Tensor) -> torch.LongTensor:
-    """`cu_seqlens` `[num_seqs+1]` from `starts`, `[T]`, which is true where a document starts."""
-    return nn.functional.pad(starts.nonzero().flatten(), (0, 1), value=starts.numel())
+def boundaries(starts: torch.Tensor) -> torch.IntTensor:
+    """`cu_seqlens` `[num_seqs+1]` from `starts`, `[T]`, which is true where a document starts; int32, as FlashAttention's."""
+    return nn.functional.pad(starts.nonzero().flatten(), (0, 1), value=starts.numel()).int()
 
 
 def documents(
     batch_size: int, seq_len: int, attention_mask: torch.Tensor | None = None, **fields: Any
-) -> torch.LongTensor | None:
+) -> torch.IntTensor | None:
     r"""Document boundaries from what transformers calls them.
 
     Args:
@@ -51,7 +51,7 @@ def documents(
             counts.
 
     Returns:
-        torch.LongTensor | None:
+        torch.IntTensor | None:
             `cu_seqlens` `[num_seqs+1]`; `None` where every row is one document.
 
     Raises:
@@ -74,7 +74,7 @@ def documents(
         other = fields.get("cu_seq_lens_k")
         if other is not None and not torch.equal(value, other):
             raise ValueError(f"cu_seq_lens_q and cu_seq_lens_k must be equal; got {value.tolist()} and {other.tolist()}.")
-        return value.long()
+        return value.int()
     if value.ndim not in (1, 2) or value.shape[-1] != seq_len or value.shape[:-1] not in ((), (1,), (batch_size,)):
         raise ValueError(f"{name} must have shape {[batch_size, seq_len]}, as the inputs; got {list(value.shape)}.")
     value = value.view(-1, seq_len)

@@ -2,6 +2,7 @@
 
 import copy
 
+import fla.layers.attn
 import pytest
 import torch
 from fla.models import (
@@ -105,6 +106,7 @@ def test_packed_equals_documents_one_by_one(mixer):
     x, cu_seqlens = packed(docs)
     expected, found = one_by_one(model, docs), model(x, cu_seqlens=cu_seqlens, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(x, cu_seqlens=cu_seqlens.int(), use_cache=False).logits, found)
     leaking = model(x, use_cache=False).logits
     assert (leaking - expected).abs().max() > 1e-2
     weights = torch.randn_like(expected)
@@ -247,10 +249,28 @@ def test_documents(shape, fields, expected):
     assert (None if found is None else found.tolist()) == expected
 
 
+@pytest.mark.parametrize("mixer", ["bdlru", "hlru", "lstm", "gated_deltaproduct", "rwkv6"])
+@pytest.mark.parametrize("options", [{}, {"return_flash_attn_kwargs": True, "return_position_ids": False}])
+def test_boundaries_are_those_that_flash_attention_takes(mixer, options, monkeypatch):
+    """int32, from tokens that are numbered and from lengths; on a GPU it refuses others."""
+    model, docs, seen = build([mixer, "native"]), draw(*LENGTHS), []
+    attention = fla.layers.attn.flash_attn_varlen_func
+
+    def spy(*args, cu_seqlens_q, cu_seqlens_k, **kwargs):
+        seen.extend((cu_seqlens_q.dtype, cu_seqlens_k.dtype))
+        return attention(*args, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **kwargs)
+
+    monkeypatch.setattr(fla.layers.attn, "flash_attn_varlen_func", spy)
+    batch = DataCollatorWithFlattening(return_tensors="pt", **options)([{"input_ids": doc} for doc in docs])
+    out = model(**batch, use_cache=False)
+    torch.testing.assert_close(out.logits, one_by_one(model, docs), rtol=1e-4, atol=1e-4)
+    assert seen == [torch.int32] * 2
+    out.loss.backward()
+
+
 def test_boundaries_are_of_one_type():
-    """FlashAttention's are int32."""
-    found = documents(1, 4, cu_seq_lens_q=torch.tensor([0, 3, 4], dtype=torch.int32))
-    assert found.dtype == documents(1, 4, seq_idx=torch.tensor([[0, 0, 0, 1]])).dtype == torch.int64
+    found = documents(1, 4, cu_seq_lens_q=torch.tensor([0, 3, 4]))
+    assert found.dtype == documents(1, 4, seq_idx=torch.tensor([[0, 0, 0, 1]])).dtype == torch.int32
 
 
 @pytest.mark.parametrize("shape, fields, message", ERRORS)
