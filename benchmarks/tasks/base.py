@@ -25,6 +25,8 @@ class Task(ABC):
     extrapolates: bool = True
     # whether the answer at the last position has to be found: a curriculum goes by it
     asks_last: bool = True
+    # whether each target of training is an answer that can be found; where not, a batch's accuracy does not say what is solved
+    trains_on_answers: bool = True
     # what turns the last block's output into logits: `tokens`, the language-model head at every position, or `autoencoder`,
     # which decodes the whole sequence from the last position (`benchmarks.compare.readout`)
     readout: str = "tokens"
@@ -64,7 +66,7 @@ class Begun(Task):
         self.task = task
         self.name, self.title, self.chance, self.readout = task.name, task.title, task.chance, task.readout
         self.min_length, self.length_step, self.extrapolates = task.min_length, task.length_step, task.extrapolates
-        self.asks_last = task.asks_last
+        self.asks_last, self.trains_on_answers = task.asks_last, task.trains_on_answers
         self.vocab_size = task.vocab_size + 1
 
     def sample(self, generator: torch.Generator, batch_size: int, length: int) -> Batch:

@@ -58,6 +58,7 @@ class FuzzyInContextRecall(Task):
 
     name = "fuzzy_recall"
     title = "Recalling by keys of several tokens (fuzzy recall)"
+    trains_on_answers = False
 
     def __init__(self, vocab_size: int = 16, motif_size: int = 3):
         if motif_size < 1 or vocab_size < 2 * motif_size + 1:

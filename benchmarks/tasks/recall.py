@@ -29,6 +29,7 @@ class InContextRecall(Task):
 
     name = "recall"
     title = "Recalling the value of a key seen before (recall)"
+    trains_on_answers = False
     min_length = 4
     length_step = 2
 

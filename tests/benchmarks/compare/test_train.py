@@ -423,6 +423,24 @@ def test_a_solved_task_ends_early_and_one_that_is_not_does_not():
     assert hopeless["steps_done"] == 40
 
 
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("task, ends", [("recall", 3), ("noisy_recall", 3), ("fuzzy_recall", 3), ("s3", 4)])
+def test_recall_ends_early_by_validation_at_the_longest_length(monkeypatch, task, ends, bos):
+    """However many tokens its sequences have, and though its batches ask for tokens that nobody can know."""
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"token_accuracy": 1.0})
+    cell = replace(CELL, task=task, lengths=(22, 24), eval_lengths=(24,), steps=4, stop_at=0.999, bos=bos)
+    assert train_cell(cell)["steps_done"] == ends
+
+
+def test_recall_that_is_solved_ends_early():
+    cell = replace(CELL, task="recall", lengths=(4,), eval_lengths=(4,), steps=400, batch_size=64, lr=2e-2, stop_at=0.99)
+    cell = replace(cell, mixer="lstm", mixer_args={"num_channels": 16})
+    result = train_cell(cell)
+    assert result["steps_done"] < 400
+    assert result["validation"] >= 0.99
+    assert result["curve"][-1][4] < 0.9  # of all next tokens
+
+
 def test_a_cosine_falls_from_the_first_step_with_constant_betas(monkeypatch):
     betas, adamw = [], torch.optim.AdamW.step
     monkeypatch.setattr(
