@@ -216,7 +216,8 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
         _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
     for part in parts:
         s = part.settings
-        lengths, rates = "/".join(map(str, s.lengths)), "/".join(f"{x:g}" for x in s.lrs)
+        lengths, rates, decays = ("/".join(f"{x:g}" for x in of) for of in (s.lengths, s.lrs, s.decays))
+        rates += f", weight decay {decays}" * (len(s.decays) > 1)
         words = f"task {part.task}, {MATCHES[part.match]}: {s.words}"
         _say(console, f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
@@ -258,7 +259,8 @@ def _show(console, store, part: Part, picture: str, rows, matches) -> None:
     lines = summarise(rows)
     settings = f"Trained up to length {lines[0].lengths[0]}, {part.settings.words}, {MATCHES[part.match]}"
     task = get_task(part.task)
-    console.print(make_table(lines, f"{part.task}: t{settings[1:]}", console.width, task.chance))
+    title, decays = f"{part.task}: t{settings[1:]}", len(part.settings.decays) > 1
+    console.print(make_table(lines, title, console.width, task.chance, decays))
     for name, matched in matches.items():
         if matched.note:
             _say(console, f"{name}: {matched.note}.")

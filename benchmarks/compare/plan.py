@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 from benchmarks.compare.models import (
     Matched,
@@ -44,7 +45,7 @@ class Planned:
 def plan(
     task: str, names: tuple[str, ...], match: str, budget: int | None, preset: Preset, device: str
 ) -> tuple[list[Planned], dict[str, Matched]]:
-    """Lays out the grid: every mixer, learning rate and seed, with sizes settled; and how each variant was matched.
+    """Lays out the grid: every mixer, learning rate, weight decay and seed, with sizes settled; and how variants were matched.
 
     A budget of `None` is the reference mixer's. On `device` a layer is run to measure its state. ValueError, if a mixer cannot
     be matched or run, or a length does not fit the task.
@@ -65,12 +66,13 @@ def plan(
         growing = state_grows(mixer, preset.width, matched.args, device)
         state = None if growing else preset.layers * layer_state(mixer, preset.width, matched.args, device)
         flops = tuple(n and preset.layers * n for n in layer_flops(mixer, preset.width, matched.args, max(preset.lengths)))
-        for rate, lr in enumerate(preset.lrs):
-            for i, seed in enumerate(preset.seeds):
-                own = {"mlp_width": preset.mlp_width + matched.extra_mlp, "eval_lengths": eval_lengths, "lr": lr, "seed": seed}
-                cell = Cell(**{**shared, **own}, task=task, variant=name, mixer=mixer, mixer_args=matched.args)
-                turn = i * len(preset.lrs) + rate
-                cells.append(Planned(cell, mixer_params, state, *flops, label + by, i < (preset.tune or math.inf), turn))
+        own = {**shared, "mlp_width": preset.mlp_width + matched.extra_mlp, "eval_lengths": eval_lengths, "task": task}
+        own |= {"variant": name, "mixer": mixer, "mixer_args": matched.args}
+        decays = preset.decays or (preset.weight_decay,)
+        for decay, (rate, lr), (i, seed) in product(decays, enumerate(preset.lrs), enumerate(preset.seeds)):
+            cell = Cell(**{**own, "weight_decay": decay, "lr": lr, "seed": seed})
+            turn = i * len(preset.lrs) + rate
+            cells.append(Planned(cell, mixer_params, state, *flops, label + by, i < (preset.tune or math.inf), turn))
     return cells, matches
 
 

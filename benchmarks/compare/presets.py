@@ -15,6 +15,7 @@ class Preset(Setup):
 
     multiples: tuple[int, ...] = (1, 2, 4)
     lrs: tuple[float, ...] = (1e-2,)
+    decays: tuple[float, ...] = ()  # of weights, that are tried with each rate; none: `weight_decay` alone
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: int = option(
         0,

@@ -1,8 +1,8 @@
 """What a sweep consists of: fields from a grid file and from flags, checked, and multiplied out.
 
-A grid file is TOML, or YAML where its name ends in .yaml or .yml; `task`, `match`, `budget`, `width`, `layers` and
-`weight_decay` may be lists, and every combination is a comparison of all `mixers` at all `lr` and `seeds`. `[settings.<task>]`
-says what differs for one task:
+A grid file is TOML, or YAML where its name ends in .yaml or .yml; `task`, `match`, `budget`, `width` and `layers` may be
+lists, and every combination is a comparison of all `mixers` at all `lr`, `weight_decay` and `seeds`. `[settings.<task>]` says
+what differs for one task:
 
     task = ["s3", "recall"]
     mixers = ["bdlru-m1", "bdlru-m4", "lstm"]
@@ -192,6 +192,8 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
         single = {name: value for name, (value, *_) in values.items() if hasattr(base, name) and not FIELDS[name].several}
         base = replace(base, **single)
         base = replace(base, lrs=values.get("lr", base.lrs), seeds=values.get("seeds", base.seeds))
+        decays = values.get("weight_decay", (base.weight_decay,))
+        base = replace(base, weight_decay=decays[0], decays=decays)
         if base.steps < len(base.lengths):
             where = "--steps" if "steps" in flags else "steps"
             raise FieldError(where, f"{base.steps} is not accepted; expected at least one per length {base.lengths}.")

@@ -13,6 +13,7 @@ SCHEDULES = ("one-cycle", "cosine", "trapezoid")  # of the learning rate
 CURRICULA = ("stages", "adaptive", "restarting", "louder")  # of the training lengths
 RESTARTING = ("restarting", "louder")  # those that begin anew if a state fades
 MATCHES = {"params": "equal parameters", "state": "equal state"}  # rules of matching, and what they make of a comparison
+TRIED = ("lr", "weight_decay")  # of several values, each mixer is shown at those that did best on validation data
 WIDEST = 2**14  # layers of that width are built to be measured
 
 
@@ -40,7 +41,7 @@ class Setup:
     steps: int = _setting(1200, "s", "{} steps", whole(1), "Optimiser steps.")
     weight_decay: float = _setting(
         0.01, "d", "weight decay {}", real(lambda x: 0 <= x <= 1, "numbers from 0 to 1"),
-        "AdamW's decay of matrices, or a list. Default: as preset.", several=True,
+        "AdamW's decay of matrices; a comma list: as lr. Default: as preset.", several=True,
     )  # fmt: skip
     train_examples: int = _setting(0, "x", "{} training examples")  # in fresh orders; 0: new ones at each step
     eval_examples: int = _setting(512, "y", "{} test examples")  # sequences per length
@@ -120,8 +121,8 @@ class Cell(Setup):
 NAMES = tuple(sorted((f.name for f in fields(Cell)), key=lambda name: name in Setup.__dataclass_fields__))
 LATER = {f.name: f.default for f in fields(Cell) if f.metadata.get("later")}
 _APART = {f.name: f.metadata["apart"] for f in fields(Cell) if f.metadata.get("apart")}
-SWEPT = tuple(f.name for f in fields(Setup) if f.metadata.get("several"))
-# rows that agree in these are runs of the same experiment with different mixers, learning rates and seeds
-SETTINGS = ("task", *_APART)
+SWEPT = tuple(f.name for f in fields(Setup) if f.metadata.get("several") and f.name not in TRIED)
+# rows that agree in these are runs of the same experiment with different mixers, rates, learning and decay, and seeds
+SETTINGS = ("task", *(name for name in _APART if name not in TRIED))
 # of those, the budget and the learning rates: how a file's name and a heading say what tells comparisons of one task apart
 DISTINCTIONS = {"budget": ("b", "a budget of {}"), **_APART, "lr": ("r", "learning rate {}")}

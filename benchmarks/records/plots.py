@@ -67,8 +67,9 @@ def _draw_seeds(axes, lines: list[Line]) -> None:
         "params": (104, [short(line["mixer_params"]) for line in lines]),
         "state": (142, [grows(line) for line in lines]),
     }
-    if len({line["lr"] for line in lines}) > 1:
-        columns["lr"] = (176, [f"{line['lr']:g}" for line in lines])
+    for heading, name in (("lr", "lr"), ("decay", "weight_decay")):
+        if len({line[name] for line in lines}) > 1:
+            columns[heading] = (210 if "lr" in columns else 176, [f"{line[name]:g}" for line in lines])
     plot_seeds(axes, [(line.variant, styles[line.variant]["color"], line.tokens[0]) for line in lines], columns)
     axes.set_xlim(0, 1.01)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.records.cell import DISTINCTIONS, MATCHES, SETTINGS, Setup
+from benchmarks.records.cell import DISTINCTIONS, MATCHES, SETTINGS, TRIED, Setup
 from benchmarks.records.store import MULTIPLES
 
 OURS = ("bdlru", "hlru")
@@ -24,7 +24,7 @@ def _validated(row: dict) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """A mixer's runs, one a seed, at the learning rate that did best on the validation stream."""
+    """A mixer's runs, one a seed, at the rates, learning and decay, that did best on the validation stream."""
 
     variant: str  # or a language model's name
     runs: list[dict]  # rows as they are read
@@ -105,13 +105,13 @@ def best_lines(rows: list[dict], name: str = "variant", score: Callable[[dict], 
     once: of its rows (other arguments, an older recipe) the one that finished last.
     """
     given = [{**row, "name": row[name], "score": score(row), "row": row} for row in rows]
-    own = ["name", "lr", "weight_decay"]
+    own = ["name", *TRIED]
     table = pd.DataFrame(given, columns=[*own, "seed", "finished", "score", "train_loss", "row"])
     table = table.sort_values("finished", kind="stable").drop_duplicates([*own, "seed"], keep="last")
     runs = table.groupby(own, sort=False, dropna=False).agg(
         rows=("row", list), seeds=("row", "size"), score=("score", "mean"), loss=("train_loss", "mean")
     )
-    order = ["seeds", "score", "loss", "lr", "weight_decay"]
+    order = ["seeds", "score", "loss", *TRIED]
     best = runs.sort_values(order, ascending=[False, False, True, True, True], kind="stable")
     best = best.groupby(level="name", sort=False).head(1)
     return [Line(of.Index[0], of.rows, runs["seeds"].max() - of.seeds) for of in best.itertuples()]
@@ -124,9 +124,9 @@ def summarise(rows: list[dict]) -> list[Line]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that may be compared: one task, one setting, one rule of matching, learning rates that every mixer ran."""
+    """Runs that may be compared: one task, one setting, one rule of matching, rates that every mixer ran."""
 
-    settings: dict[str, Any]  # the fields named in `SETTINGS`, and `lr`: a tuple of rates
+    settings: dict[str, Any]  # the fields named in `SETTINGS`, and of those in `TRIED` a tuple of values
     matched: str  # what was made equal, as "params 28992"; empty where the rows do not say
     lines: list[Line]  # best first
     apart: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the same task and rule
@@ -145,6 +145,11 @@ class Comparison:
     def told(self) -> dict[str, Any]:
         """What may tell it from others: the settings and the budget."""
         return {"budget": self.budget, **self.settings}
+
+    @property
+    def decays(self) -> bool:
+        """Whether several weight decays were tried, so that a line's own is worth telling."""
+        return len(self.settings["weight_decay"]) > 1
 
     @property
     def name(self) -> str:
@@ -176,7 +181,7 @@ class Comparison:
     @property
     def training(self) -> str:
         """The settings in a line."""
-        setup = Setup(**{name: value for name, value in self.settings.items() if name in Setup.__dataclass_fields__})
+        setup = Setup(**{name: self.settings[name] for name in SETTINGS if name in Setup.__dataclass_fields__})
         return f"Trained up to length {self.lengths[0]}, {setup.words}"
 
     @property
@@ -194,30 +199,37 @@ def compare(rows: list[dict]) -> list[Comparison]:
     found, alike = [], {}
     for (*values, matched), group in groups.items():
         for rates, shared in share_rates(group).items():
-            found.append(Comparison({**dict(zip(SETTINGS, values)), "lr": rates}, matched, summarise(shared)))
+            tried = {name: tuple(dict.fromkeys(of)) for name, of in zip(TRIED, zip(*rates))}
+            found.append(Comparison({**dict(zip(SETTINGS, values)), **tried}, matched, summarise(shared)))
             alike.setdefault((found[-1].task, found[-1].kind), []).append(found[-1])
     told = {id(c): apart for members in alike.values() for c, apart in zip(members, distinguish([c.told for c in members]))}
     return [replace(c, apart=told[id(c)]) for c in found]
 
 
-def share_rates(rows: list[dict]) -> dict[tuple[float, ...], list[dict]]:
-    r"""Splits runs so that every mixer of a part ran every learning rate in it: the best of more rates is no fair best.
+def _rates(row: dict) -> tuple[float, ...]:
+    return tuple(row[name] for name in TRIED)
 
-    Rates that the same mixers ran are together; one that only a part of those ran is left out.
+
+def share_rates(rows: list[dict]) -> dict[tuple[tuple[float, ...], ...], list[dict]]:
+    r"""Splits runs so that every mixer of a part ran all learning rates and decays in it: the best of more is no fair best.
+
+    Pairs of these that the same mixers ran are together; one that only a part of those ran is left out.
 
     Example:
         >>> from benchmarks.records.summary import share_rates
         >>> ran = {"lstm": (0.01, 0.003), "gla": (0.01,), "my_own": (0.1,)}
-        >>> parts = share_rates([{"variant": name, "lr": lr} for name, rates in ran.items() for lr in rates])
-        >>> {rates: [row["variant"] for row in rows] for rates, rows in parts.items()}
-        {(0.01,): ['lstm', 'gla'], (0.1,): ['my_own']}
+        >>> rows = [{"variant": name, "lr": lr, "weight_decay": 0.0} for name, rates in ran.items() for lr in rates]
+        >>> {rates: [row["variant"] for row in part] for rates, part in share_rates(rows).items()}
+        {((0.01, 0.0),): ['lstm', 'gla'], ((0.1, 0.0),): ['my_own']}
     """
-    ran = pd.DataFrame(rows).groupby("lr", sort=False)["variant"].agg(frozenset)
-    parts: dict[frozenset[str], list[float]] = {}
-    for lr, mixers in ran.items():
-        if not any(mixers < others for others in ran):
-            parts.setdefault(mixers, []).append(lr)
-    return {tuple(rates): [row for row in rows if row["lr"] in rates] for rates in parts.values()}
+    ran: dict[tuple, set[str]] = {}
+    for row in rows:
+        ran.setdefault(_rates(row), set()).add(row["variant"])
+    parts: dict[frozenset[str], list[tuple]] = {}
+    for rates, mixers in ran.items():
+        if not any(mixers < others for others in ran.values()):
+            parts.setdefault(frozenset(mixers), []).append(rates)
+    return {tuple(shared): [row for row in rows if _rates(row) in shared] for shared in parts.values()}
 
 
 def distinguish(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:

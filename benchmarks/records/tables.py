@@ -9,6 +9,7 @@ from statistics import median
 from rich import box
 from rich.table import Table
 
+from benchmarks.records.cell import TRIED
 from benchmarks.records.summary import SOLVED, Line, counts_text
 
 WIDE = 110  # characters from which both sizes and sequence accuracies fit
@@ -60,11 +61,11 @@ def _sizes(lines: list[Line]) -> str:
     return f"mixers of {low} parameters" if low == high else f"mixers of {low} to {high} parameters"
 
 
-def make_table(lines: list[Line], title: str, width: int = 160, chance: float | None = None) -> Table:
+def make_table(lines: list[Line], title: str, width: int = 160, chance: float | None = None, decays: bool = False) -> Table:
     """The table, best first; with several seeds a cell is the median and, below it, the range.
 
     `width` is that of the terminal in characters; below `WIDE`, columns that can be spared are left out, down to 80. `chance`
-    is the token accuracy of guessing, which has a row of its own.
+    is the token accuracy of guessing, which has a row of its own; with `decays`, several were tried, and each line's is told.
     """
     wide, tokens = width >= WIDE, score_columns("token", lines, "token_accuracy")
     params = {"mixer\nparams": lambda line: short(line["mixer_params"])}
@@ -75,7 +76,7 @@ def make_table(lines: list[Line], title: str, width: int = 160, chance: float | 
         "seeds\nsolved": lambda line: f"{line.solved} of {line.seeds}",
         **tokens,
         **dict([*sequences.items()][: int(wide)]),
-        "lr": lambda line: f"{line['lr']:g}",
+        "lr" + "\ndecay" * decays: lambda line: "\n".join(f"{line[name]:g}" for name in TRIED[: 1 + decays]),
         "time\ns": lambda line: f"{line.seconds:.0f}",
     }
     table = fill_table(lines, columns, title, padding=(0, int(wide)))

@@ -494,13 +494,15 @@ def stored_table(name: str, kind: str | None = None) -> str:
             row = {"mixer": _name(line), "parameters": short(line["mixer_params"]), "state": grows(line)}
             row |= {"solved": f"{line.solved} of {line.seeds}"}
             row |= {f"@{length}": cell for length, cell in zip(c.lengths, _scores(line, "token_accuracy"))}
-            table.append({**row, "lr": f"{line['lr']:g}", "s": f"{line.seconds:.0f}"})
+            row |= {"lr": f"{line['lr']:g}"} | ({"decay": f"{line['weight_decay']:g}"} if c.decays else {})
+            table.append({**row, "s": f"{line.seconds:.0f}"})
         text += f"{get_task(c.task).title}. {c.description}.\n\n{_markdown(table)}\n"
     devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
     several = any(line.seeds > 1 for c in comparisons for line in c.lines)
     seeds = "median and range of seeds" if several else "one seed"
+    rates = "rate" + " and weight decay" * any(c.decays for c in comparisons)
     return (
-        f"{text}Token accuracy at each length, {seeds}, at the rate of those tried that did best on validation "
+        f"{text}Token accuracy at each length, {seeds}, at the {rates} of those tried that did best on validation "
         f"data; solved: {SOLVED:g} or more at {c.lengths[0]}; s: seconds of training{', median' * several}. {devices}.\n"
     )
 

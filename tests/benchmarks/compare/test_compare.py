@@ -446,6 +446,12 @@ def test_some_seeds_try_all_rates_and_the_others_run_at_the_best(told, tmp_path)
     assert "then 2 more, at each mixer's best learning rate and weight decay" in said
     assert sorted(ran[:4]) == [(lr, decay, 4) for lr in (1e-3, 3e-3) for decay in (0, 0.1)]
     assert ran[4:] == [(3e-3, 0.1, 5), (3e-3, 0.1, 6)]
+    assert "AdamW lr 0.001/0.003, weight decay 0/0.1, one-cycle" in said
+    assert said.count("of 3 seeds") == said.count("solved by none") == 1  # one table, with what was chosen
+    table = [line.split() for line in CliRunner().invoke(app, arguments).output.splitlines()]
+    (chosen,) = [i for i, words in enumerate(table) if words[:1] == ["bdlru-m4"]]
+    assert (table[chosen][-2], table[chosen + 1][-1]) == ("0.003", "0.1")
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["compare-s3-params.png"]
 
     # nothing is left; with more seeds that try, what follows from fewer is not run again
     ran.clear()

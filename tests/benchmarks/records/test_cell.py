@@ -20,7 +20,7 @@ def test_every_field_is_a_column_and_tells_comparisons_apart_or_runs_of_one():
     names = {f.name for f in fields(Cell)}
     assert names < set(COLUMNS)
     assert len(set(COLUMNS)) == len(COLUMNS)
-    assert names - set(SETTINGS) == {"variant", "mixer", "mixer_args", "mlp_width", "lr", "seed"}
+    assert names - set(SETTINGS) == {"variant", "mixer", "mixer_args", "mlp_width", "lr", "weight_decay", "seed"}
     letters = [letter for letter, _ in DISTINCTIONS.values()]
     assert len(set(letters)) == len(letters)
 

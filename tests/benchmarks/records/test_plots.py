@@ -29,13 +29,16 @@ def test_one_test_length_makes_no_lines_and_guessing_stands_clear_of_the_axis(ma
     assert lengths[0].bbox.y0 < box.y0 < box.y1 < height  # below all lines, which end at guessing, and inside the axes
 
 
+@pytest.mark.parametrize("heading, name", [("lr", "lr"), ("decay", "weight_decay")])
 @pytest.mark.parametrize("other, shown", [("0.003", False), ("0.01", True)])
-def test_rates_stand_beside_the_seeds_where_they_differ(make_row, figures, tmp_path, other, shown):
-    sequences = [make_row("lstm", 0.5, seed, sequence_accuracy_1x=x) for seed, x in enumerate(("0.1", "0.7", "0.2"))]
-    draw(summarise([*sequences, make_row("gla", 0.4, lr=other)]), "s3", "title", tmp_path / "picture.png")
+def test_rates_stand_beside_the_seeds_where_they_differ(make_row, figures, tmp_path, other, shown, heading, name):
+    of = [("lstm", 0.5, seed, {"sequence_accuracy_1x": x}) for seed, x in enumerate(("0.1", "0.7", "0.2"))]
+    of.append(("gla", 0.4, 0, {name: other}))
+    rows = [make_row(variant, x, seed, **{"weight_decay": "0.003", **more}) for variant, x, seed, more in of]
+    draw(summarise(rows), "s3", "title", tmp_path / "picture.png")
     words = [text.get_text() for text in figures[0].axes[-1].texts]
     assert "0.20" in words
-    assert ("lr" in words) == ("0.01" in words) == shown
+    assert (heading in words) == ("0.01" in words) == shown
 
 
 def test_curves_of_several_seeds_are_drawn(tmp_path):

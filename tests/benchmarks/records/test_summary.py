@@ -141,6 +141,24 @@ def test_where_no_rate_is_shared_there_are_several_comparisons(make_row):
     }
 
 
+def test_mixers_at_different_decays_stand_together(make_row):
+    """Each at its best pair of those that all of them ran; one that ran with more seeds comes before a better one."""
+    told = {"lstm": {("0.01", "0"): 0.5, ("0.01", "0.1"): 0.9}, "gla": {("0.01", "0"): 0.8, ("0.01", "0.1"): 0.7}}
+    rows = [make_row(v, x, lr=lr, weight_decay=d, key=f"{v}{d}") for v, of in told.items() for (lr, d), x in of.items()]
+    (comparison,) = compare(rows)
+    assert [(line.variant, line["weight_decay"], line.seeds) for line in comparison.lines] == [
+        ("lstm", 0.1, 1),
+        ("gla", 0.0, 1),
+    ]
+    assert (comparison.settings["lr"], comparison.settings["weight_decay"], comparison.decays) == ((0.01,), (0.0, 0.1), True)
+    (comparison,) = compare([*rows, make_row("lstm", 0.4, 1, lr="0.01", weight_decay="0", key="second")])
+    assert [(line["weight_decay"], line.missing) for line in comparison.lines] == [(0.0, 1), (0.0, 0)]
+    own = make_row("lstm", 1.0, lr="0.01", weight_decay="0.5", key="own")  # which gla did not run
+    assert [line["weight_decay"] for line in compare([*rows, own])[0].lines] == [0.1, 0.0]
+    parts = compare([make_row("lstm", 0.5, weight_decay="0"), make_row("gla", 0.5, weight_decay="0.1")])
+    assert [(c.name, c.decays) for c in parts] == [("s3-params-d0.0", False), ("s3-params-d0.1", False)]
+
+
 def test_who_learned_nothing_wins_at_no_longer_length_either(make_row):
     rows = [
         make_row(name, first, token_accuracy_2x=longer) for name, first, longer in (("lstm", 0.04, 0.3), ("gla", 0.03, 0.1))

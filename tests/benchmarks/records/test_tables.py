@@ -74,13 +74,15 @@ def test_another_rule_of_matching_is_named(make_row):
     assert "attn: matched by params 99" in render([make_row("attn", 0.7, matched="state 64 (by params 99)")])
 
 
+@pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_the_table_fits_80_columns(make_row, seeds):
+def test_the_table_fits_80_columns(make_row, seeds, decays):
     third = {"eval_lengths": "32 64 128", "token_accuracy_4x": "0.3", "sequence_accuracy_4x": "0", "state_size": "4134"}
+    third["weight_decay"] = "0.625"
     names = ("gated_deltaproduct-neg", "hlru-m4", "lstm")
     lines = summarise([make_row(name, 0.4, seed, **third) for name in names for seed in range(seeds)])
     console = Console(width=80, file=io.StringIO(), force_terminal=True)
-    console.print(make_table(lines, "title", 80, chance=0.125))
+    console.print(make_table(lines, "title", 80, 0.125, decays))
     text = re.sub("\x1b[^m]*m", "", console.file.getvalue())
     assert max(map(len, text.splitlines())) <= 80
     for part in (
@@ -96,6 +98,7 @@ def test_the_table_fits_80_columns(make_row, seeds):
     ):
         assert part in text
     assert "…" not in text
+    assert ("decay" in text) == ("0.625" in text) == decays
     bold = [line for line in console.file.getvalue().splitlines() if "\x1b[1m" in line]
     assert any("hlru-m4" in line for line in bold)
     assert not any("lstm" in line for line in bold)

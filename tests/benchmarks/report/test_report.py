@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.records.store import ResultStore, read_folder
 from benchmarks.records.summary import compare
+from benchmarks.report import documents
 from benchmarks.report.__main__ import _shade, app, make_report
 
 # longest names and most columns that a page has to hold
@@ -120,6 +121,25 @@ def test_two_settings_have_two_headings(make_row, tmp_path):
             store.add(make_row("lstm", 0.5, width=width, key=width))
     title = "Composing permutations of three things (S3), width"
     assert re.findall(r"<h2>(.*?)</h2>", make_report(tmp_path)) == [f"{title} 64", f"{title} 128"]
+
+
+def test_a_decay_is_told_where_several_were_tried(make_row, tmp_path, monkeypatch):
+    """On the page and in the tables of documents; where one was, nothing is said of it."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    rows = [make_row(name, 0.5, weight_decay=d, key=name + d) for name in ("lstm", "gla") for d in ("0.25", "0.125")]
+    with ResultStore(tmp_path) as store:
+        for row in rows[::2]:
+            store.add(row)
+        assert "weight decay</button>" not in make_report(tmp_path)
+        assert "decay" not in documents.stored_table(".")
+        for row in rows:
+            store.add({**row, "validation_token_accuracy": row["weight_decay"]})
+    page, table = make_report(tmp_path), documents.stored_table(".")
+    assert "weight decay</button>" in page
+    assert page.count('data-value="0.25">0.25</td>') == 2
+    assert "| lr | decay | s |" in table
+    assert table.count("| 0.003 | 0.25 | 10 |") == 2
+    assert "at the rate and weight decay of those tried" in table
 
 
 def test_newer_rows_of_the_same_runs_do_not_tear_an_older_comparison_apart(older_results, tmp_path):
