@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 from benchmarks.compare.mixers import PDSSM, SLiCE, column_one_hot
 from benchmarks.compare.models import build_model, get_variant, layer_flops
+from benchmarks.records.store import read_folder
+from benchmarks.report.documents import RESULTS
+from benchmarks.tasks import get_task
 from fla_bdlru.layers.measure import linear_flops_per_token
 
 T, WIDTH = 7, 16
@@ -132,12 +135,26 @@ def test_sizes_defaults_and_starts():
     counted = (2 * 3 + 1) * 16 + (6 + 2 + 2) * 4 + 6 * 4 + 4 * 4 + 2 * WIDTH
     assert pd_ssm.flops_per_token() - linear_flops_per_token(pd_ssm) == counted
     assert blocks.flops_per_token() - linear_flops_per_token(blocks) == 3 * 2 * 16 + 4 * 16
+    assert linear_flops_per_token(blocks) == 2 * WIDTH * (2 * 16 + 16)  # A and W; B is of the first token alone
     pd_ssm, blocks = PDSSM(256), SLiCE(256)
     assert (pd_ssm.d_state, pd_ssm.dictionary, blocks.block_size, blocks.num_blocks) == (128, 8, 4, 64)
     for parameter, std in ((pd_ssm.matrices, 128**-0.5), (pd_ssm.b_proj.weight, 1 / 16), (pd_ssm.skip, 1 / 16)):
         assert parameter.std().item() == pytest.approx(std, rel=0.2)
     assert blocks.a_proj.bias.std().item() == pytest.approx(1 / 2, rel=0.1)
     assert blocks.b_proj.bias.std().item() == pytest.approx(1.0, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["tracking", "tracking-louder", "tracking-state"])
+def test_stored_rows_of_slice_have_its_flops(name):
+    rows = [row for row in read_folder(RESULTS / name).values() if row["mixer"] == "slice"]
+    assert rows
+    for row in rows:
+        counted = layer_flops("slice", row["width"], row["mixer_args"], max(row["lengths"]))
+        assert (row["mixer_flops"], row["recurrent_flops"]) == tuple(row["layers"] * n for n in counted)
+        model = row["mixer"], row["mixer_args"], get_task(row["task"], row["bos"]).vocab_size, row["width"], row["layers"]
+        with torch.device("meta"):
+            linear = linear_flops_per_token(build_model(*model, row["mlp_width"]))
+        assert row["flops_per_token"] == linear + row["recurrent_flops"]
 
 
 def test_reflections_of_deltaproduct_are_variants():
