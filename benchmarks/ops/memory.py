@@ -1,6 +1,7 @@
 """What a layer keeps for the backward, in bytes a token: ours with and without `recompute_gates`, beside FLA's.
 
-    python -m benchmarks.ops.memory                      # rows go to benchmarks/results/memory/memory.csv
+    python -m benchmarks.ops.memory                      # rows go to results/memory.csv
+    python -m benchmarks.ops.memory --out benchmarks/results/memory/memory.csv    # those that docs/start.md shows
 
 Layers of 4.2M parameters at width 1,024, in bfloat16, run what they run on a GPU, on CPU tensors, with every kernel left out:
 the code around kernels allocates and saves what it does there, and is not asked for values. Hooks on saved tensors count each
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Annotated
 from unittest.mock import patch
 
 import pandas as pd
@@ -118,7 +120,10 @@ def measure(name: str, turns: int) -> dict:
     return {**row, "kept": kept_on_a_gpu(layer, False), "recomputed": kept_on_a_gpu(layer, True)}
 
 
-def main(out: Path = Path(__file__).parents[1] / "results" / "memory" / "memory.csv", turns: int = 15) -> None:
+def main(
+    out: Annotated[Path, typer.Option(help="The CSV file, which is replaced.")] = Path("results/memory.csv"),
+    turns: Annotated[int, typer.Option(min=1, help="Times that each of ours is timed, with and without.")] = 15,
+) -> None:
     """Measures every layer, prints a line each and writes the rows."""
     check_file(out, "--out")
     rows = []

@@ -1,8 +1,12 @@
 """What layers keep for the backward: counted in the code of a GPU, and what the stored rows say."""
 
+import inspect
+
 import pandas as pd
 import pytest
+import typer
 from triton.runtime.jit import JITFunction
+from typer.testing import CliRunner
 
 from benchmarks.ops import memory
 from benchmarks.report.documents import RESULTS
@@ -27,6 +31,35 @@ def test_peers_keep_their_input_and_more(name):
     row = memory.measure(name, turns=1)
     assert 4 * 2 * 256 < row["kept"] < 20 * 2 * 256
     assert "recomputed" not in row
+
+
+@pytest.fixture
+def command():
+    app = typer.Typer()
+    app.command()(memory.main)
+    return lambda *words: CliRunner().invoke(app, words, env={"COLUMNS": "160"})
+
+
+@pytest.mark.parametrize("turns", ["0", "-3"])
+def test_turns_that_time_nothing_are_refused(command, tmp_path, monkeypatch, turns):
+    monkeypatch.setattr(memory, "OURS", ("bdlru-m1",))
+    done = command("--turns", turns, "--out", str(tmp_path / "memory.csv"))
+    assert done.exit_code == 2
+    assert "Invalid value for '--turns'" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_go_to_the_results_of_here_and_the_options_are_told(command, tmp_path, monkeypatch):
+    assert not inspect.signature(memory.main).parameters["out"].default.is_absolute()  # as the stored rows' file is
+    monkeypatch.setattr(memory, "measure", lambda name, turns: {"layer": name, "kept": turns})
+    monkeypatch.chdir(tmp_path)
+    assert command("--turns", "2").exit_code == 0
+    rows = pd.read_csv(tmp_path / "results" / "memory.csv")
+    assert rows.layer.tolist() == [*memory.OURS, *memory.PEERS]
+    assert set(rows.kept) == {2}
+    told = command("--help").output
+    assert "The CSV file" in told
+    assert "Times that each of ours is timed" in told
 
 
 def test_the_stored_rows_hold_what_is_claimed():
