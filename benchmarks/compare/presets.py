@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             eval_examples=1280,
         ),
     },
-    # found in a study of S5 (docs: results, state tracking): 2,048 tokens a step, and exact gates by noise
+    # found in a study of S5 (docs: state tracking, the recipe): 2,048 tokens a step, and exact gates by noise
     "tracking": {
         STATE_TRACKING: Preset(
             lengths=(2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -80,7 +80,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         )
     },
 }
-# half of the starts on A5 lead astray, and runs begin anew more than once
+# two thirds of the starts on A5 or more lead astray, and runs begin anew more than once
 _STEPS = {"a5": 5000}
 _GROUP = "[zsadq][0-9]+(x[zsadq][0-9]+)?"
 

@@ -4,9 +4,9 @@ Short sequences come first, and the next length when the present one is told wit
 costly, so that gates become exact; it starts low, and grows once the longest length is learned.
 
 A model can also tell products of a length by a representation of the group that shrinks at each letter, and no noise frees it
-from that (docs: results, S5). It shows early: noise as loud as a part of what was said first drowns what is said last. A
-restarting curriculum draws such a model's weights anew, while enough of the steps are left. A model that is told in full noise
-and not drowned is done: its learning rate falls.
+from that (docs: state tracking, why runs stick). It shows early: noise as loud as a part of what was said first drowns what is
+said last. A restarting curriculum draws such a model's weights anew, while enough of the steps are left. A model that is told
+in full noise and not drowned is done: its learning rate falls.
 
 How loud noise has to be hangs on the group: the fewer the answers, the more of it leaves them told. So the `louder` curriculum
 has no final level: noise grows as long as the model tells the longest length in it. And it is as loud for every token as for

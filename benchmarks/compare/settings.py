@@ -198,7 +198,8 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
             where = "--steps" if "steps" in flags else "steps"
             raise FieldError(where, f"{base.steps} is not accepted; expected at least one per length {base.lengths}.")
         if base.curriculum in RESTARTING and base.schedule != "trapezoid":
-            where = "--schedule" if "schedule" in flags else "--curriculum" if "curriculum" in flags else "schedule"
+            typed = "schedule" in flags or ("curriculum" in flags and "schedule" not in values)
+            where = "--schedule" if typed else "schedule"
             raise FieldError(
                 where, f"{base.schedule!r} is not accepted with curriculum {base.curriculum}; expected trapezoid."
             )
@@ -220,7 +221,7 @@ def _check_effect(task: str, base: Preset, values: dict[str, tuple], flags: dict
     from benchmarks.tasks import get_task
 
     def refuse(name: str, value: Any, words: str) -> None:
-        raise FieldError(f"--{name}" if name in flags else name, f"{value!r} is not accepted {words}.")
+        raise FieldError(f"--{name.replace('_', '-')}" if name in flags else name, f"{value!r} is not accepted {words}.")
 
     examples = f"with a set of {base.train_examples:,} training examples"
     if base.train_examples and base.tokens:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.records.cell import MATCHES
@@ -12,10 +13,15 @@ from benchmarks.records.fields import Accepts, accept, nearest, one_of, option, 
 
 CONFIGS = Path(__file__).parent / "configs"
 
-MORE = accept(lambda x: x > 0, "a number greater than 0")
+MORE = accept(lambda x: 0 < x < math.inf, "a finite number greater than 0")
 SHARE = real(lambda x: 0 <= x < 1, "a number from 0 to below 1")
-RISING = accept(lambda x: bool(x) and list(x) == sorted(set(x)) and x[0] > 0, "rising whole numbers from 1 on")
-SEEDS = accept(lambda x: bool(x) and len(set(x)) == len(x) and min(x) >= 0, "different numbers from 0 on")
+RISING = accept(
+    lambda x: bool(x) and list(x) == sorted(set(x)) and x[0] > 0, "rising whole numbers from 1 on, such as [1, 2, 4]"
+)
+SEEDS = accept(
+    lambda x: bool(x) and len(set(x)) == len(x) and min(x) >= 0, "different whole numbers from 0 on, such as [0, 1]"
+)
+LISTS = {str: 'a list of strings, such as ["bdlru", "attn"]', dict: "a list of tables, such as [{block_size = 4}, {}]"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Training:
     micro_batch_size: int | None = option(None, MORE, keyed=False)
     lr: float = option(3e-3, MORE)
     min_lr_ratio: float = option(0.0, SHARE)
-    weight_decay: float = option(0.1, real(lambda x: x >= 0, "a number from 0 on"))
+    weight_decay: float = option(0.1, real(lambda x: 0 <= x < math.inf, "a finite number from 0 on"))
     beta1: float = option(0.9, SHARE)
     beta2: float = option(0.95, SHARE)
     clip: float = option(1.0, MORE)  # bound on the gradient's norm
@@ -134,6 +140,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+def _words(hint: Any, accepts: Accepts | None) -> str:
+    # what is expected where the type is wrong
+    if isinstance(hint, UnionType):
+        return " or ".join(_words(option, accepts) for option in get_args(hint) if option is not NoneType)
+    if get_origin(hint) is tuple:
+        return accepts.words if accepts else LISTS[get_args(hint)[0]]
+    return hint.__name__
+
+
 def _make(cls: type, table: Any, where: str) -> Any:
     # a dataclass from a TOML table, its fields checked by name, type and what they accept
     if not isinstance(table, dict):
@@ -157,7 +172,7 @@ def _value(path: str, value: Any, hint: Any, accepts: Accepts | None) -> Any:
     if hasattr(hint, "__dataclass_fields__"):
         return _make(hint, value, path)
     given = tuple(value) if isinstance(value, list) else value
-    expected = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else hint
+    expected = _words(hint, accepts)
     try:
         if _fits(given, hint):
             expected = accepts.words if accepts else expected

@@ -45,6 +45,9 @@ def main(
     except ValueError:
         words = f"{lengths!r} is not accepted; expected whole numbers greater than 0 and commas between them (32,256)."
         raise typer.BadParameter(words, param_hint="--lengths") from None
+    if folder.is_file():
+        words = f"{str(folder)!r} is a file; expected the folder that holds it, with its weights."
+        raise typer.BadParameter(words, param_hint="FOLDER")
     try:
         rows = list(read_folder(folder).values())
     except ValueError as error:

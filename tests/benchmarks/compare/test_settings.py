@@ -283,6 +283,24 @@ def test_a_field_without_effect_is_named_as_it_was_given():
     assert part.settings.tokens == 2048
 
 
+def test_a_schedule_that_does_not_fit_is_named_as_it_was_given(write):
+    """It is what is wrong, also where the curriculum alone was typed."""
+    words = "'one-cycle' is not accepted with curriculum louder; expected trapezoid"
+    typed, louder = {"schedule": ("one-cycle",)}, {"curriculum": ("louder",)}
+    for flags, text, where in (
+        (louder, "", "--schedule"),
+        ({**louder, **typed}, "", "--schedule"),
+        (typed, "curriculum = 'louder'", "--schedule"),
+        (louder, "schedule = 'one-cycle'", "schedule"),
+        ({}, "curriculum = 'louder'", "schedule"),
+    ):
+        with pytest.raises(FieldError, match=words) as caught:
+            lay_out(flags, *read_grid(write(text)))
+        assert caught.value.where == where
+    with pytest.raises(FieldError, match=r"^--readout-noise: 0 is not accepted with curriculum louder"):
+        lay_out({**louder, "schedule": ("trapezoid",), "readout_noise": (0,)}, {}, {})
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FieldError, match=r"none.toml: cannot be read: No such file"):
         read_grid(tmp_path / "none.toml")
