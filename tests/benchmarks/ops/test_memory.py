@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from benchmarks.ops import memory
 from benchmarks.report.documents import RESULTS
 
+FULL = memory.WIDTH, memory.BUDGET, memory.TOKENS
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
@@ -67,3 +69,13 @@ def test_the_stored_rows_hold_what_is_claimed():
     assert {*memory.OURS, *memory.PEERS} == set(rows.index)
     assert rows.loc["bdlru-m8", "recomputed"] <= rows.loc["bdlru-m8", "kept"] / 2
     assert rows.loc["bdlru-m8", "price"] <= 1.3
+
+
+@pytest.mark.parametrize("name", ["bdlru-m4", "hlru-m2", "hlru-m4"])
+def test_the_stored_rows_are_what_the_code_keeps(monkeypatch, name):
+    for size, value in zip(("WIDTH", "BUDGET", "TOKENS"), FULL):
+        monkeypatch.setattr(memory, size, value)
+    monkeypatch.setattr(memory, "price", lambda layer, turns: 1.0)
+    row, stored = memory.measure(name, turns=1), pd.read_csv(RESULTS / "memory" / "memory.csv", index_col="layer").loc[name]
+    for column in ("params", "state", "kept", "recomputed"):
+        assert row[column] == stored[column]
