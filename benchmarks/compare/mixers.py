@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from fla.layers.rwkv7 import RWKV7Attention
 from torch import nn
 
@@ -123,17 +122,6 @@ class PDSSM(WholeSequences):
         return linear_flops_per_token(self) + (2 * self.dictionary + 1) * N * N + (6 + 2 + 2) * N + elementwise
 
 
-class _FirstToken(nn.Module):
-    # a linear map of a sequence's first token: of another token it costs nothing, so it is no `nn.Linear`
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        linear = nn.Linear(in_features, out_features)
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
-        return F.linear(u[:, 0], self.weight, self.bias)
-
-
 class SLiCE(WholeSequences):
     r"""Block-diagonal SLiCE: a linear controlled differential equation in Euler's steps, its blocks dense and unbounded.
 
@@ -159,7 +147,8 @@ class SLiCE(WholeSequences):
         self.num_blocks = num_blocks or hidden_size // block_size
         width = block_size * self.num_blocks
         self.a_proj = nn.Linear(hidden_size, block_size * width)
-        self.b_proj = _FirstToken(hidden_size, width)
+        self.b_proj = nn.Linear(hidden_size, width)
+        self.b_proj.once_a_sequence = True
         for layer, std in ((self.a_proj, 1 / math.sqrt(block_size)), (self.b_proj, 1.0)):
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=std)
@@ -169,7 +158,7 @@ class SLiCE(WholeSequences):
     def mix(self, u: torch.Tensor) -> torch.Tensor:
         m = self.block_size
         A = TIME_STEP * self.a_proj(u).unflatten(-1, (m, m, self.num_blocks))
-        h = self.b_proj(u).unflatten(-1, (m, self.num_blocks))
+        h = self.b_proj(u[:, 0]).unflatten(-1, (m, self.num_blocks))
         states = [h]
         for A_t in A.unbind(1)[1:]:
             h = h + BOUND * torch.tanh((A_t * h[:, None]).sum(2) / BOUND)

@@ -26,7 +26,8 @@ def linear_flops_per_token(module: nn.Module) -> int:
 
     Args:
         module (nn.Module):
-            A layer or a model: its `nn.Linear`s, and the input weights of its `nn.LSTM`s, each used once a token.
+            A layer or a model: its `nn.Linear`s, and the input weights of its `nn.LSTM`s, each used once a token. What has the
+            attribute `once_a_sequence` is left out.
 
     Example:
         >>> from torch import nn
@@ -35,6 +36,8 @@ def linear_flops_per_token(module: nn.Module) -> int:
     """
     weights = 0
     for part in module.modules():
+        if getattr(part, "once_a_sequence", False):
+            continue
         if isinstance(part, nn.Linear):
             weights += part.weight.numel()
         elif isinstance(part, nn.LSTM):
