@@ -43,11 +43,13 @@ def register() -> None:
     # Modules hold the functions that they import by name, so all of them are loaded before names are replaced.
     for name in ("fla.modules", "fla.ops", "fla.layers", "fla.models"):
         importlib.import_module(name)
-    from fla_bdlru.fla_cpu import attention, table
+    from fla_bdlru.fla_cpu import again, attention, table
 
     for operation, implementations in {None: table.ENTRY_POINTS, **table.OPERATIONS}.items():
         register_dispatched(operation, implementations)
     wrap_functions(table.WRAPPED)
     wrap_functions(table.TRACED, while_tracing=True)
+    for target, arguments in table.AGAIN.items():
+        again.keep_graph(target, *arguments)
     provide_optional(table.FLASH_ATTENTION_MODULES, table.FLASH_ATTENTION, attention.MISSING)
     _registered = True

@@ -40,9 +40,7 @@ def layer_norm_fwd(
     # handed on as the residual: the sum in the residual's own type, or `x` itself
     residual_dtype = (residual_dtype or x.dtype) if residual is None else residual.dtype
     residual_out = x if residual is None and residual_dtype == x.dtype else s.to(residual_dtype)
-    mean = None if is_rms_norm else s.mean(-1, keepdim=True)
-    s = s if is_rms_norm else s - mean
-    rstd = (s.square().mean(-1, keepdim=True) + eps).rsqrt()
+    s, mean, rstd = _statistics(s, eps, is_rms_norm)
     y = (s * rstd).view(-1, num_groups, x.shape[-1])
     if weight is not None:
         y *= upcast(weight).view(num_groups, -1)
@@ -50,6 +48,23 @@ def layer_norm_fwd(
         y += upcast(bias).view(num_groups, -1)
     y = y.view_as(x).to(x.dtype if out_dtype is None else out_dtype)
     return y, None if mean is None else mean.flatten(), rstd.flatten(), residual_out
+
+
+def _statistics(s, eps, is_rms_norm):
+    """`s` around its mean, the mean and the reciprocal of the root of the squares' mean; [T, D], [T, 1] and [T, 1]."""
+    mean = None if is_rms_norm else s.mean(-1, keepdim=True)
+    s = s if is_rms_norm else s - mean
+    return s, mean, (s.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def layer_norm_again(ctx, x, weight, bias, *_):
+    """What `LayerNormFunction` saves, its statistics as functions of `x`; the others below likewise."""
+    return x, weight, bias, *_flat_statistics(x, ctx.eps, ctx.is_rms_norm)
+
+
+def _flat_statistics(x, eps, is_rms_norm):
+    _, mean, rstd = _statistics(upcast(x), eps, is_rms_norm)
+    return None if mean is None else mean.flatten(), rstd.flatten()
 
 
 def _once(backward):
@@ -64,7 +79,6 @@ def _once(backward):
     return run
 
 
-@_once
 def layer_norm_bwd(dy, x, weight, bias, mean, rstd, dres, has_residual, is_rms_norm, x_dtype, recompute_output, num_groups=1):
     _check(x, weight, bias, num_groups, dy=dy, dres=dres)
     if native := _kernels((x_dtype,), dy, x, weight, bias, dres):
@@ -118,7 +132,6 @@ def layer_norm_gated_fwd(
     return y.to(x.dtype if out_dtype is None else out_dtype), mean, rstd, residual_out
 
 
-@_once
 def layer_norm_gated_bwd(
     dy, x, g, weight, bias, activation, eps, mean, rstd, dresidual, has_residual, is_rms_norm, x_dtype, recompute_output,
     num_groups=1,
@@ -141,6 +154,10 @@ def layer_norm_gated_bwd(
     return (*grads, (y * value).to(dy.dtype)) if recompute_output else grads
 
 
+def layer_norm_gated_again(ctx, x, g, weight, bias, *_):
+    return x, g, weight, bias, *_flat_statistics(x, ctx.eps, ctx.is_rms_norm)
+
+
 def _groups(x, group_size):
     """Channels of a group, and how many groups there are."""
     D = group_size or x.shape[-1]
@@ -161,12 +178,21 @@ def layernorm_gated_fwd(x, weight, bias, eps, z, out, group_size, norm_before_ga
             x.reshape(-1, D), z.reshape(-1, D), weight, bias, "swish", eps, None, None, None, is_rms_norm, groups
         )
     y = y.view(x.shape).to(x.dtype)
-    # statistics: [groups * T], group first
-    mean, rstd = (None if t is None else t.view(-1, groups).t().flatten() for t in (mean, rstd))
+    mean, rstd = _by_group(groups, mean, rstd)
     return y if out is None else out.copy_(y), mean, rstd
 
 
-@_once
+def _by_group(groups, *statistics):
+    """[T * groups] to [groups * T]."""
+    return (None if t is None else t.view(-1, groups).t().flatten() for t in statistics)
+
+
+def layernorm_gated_again(ctx, x, weight, bias, mean, rstd, z):
+    D, groups = _groups(x, ctx.group_size)
+    s = x if z is None or ctx.norm_before_gate else gated(swish, z, x)
+    return x, weight, bias, *_by_group(groups, *_flat_statistics(s.reshape(-1, D), ctx.eps, ctx.is_rms_norm)), z
+
+
 def layernorm_gated_bwd(
     dy, x, weight, bias, mean, rstd, z, group_size, norm_before_gate, is_rms_norm, recompute_output, dz, out
 ):
@@ -202,11 +228,15 @@ def l2norm_fwd(x, eps, output_dtype):
     return (s * rstd).to(x.dtype if output_dtype is None else output_dtype), rstd[..., 0]
 
 
+def l2norm_again(ctx, y, rstd):
+    # `y` has the graph of x, and is to have its value
+    x = y + (upcast(y) / rstd[..., None] - y).detach()
+    return l2norm_fwd(x, ctx.eps, y.dtype)
+
+
 def l2norm_bwd(y, rstd, dy, eps):  # eps is in rstd
-    with torch.no_grad():
-        s, grad = upcast(y), upcast(dy)
-        dx = ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)
-    return refused_further((dx,), (y, dy))[0]
+    s, grad = upcast(y), upcast(dy)
+    return ((grad - s * (grad * s).sum(-1, keepdim=True)) * rstd[..., None]).to(y.dtype)
 
 
 def activation_quant(y: torch.Tensor) -> torch.Tensor:

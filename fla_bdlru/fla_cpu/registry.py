@@ -141,7 +141,7 @@ def register_dispatched(operation: str | None, table: Mapping[str, Callable]) ->
                 register(original, backend=backend)(methods[name])
             record(target, WHY)
         except (ImportError, AttributeError, KeyError):
-            _warn_missing(target)
+            warn_missing(target)
     if operation is not None:
         register(operation)(_make_backend(methods))
 
@@ -176,7 +176,7 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tr
         try:
             original = resolve(target)[2]
         except (ImportError, AttributeError):
-            _warn_missing(target)
+            warn_missing(target)
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
@@ -201,7 +201,7 @@ def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable]
         try:
             module = importlib.import_module(module_name)
         except ImportError:
-            _warn_missing(module_name)
+            warn_missing(module_name)
             continue
         for name, implementation in functions.items():
             original = getattr(module, name, None)
@@ -210,6 +210,7 @@ def provide_optional(modules: tuple[str, ...], functions: Mapping[str, Callable]
                 record(f"{module_name}:{name}", WHY)
 
 
-def _warn_missing(target: str) -> None:
+def warn_missing(target: str) -> None:
+    """Warns that a function of FLA's, or of another library, is not there to be replaced."""
     library = "FLA" if target.startswith("fla.") else target.partition(".")[0]
     warnings.warn(f"fla_bdlru: {target} is not in this version of {library}; it will not run on a CPU.", stacklevel=3)

@@ -105,6 +105,15 @@ TRACED = {
     "fla.modules.causal_conv1d.ops:causal_conv1d": convolution.causal_conv1d,
 }
 
+# FLA's autograd functions whose second derivatives need the graph of what they save: for each saved tensor the positions of
+# the arguments that it is made of, and what makes the others again.
+AGAIN = {
+    "fla.modules.norm.layernorm:LayerNormFunction": (((0, 3), (1,), (2,)), norm.layer_norm_again),
+    "fla.modules.norm.fused_norm_gate:LayerNormGatedFunction": (((0, 5), (1,), (2,), (3,)), norm.layer_norm_gated_again),
+    "fla.modules.norm.layernorm_gated:LayerNormFn": (((0,), (1,), (2,), (), (), (3,)), norm.layernorm_gated_again),
+    "fla.modules.norm.l2norm:L2NormFunction": (((0,),), norm.l2norm_again),
+}
+
 # FLA modules that import these functions of the flash_attn package, which does not run on a CPU.
 FLASH_ATTENTION_MODULES = tuple(f"fla.layers.{name}" for name in ("attn", "bitattn", "mla", "moba", "rodimus"))
 FLASH_ATTENTION = {function.__name__: function for function in (attention.flash_attn_func, attention.flash_attn_varlen_func)}

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from fla.modules.activations import ops as activations
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
-from fla.modules.norm.l2norm import l2norm
 
 from fla_bdlru.fla_cpu import mamba, native_activation, native_convolution, native_norm, native_scan, native_selective_scan
 from fla_bdlru.fla_cpu.common import are_for_numba
@@ -435,24 +434,6 @@ def test_second_derivatives_of_a_scan():
     """HGRN's, and Mamba's without numba."""
     inputs = [t.requires_grad_() for t in (torch.rand(2, 4, 3).double(), rand(2, 4, 3), rand(2, 3))]
     assert torch.autograd.gradgradcheck(linear_scan, inputs)
-
-
-NORMS = {
-    "rms": lambda x, w: layernorm.rms_norm(x, w, None),
-    "of a sum": lambda x, w: layernorm.layer_norm(x, w, w, residual=x, prenorm=True)[0],
-    "gated": lambda x, w: fused_norm_gate.rms_norm_gated(x, x, w, None, "swish"),
-    "mamba": lambda x, w: layernorm_gated.layernorm_fn(x, w, None, x),
-    "l2": lambda x, w: l2norm(x * w),
-}
-
-
-@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-def test_norms_have_no_second_derivative(norm):
-    """FLA keeps views of what it normalises, and no graph: the part that comes from them would be dropped in silence."""
-    x, w = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
-    (grad,) = torch.autograd.grad(norm(x, w).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA's norms have none"):
-        grad.sum().backward()
 
 
 def test_other_types_are_asked_of_a_norm():

@@ -25,7 +25,7 @@ def refuse() -> None:
     """Raises the `RuntimeError` of second derivatives."""
     raise RuntimeError(
         "The backward pass of BD-LRU, H-LRU and FLA's ops on a CPU cannot be differentiated again; second derivatives need "
-        "plain PyTorch: set FLA_BDLRU_BACKEND=torch, and no cp_context; FLA's norms have none."
+        "plain PyTorch: set FLA_BDLRU_BACKEND=torch, and no cp_context; FLA's fused losses have none."
     )
 
 

@@ -1,0 +1,118 @@
+"""Derivatives of gradients of FLA's modules: right, or refused with an error that says so."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
+from fla.modules.norm.l2norm import l2norm
+from float64 import rand
+from torch.utils.checkpoint import checkpoint
+
+
+def rms(x):
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+def groups_of(x, size):
+    return x.unflatten(-1, (-1, size))
+
+
+X, W = (1, 2, 6), (6,)
+
+# FLA's, and the formula
+NORMS = {
+    "rms": (lambda x, w: layernorm.rms_norm(x, w, None), lambda x, w: rms(x) * w, X, W),
+    "without a weight": (lambda x: layernorm.rms_norm(x, None, None), rms, X),
+    "of a sum": (
+        lambda x, w, b, r: layernorm.layer_norm(x, w, b, residual=r, prenorm=True),
+        lambda x, w, b, r: (F.layer_norm(x + r, W, w, b), x + r), X, W, W, X,
+    ),
+    "in groups": (
+        lambda x, w, b: layernorm.group_norm(x, w, b, num_groups=2),
+        lambda x, w, b: F.layer_norm(groups_of(x, 3), (3,)).flatten(-2) * w + b, X, W, W,
+    ),
+    "with a linear layer": (
+        lambda x, w, v: layernorm.rms_norm_linear(x, w, None, v, None), lambda x, w, v: F.linear(rms(x) * w, v), X, W, (5, 6)
+    ),
+    "gated": (
+        lambda x, g, w, r: fused_norm_gate.rms_norm_gated(x, g, w, None, "swish", residual=r, prenorm=True, eps=1e-5),
+        lambda x, g, w, r: (rms(x + r) * w * F.silu(g), x + r), X, X, W, X,
+    ),
+    "sigmoid gate": (
+        lambda x, g, w, b: fused_norm_gate.layer_norm_gated(x, g, w, b, "sigmoid", eps=1e-5),
+        lambda x, g, w, b: F.layer_norm(x, W, w, b) * g.sigmoid(), X, X, W, W,
+    ),
+    "Mamba's": (
+        lambda x, w, b, z: layernorm_gated.layernorm_fn(x, w, b, z, 1e-5, 3),
+        lambda x, w, b, z: (F.layer_norm(groups_of(x, 3), (3,)).flatten(-2) * w + b) * F.silu(z), X, W, W, X,
+    ),
+    "Mamba's, the gate first": (
+        lambda x, w, z: layernorm_gated.rmsnorm_fn(x, w, None, z, 1e-5, 3, norm_before_gate=False),
+        lambda x, w, z: rms(groups_of(x * F.silu(z), 3)).flatten(-2) * w, X, W, X,
+    ),
+    "Mamba's, no gate": (lambda x, w: layernorm_gated.rmsnorm_fn(x, w, None, eps=1e-5), lambda x, w: rms(x) * w, X, W),
+    "l2": (lambda x: l2norm(x, 1e-5), lambda x: x * (x.square().sum(-1, keepdim=True) + 1e-5).rsqrt(), X),
+}  # fmt: skip
+STRIDED = pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+
+
+def inputs_of(shapes, strided):
+    return [rand(*shape).repeat_interleave(2, -1)[..., ::2] if strided else rand(*shape) for shape in shapes]
+
+
+def by_constants(fn, i):
+    """The second derivatives of outputs that meet a linear head, by one input alone."""
+
+    def run(*inputs):
+        outputs = fn(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = sum((o * torch.arange(1.0, 1 + o.numel()).view_as(o).sin().to(o)).sum() for o in outputs)
+        grads = torch.autograd.grad(loss, inputs, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in grads)
+        return torch.autograd.grad(penalty, inputs[i], allow_unused=True, materialize_grads=True)[0].clone().detach()
+
+    return run
+
+
+@STRIDED
+@pytest.mark.parametrize("case", NORMS.values(), ids=NORMS)
+def test_norms(case, strided, close):
+    fn, formula, *shapes = case
+    exact = [x.requires_grad_() for x in inputs_of(shapes, strided)]
+    assert torch.autograd.gradgradcheck(fn, exact)
+    inputs = [x.detach().float().requires_grad_() for x in exact]
+    for i in range(len(shapes)):
+        close(by_constants(fn, i)(*inputs), by_constants(formula, i)(*exact), 1e-4, i)
+
+
+def test_norms_of_half_types(close):
+    """The residual, in float32, and the input, in bfloat16, have their own gradients."""
+    x, r, w = rand(*X), rand(*X), rand(*W)
+    expected = [x.clone().requires_grad_(), r.clone().requires_grad_()]
+    inputs = [x.bfloat16().requires_grad_(), r.float().requires_grad_()]
+    for i in range(2):
+        got = by_constants(lambda x, r: layernorm.rms_norm(x, w.bfloat16(), None, residual=r).float(), i)(*inputs)
+        assert got.dtype == inputs[i].dtype
+        close(got, by_constants(lambda x, r: rms(x + r) * w, i)(*expected), 5e-2, i)
+
+
+def test_norms_of_a_checkpoint(close):
+    """What is computed again has the graph of what there was the first time."""
+    x, w = (rand(*shape).requires_grad_() for shape in (X, W))
+
+    def run(x, w):
+        return checkpoint(lambda x: layernorm.rms_norm(x.sin(), w, None), x, use_reentrant=False)
+
+    for i in range(2):
+        close(by_constants(run, i)(x, w), by_constants(lambda x, w: rms(x.sin()) * w, i)(x, w), 1e-10, i)
+
+
+def test_norms_keep_no_more_than_they_did():
+    """Of the terms of a sum nothing but their graph is kept."""
+    kept = []
+    x, r = (torch.ones(4, 8, requires_grad=True) * 1 for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layernorm.rms_norm(x, torch.ones(8), None, residual=r)
+    stubs = [stub for group in y.grad_fn._fla_bdlru_noted.values() for stub in group]
+    assert [stub.untyped_storage().nbytes() for stub in stubs] == [4, 4]
+    assert not {t.data_ptr() for t in kept} & {x.data_ptr(), r.data_ptr()}
