@@ -204,8 +204,9 @@ def token_shift_bwd(dy, N, dcache, cu_seqlens, has_init_cache):
     leaves = [torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device, requires_grad=True)]
     if has_init_cache:
         leaves.append(torch.zeros(N, dy.shape[-1], dtype=dy.dtype, device=dy.device, requires_grad=True))
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         y, *_, cache_out = token_shift_fwd(leaves[0], cu_seqlens, *leaves[1:], output_cache=dcache is not None)
         outputs, grads = ([y], [dy]) if dcache is None else ([y, cache_out], [dy, dcache])
-        grads = torch.autograd.grad(outputs, leaves, grads)
+        grads = torch.autograd.grad(outputs, leaves, grads, create_graph=again)
     return grads if has_init_cache else (*grads, None)

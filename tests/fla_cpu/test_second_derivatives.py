@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.norm.l2norm import l2norm
+from fla.modules.token_shift import token_shift
 from float64 import rand
 from torch.utils.checkpoint import checkpoint
 
@@ -116,3 +117,25 @@ def test_norms_keep_no_more_than_they_did():
     stubs = [stub for group in y.grad_fn._fla_bdlru_noted.values() for stub in group]
     assert [stub.untyped_storage().nbytes() for stub in stubs] == [4, 4]
     assert not {t.data_ptr() for t in kept} & {x.data_ptr(), r.data_ptr()}
+
+
+BOUNDARIES = torch.tensor([0, 1, 1, 5])
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, BOUNDARIES], ids=["whole", "packed"])
+def test_token_shift(cu_seqlens):
+    """It is linear: what depends on the second derivative is the incoming gradient."""
+    N = 2 if cu_seqlens is None else 3
+    x, cache = rand(2 if cu_seqlens is None else 1, 5, 3).requires_grad_(), rand(N, 3).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: token_shift(x, cu_seqlens).pow(3), [x])
+    assert torch.autograd.gradgradcheck(
+        lambda x, cache: [o.pow(3) for o in token_shift(x, cu_seqlens, cache, output_cache=True)], [x, cache]
+    )
+
+
+def test_token_shift_as_plain_pytorch(close):
+    x = rand(2, 5, 3).requires_grad_()
+    close(
+        by_constants(lambda x: token_shift(x).pow(3), 0)(x),
+        by_constants(lambda x: (F.pad(x, (0, 0, 1, 0))[:, :-1] - x).pow(3), 0)(x), 1e-10, "second",
+    )  # fmt: skip
