@@ -51,5 +51,7 @@ def register() -> None:
     wrap_functions(table.TRACED, while_tracing=True)
     for target, arguments in table.AGAIN.items():
         again.keep_graph(target, *arguments)
+    for target, positions in table.ONCE.items():
+        again.refuse(target, positions)
     provide_optional(table.FLASH_ATTENTION_MODULES, table.FLASH_ATTENTION, attention.MISSING)
     _registered = True

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fla_bdlru.fla_cpu.registry import is_enabled, warn_missing
+from fla_bdlru.ops.common.autograd import NoSecondDerivative
 from fla_bdlru.patches import wrap
 
 WHY = "on CPU tensors second derivatives, where what FLA saves for its backward pass has no graph"
@@ -85,5 +86,19 @@ def keep_graph(target: str, sources: tuple[tuple[int, ...], ...], rebuild: Calla
     def backward(original, ctx, stubs, *grads):
         saved = (_Rooted.apply(x.detach(), *stubs[i]) if stubs.get(i) else x for i, x in enumerate(ctx.saved_tensors))
         return original(_With(ctx, tuple(rebuild(ctx, *saved))), *grads)
+
+    _wrap(target, note, backward)
+
+
+def refuse(target: str, positions: tuple[int, ...]) -> None:
+    """Refuses the derivatives of an autograd function's backward pass by the arguments at `positions`, and by those alone."""
+
+    def note(ctx, args):
+        given = [args[n] for n in positions if n < len(args) and args[n] is not None and args[n].requires_grad]
+        with torch.enable_grad():
+            return NoSecondDerivative.apply(1, args[0].new_empty(0), *given)[0]
+
+    def backward(original, ctx, link, *grads):
+        return tuple(None if x is None else x + link.sum().to(x.dtype) for x in original(ctx, *grads))
 
     _wrap(target, note, backward)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fla_bdlru.fla_cpu.common import check_shape, upcast
+from fla_bdlru.fla_cpu.common import check_shape, is_batched, upcast
 
 
 def _check_group(process_group) -> None:
@@ -95,8 +95,9 @@ def logsumexp_fwd(x, scale, softcapping, dtype):
 
 
 def _scaled(grads, do):
-    """Gradients saved by the forward, times the gradient of the loss."""
-    whole = not do.is_meta and do == 1
+    """Gradients saved by the forward, times the gradient of the loss; as they are if nobody needs them again."""
+    again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
+    whole = not again and not do.is_meta and not is_batched(do) and do == 1
     return tuple(grad if grad is None or whole else (grad * do).to(grad.dtype) for grad in grads)
 
 

@@ -114,6 +114,12 @@ AGAIN = {
     "fla.modules.norm.l2norm:L2NormFunction": (((0,),), norm.l2norm_again),
 }
 
+# FLA's autograd functions whose gradients are made before they are asked for, and the positions of what those depend on.
+ONCE = {
+    "fla.modules.fused_linear_cross_entropy.ops:FusedLinearCrossEntropyFunction": (0, 2, 3),
+    "fla.modules.fused_kl_div.ops:FusedKLDivLossFunction": (0, 2),
+}
+
 # FLA modules that import these functions of the flash_attn package, which does not run on a CPU.
 FLASH_ATTENTION_MODULES = tuple(f"fla.layers.{name}" for name in ("attn", "bitattn", "mla", "moba", "rodimus"))
 FLASH_ATTENTION = {function.__name__: function for function in (attention.flash_attn_func, attention.flash_attn_varlen_func)}

@@ -5,6 +5,8 @@ import torch
 from fla.layers import GatedDeltaNet, Mamba2
 from fla.modules.activations import ops as activations
 from fla.modules.causal_conv1d import causal_conv1d
+from fla.modules.fused_kl_div import fused_kl_div_loss
+from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.norm.l2norm import l2norm
 from fla.modules.rotary import rotary_embedding
@@ -46,6 +48,12 @@ CASES = {
     "KDA": (attention(chunk_kda), K, K, V, (1, 2, 3, 4), K, K[:3]),
     "no decay, no state": (lambda q, k, v: chunk_simple_gla(q, k, v)[0], K, K, V),
     "HGRN": (chunk_hgrn, X, X, (2, 5)),
+    "linear layer and cross entropy": (
+        lambda x, w, b: fused_linear_cross_entropy_loss(x, torch.arange(5), w, b), (5, 3), (6, 3), (6,)
+    ),
+    "linear layer and KL divergence": (
+        lambda x, w: fused_kl_div_loss(x, torch.ones(5, 3), w, torch.eye(6, 3)), (5, 3), (6, 3)
+    ),
     "selective scan": (
         lambda x, dt, A, B, C, s: mamba._selective_scan(x, dt.abs(), -A.abs(), B, C, {"recurrent_state": s}),
         X, X, (5, 3), (2, 37, 3), (2, 37, 3), (2, 5, 3),

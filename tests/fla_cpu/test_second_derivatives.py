@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fla.modules.fused_kl_div import fused_kl_div_loss
+from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.norm.l2norm import l2norm
 from fla.modules.token_shift import token_shift
@@ -139,3 +141,40 @@ def test_token_shift_as_plain_pytorch(close):
         by_constants(lambda x: token_shift(x).pow(3), 0)(x),
         by_constants(lambda x: (F.pad(x, (0, 0, 1, 0))[:, :-1] - x).pow(3), 0)(x), 1e-10, "second",
     )  # fmt: skip
+
+
+TARGETS = torch.tensor([0, 4, 2, -100, 1])
+FUSED = {
+    "cross entropy": (lambda x, w, b: fused_linear_cross_entropy_loss(x, TARGETS, w, b), (5, 3), (6, 3), (6,)),
+    "KL divergence": (lambda x, w: fused_kl_div_loss(x, torch.ones(5, 3), w, torch.eye(6, 3)), (5, 3), (6, 3)),
+}  # fmt: skip
+fused = pytest.mark.parametrize("case", FUSED.values(), ids=FUSED)
+
+
+@fused
+def test_losses_that_are_fused_with_a_linear_layer_are_refused(case):
+    """Their gradients are constants, made in the forward pass; the part that comes from the incoming gradient is there."""
+    fn, *shapes = case
+    for i in range(len(shapes)):
+        for last in (lambda loss: loss, torch.exp):
+            inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+            grads = torch.autograd.grad(last(fn(*inputs)), inputs, create_graph=True)
+            with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*FLA's fused losses have none"):
+                torch.autograd.grad(sum(grad.sum() for grad in grads), inputs[i])
+    scale = torch.ones((), requires_grad=True)
+    grads = torch.autograd.grad(scale * fn(*inputs), inputs, create_graph=True)
+    by_scale = torch.autograd.grad(sum(grad.square().sum() for grad in grads), scale)[0]
+    torch.testing.assert_close(by_scale, 2 * sum(grad.square().sum() for grad in grads))
+
+
+@fused
+def test_gradients_of_fused_losses_are_the_caller_s(case):
+    """What was changed in place is not what the next backward pass of the same graph returns."""
+    fn, *shapes = case
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    loss = fn(*inputs)
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    expected = [grad.clone() for grad in first]
+    for grad in first:
+        grad.mul_(2)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), tuple(expected))
