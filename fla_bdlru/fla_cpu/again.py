@@ -90,6 +90,11 @@ def keep_graph(target: str, sources: tuple[tuple[int, ...], ...], rebuild: Calla
     _wrap(target, note, backward)
 
 
+def as_saved(ctx: Any, *saved: torch.Tensor | None) -> tuple:
+    """Nothing to make again."""
+    return saved
+
+
 def refuse(target: str, positions: tuple[int, ...]) -> None:
     """Refuses the derivatives of an autograd function's backward pass by the arguments at `positions`, and by those alone."""
 

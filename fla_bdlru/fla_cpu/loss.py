@@ -48,6 +48,13 @@ def cross_entropy_bwd(
     logits, target, lse, dloss, label_smoothing, logit_scale, lse_square_scale, logit_softcapping, ignore_index,
     total_classes, inplace_backward,
 ):  # fmt: skip
+    again = torch.is_grad_enabled()
+    if again or is_batched(dloss):
+        logits = logits.view_as(logits) if again and logits.requires_grad else logits.detach().requires_grad_()
+        options = label_smoothing, logit_scale, lse_square_scale, logit_softcapping, ignore_index, None
+        with torch.enable_grad():
+            loss = cross_entropy_fwd(logits, target, *options)[0]
+        return torch.autograd.grad(loss, logits, dloss, create_graph=again)[0]
     total_classes = total_classes or logits.shape[-1]
     z, tanh = _transform(logits, logit_scale, logit_softcapping)
     valid = target != ignore_index

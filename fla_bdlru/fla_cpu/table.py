@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from fla_bdlru.fla_cpu import activation, attention, convolution, delta_rule, linear_attn, loss, mamba, norm, rotary
+from fla_bdlru.fla_cpu import activation, again, attention, convolution, delta_rule, linear_attn, loss, mamba, norm, rotary
 
 
 def _alike(module, *functions):
@@ -112,6 +112,8 @@ AGAIN = {
     "fla.modules.norm.fused_norm_gate:LayerNormGatedFunction": (((0, 5), (1,), (2,), (3,)), norm.layer_norm_gated_again),
     "fla.modules.norm.layernorm_gated:LayerNormFn": (((0,), (1,), (2,), (), (), (3,)), norm.layernorm_gated_again),
     "fla.modules.norm.l2norm:L2NormFunction": (((0,),), norm.l2norm_again),
+    "fla.modules.fused_cross_entropy.ops:FusedCrossEntropyFunction": (((0,),), again.as_saved),
+    "fla.ops.common.gate:BetaSigmoidFunction": (((0,),), again.as_saved),
 }
 
 # FLA's autograd functions whose gradients are made before they are asked for, and the positions of what those depend on.

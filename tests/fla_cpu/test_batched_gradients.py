@@ -5,6 +5,7 @@ import torch
 from fla.layers import GatedDeltaNet, Mamba2
 from fla.modules.activations import ops as activations
 from fla.modules.causal_conv1d import causal_conv1d
+from fla.modules.fused_cross_entropy import cross_entropy_loss
 from fla.modules.fused_kl_div import fused_kl_div_loss
 from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
@@ -48,6 +49,7 @@ CASES = {
     "KDA": (attention(chunk_kda), K, K, V, (1, 2, 3, 4), K, K[:3]),
     "no decay, no state": (lambda q, k, v: chunk_simple_gla(q, k, v)[0], K, K, V),
     "HGRN": (chunk_hgrn, X, X, (2, 5)),
+    "cross entropy": (lambda x: cross_entropy_loss(x, torch.arange(5), 0.1, 0.5, 0.1, 2.0)[0], (5, 6)),
     "linear layer and cross entropy": (
         lambda x, w, b: fused_linear_cross_entropy_loss(x, torch.arange(5), w, b), (5, 3), (6, 3), (6,)
     ),

@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fla.modules.fused_cross_entropy import cross_entropy_loss
 from fla.modules.fused_kl_div import fused_kl_div_loss
 from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 from fla.modules.norm import fused_norm_gate, layernorm, layernorm_gated
 from fla.modules.norm.l2norm import l2norm
 from fla.modules.token_shift import token_shift
+from fla.ops.common.gate import fused_beta_sigmoid
 from float64 import rand
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +23,7 @@ def groups_of(x, size):
 
 
 X, W = (1, 2, 6), (6,)
+TARGETS = torch.tensor([0, 4, 2, -100, 1])
 
 # FLA's, and the formula
 NORMS = {
@@ -60,7 +63,10 @@ STRIDED = pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "
 
 
 def inputs_of(shapes, strided):
-    return [rand(*shape).repeat_interleave(2, -1)[..., ::2] if strided else rand(*shape) for shape in shapes]
+    """Strided ones are transposed, which `float` leaves them, or every other one of a row, which it does not."""
+    if not strided:
+        return [rand(*shape) for shape in shapes]
+    return [rand(*shape).mT.contiguous().mT if len(shape) > 1 else rand(2 * shape[0])[::2] for shape in shapes]
 
 
 def by_constants(fn, i):
@@ -121,6 +127,28 @@ def test_norms_keep_no_more_than_they_did():
     assert not {t.data_ptr() for t in kept} & {x.data_ptr(), r.data_ptr()}
 
 
+OPTIONS = {"label_smoothing": 0.2, "logit_scale": 1.5, "logit_softcapping": 3.0, "lse_square_scale": 0.05}
+
+
+@STRIDED
+@pytest.mark.parametrize("options", [{}, OPTIONS, {"inplace_backward": True}], ids=["plain", "options", "in place"])
+def test_cross_entropy(options, strided, close):
+    """With the derivative of plain PyTorch, where there is no z-loss."""
+    (logits,) = (x.requires_grad_() for x in inputs_of([(5, 6)], strided))
+    assert torch.autograd.gradgradcheck(lambda x: cross_entropy_loss(x, TARGETS, **options)[0], [logits])
+    if options is not OPTIONS:
+        x, expected = logits.detach().float().requires_grad_(), logits
+        got = by_constants(lambda x: cross_entropy_loss(x, TARGETS, **options)[0], 0)(x)
+        close(got, by_constants(lambda x: F.cross_entropy(x, TARGETS, reduction="none"), 0)(expected), 1e-4, "second")
+
+
+@STRIDED
+def test_sigmoid_of_beta(strided, close):
+    (x,) = (x.requires_grad_() for x in inputs_of([X], strided))
+    expected = by_constants(lambda x: 2 * x.sigmoid(), 0)(x)
+    close(by_constants(lambda x: fused_beta_sigmoid(x, 2.0), 0)(x.detach().float().requires_grad_()), expected, 1e-4, "second")
+
+
 BOUNDARIES = torch.tensor([0, 1, 1, 5])
 
 
@@ -143,7 +171,6 @@ def test_token_shift_as_plain_pytorch(close):
     )  # fmt: skip
 
 
-TARGETS = torch.tensor([0, 4, 2, -100, 1])
 FUSED = {
     "cross entropy": (lambda x, w, b: fused_linear_cross_entropy_loss(x, TARGETS, w, b), (5, 3), (6, 3), (6,)),
     "KL divergence": (lambda x, w: fused_kl_div_loss(x, torch.ones(5, 3), w, torch.eye(6, 3)), (5, 3), (6, 3)),
