@@ -8,7 +8,7 @@ from itertools import repeat
 
 import torch
 
-from fla_bdlru.fla_cpu.common import check_shape, check_sizes, upcast
+from fla_bdlru.fla_cpu.common import check_shape, check_sizes, full_precision, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents, split_documents
 from fla_bdlru.fla_cpu.scan import attention_matrix, check_heads, linear_attention, linear_scan
 
@@ -29,6 +29,7 @@ def simple_gla(q, k, v, g, g_gamma, gk=None, gv=None, **options):
     return linear_attention(q, k, v, g=g, gk=gk, gv=gv, **options)
 
 
+@full_precision
 def parallel_simple_gla(q, k, v, g, scale, output_attentions, cu_seqlens):
     if not output_attentions:
         return linear_attention(q, k, v, g=g, scale=scale, cu_seqlens=cu_seqlens)
@@ -131,6 +132,7 @@ def chunk_local_cumsum(g, chunk_size, reverse, scale, cu_seqlens, output_dtype):
     return chunk_global_cumsum(g, reverse, cu_seqlens, scale, output_dtype, chunk_size)
 
 
+@full_precision
 def fused_attnres(query, residuals, rms_weight, output_rms_weight, rms_eps, scale, return_weights):
     from fla.ops.attnres.naive import naive_attnres
 

@@ -147,3 +147,18 @@ def test_attnres(check, count, output_norm):
     inputs = [rand(16), rand(16), rand(16) if output_norm else None, *(rand(2, 3, 16) for _ in range(count))]
     check(fn, reference, inputs)
     assert fused_attnres(torch.randn(8), [torch.randn(3, 2, 8).transpose(0, 1)], torch.ones(8)).shape == (2, 3, 8)
+
+
+AUTOCAST = {
+    "attention matrix": lambda x: parallel_simple_gla(x, x, x, output_attentions=True),
+    "AttnRes": lambda x: fused_attnres(x[0, 0, 0], [x, 2 * x], x[0, 0, 1], return_weights=True),
+}
+
+
+@pytest.mark.parametrize("fn", AUTOCAST.values(), ids=AUTOCAST)
+def test_autocast_does_not_reach_into_the_ops(fn):
+    x = torch.randn(B, 9, H, K)
+    expected = fn(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fn(x)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
