@@ -32,6 +32,16 @@ def token_positions(x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> tuple[t
     return sequence, torch.arange(T, device=starts.device) - starts[sequence]
 
 
+def prepare_chunk_indices(cu_seqlens: torch.Tensor, chunk_size: int, cu_seqlens_cpu: torch.Tensor | None) -> torch.Tensor:
+    """FLA's own, for boundaries of any integer type: torch repeats by two of them only, which FLA caches as they are."""
+    from fla.ops.utils import index
+
+    cu_seqlens, cu_seqlens_cpu = (
+        t if t is None or t.dtype in (torch.int32, torch.int64) else t.long() for t in (cu_seqlens, cu_seqlens_cpu)
+    )
+    return index.prepare_chunk_indices._fla_bdlru_original(cu_seqlens, chunk_size, cu_seqlens_cpu)
+
+
 def _buckets(lengths: torch.Tensor) -> list[torch.Tensor]:
     """Documents grouped so that padding at most doubles a group: lengths in (2^(i-1), 2^i] go together."""
     exponents = (lengths.double().log2().ceil()).where(lengths > 0, -1.0)

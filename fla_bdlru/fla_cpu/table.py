@@ -2,7 +2,19 @@
 
 from functools import partial
 
-from fla_bdlru.fla_cpu import activation, again, attention, convolution, delta_rule, linear_attn, loss, mamba, norm, rotary
+from fla_bdlru.fla_cpu import (
+    activation,
+    again,
+    attention,
+    convolution,
+    delta_rule,
+    documents,
+    linear_attn,
+    loss,
+    mamba,
+    norm,
+    rotary,
+)
 
 
 def _alike(module, *functions):
@@ -68,6 +80,7 @@ WRAPPED = {
         *(activation.relu_bwd, activation.sqrelu_fwd, activation.sqrelu_bwd),
     ),
     **activation.glu("sigmoidglu", activation.sigmoid),
+    **_alike("fla.ops.utils.index", documents.prepare_chunk_indices),
     **_alike("fla.modules.token_shift", convolution.token_shift_fwd, convolution.token_shift_bwd),
     "fla.modules.fused_cross_entropy.ops:FusedCrossEntropyLoss.forward": loss.cross_entropy_loss_forward,
     "fla.ops.common.fused_recurrent:fused_recurrent": linear_attn.simple_gla,

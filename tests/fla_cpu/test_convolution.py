@@ -186,3 +186,13 @@ def test_token_shift_of_one_token():
     y, new_cache = token_shift(x, cache=cache, output_cache=True)
     assert torch.equal(y[:, 0], cache - x[:, 0])
     assert torch.equal(new_cache, x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_boundaries_of_other_integer_types(dtype, close):
+    """Also where a length, rounded up to whole chunks, is more than the type holds."""
+    x, w = torch.randn(1, 120, 3), torch.randn(3, 4)
+    for bounds in ([0, 5, 5, 120], [0, 120]):
+        narrow, wide = (torch.tensor(bounds, dtype=t) for t in (dtype, torch.long))
+        close(causal_conv1d(x, w, cu_seqlens=narrow)[0], causal_conv1d(x, w, cu_seqlens=wide)[0], 0, "convolution")
+        close(token_shift(x, narrow), token_shift(x, wide), 0, "token shift")
