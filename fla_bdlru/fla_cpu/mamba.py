@@ -15,6 +15,8 @@ from fla_bdlru.fla_cpu.linear_attn import chunk_global_cumsum
 from fla_bdlru.fla_cpu.scan import chunk_linear_attention, linear_attention, linear_scan
 from fla_bdlru.ops.common.autograd import as_input, is_traced
 
+SWISH = ("silu", "swish")
+
 
 def _check(name: str, x, last_state, cu_seqlens) -> None:
     if cu_seqlens is not None:
@@ -27,7 +29,7 @@ def _convolve(layer, x, last_state, use_cache):
     """The layer's short convolution and activation; x: [B, T, D], state: [B, D, W] with the last W inputs."""
     from fla.modules.causal_conv1d import causal_conv1d
 
-    fused = layer.activation in ("silu", "swish")
+    fused = layer.activation in SWISH
     y, state = causal_conv1d(
         x=x,
         weight=layer.conv1d.weight.squeeze(1),
@@ -37,6 +39,11 @@ def _convolve(layer, x, last_state, use_cache):
         activation=layer.activation if fused else None,
     )
     return y if fused else layer.act(y), state
+
+
+def _activate(layer, x):
+    """The layer's activation; FLA's swish knows no `torch.func`."""
+    return F.silu(x) if layer.activation in SWISH and torch._C._are_functorch_transforms_active() else layer.act(x)
 
 
 def _mask(x, attention_mask):
@@ -79,7 +86,7 @@ def mamba_slow_forward(self, input_states, last_state=None, use_cache=False, att
     dt, s = F.softplus(upcast(self.dt_proj(dt))), upcast(x)
     y, state = _selective_scan(s, dt, -upcast(self.A_log).exp(), upcast(B), upcast(C), last_state)
     y = y + s * upcast(self.D)
-    y = self.out_proj((y * upcast(self.act(gate))).to(input_states.dtype))
+    y = self.out_proj((y * upcast(_activate(self, gate))).to(input_states.dtype))
     return y, conv_state, state
 
 
@@ -106,7 +113,7 @@ def mamba2_torch_forward(self, input_states, last_state, use_cache, attention_ma
     y, state = chunk_linear_attention(q, k, v, None, g, state, bool(use_cache))
     y = y.transpose(1, 2) + x * upcast(self._get_D(expand_to_head_dim=True))
     y = y.reshape(B, T, -1)
-    y = self.norm(y, gate) if self.rmsnorm else y * self.act(gate)
+    y = self.norm(y, gate) if self.rmsnorm else y * _activate(self, gate)
     y = self.out_proj(y.to(input_states.dtype))
     return y, conv_state, None if state is None else state.transpose(-1, -2).contiguous()
 

@@ -1,6 +1,7 @@
 """The recurrences behind the baseline ops, on padded batches: chunkwise, step by step, and elementwise."""
 
 import torch
+from torch.autograd import forward_ad
 
 from fla_bdlru.fla_cpu.common import are_for_numba, check_shape, full_precision, is_batched, upcast
 from fla_bdlru.fla_cpu.documents import check_documents, run_documents
@@ -166,6 +167,11 @@ class _LinearScan(torch.autograd.Function):
 
 def linear_scan(a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor) -> torch.Tensor:
     """Every h_t = a_t * h_{t-1} + b_t, elementwise; a, b, h: [B, T, ...], initial_state: [B, ...]."""
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        states = [initial_state]
+        for a_t, b_t in zip(a.unbind(1), b.unbind(1)):
+            states.append(torch.addcmul(b_t, a_t, states[-1]))
+        return torch.stack(states[1:], 1) if len(states) > 1 else b
     return _LinearScan.apply(a.contiguous(), b.contiguous(), initial_state)
 
 

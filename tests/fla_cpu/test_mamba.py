@@ -157,3 +157,18 @@ def test_autocast_keeps_the_state_in_full_precision(cls, name):
         y, _, low_state = our_forward(layer, x, None, True)
     assert low_state.dtype == state.dtype == torch.float32
     assert (y.float() - expected).norm() / expected.norm() < 5e-2
+
+
+@pytest.mark.parametrize("cls, name", [(Mamba, "plain"), (Mamba2, "no norm")])
+def test_gradients_of_each_sequence_by_torch_func(cls, name, close):
+    layer, x = make(cls, name), torch.randn(3, 9, 12)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x[None],))[0].square().mean()
+
+    detached = {key: weight.detach() for key, weight in weights.items()}
+    per_sequence = torch.func.vmap(torch.func.grad(loss), (None, 0))(detached, x)
+    for i in range(3):
+        for key, expected in zip(weights, torch.autograd.grad(loss(weights, x[i]), list(weights.values()))):
+            close(per_sequence[key][i], expected, 1e-4, key)

@@ -162,3 +162,22 @@ def test_autocast_does_not_reach_into_the_ops(fn):
     with torch.autocast("cpu", torch.bfloat16):
         got = fn(x)
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_hgrn_goes_through_torch_func(with_state, close):
+    def loss(x, state=None):
+        o, last = chunk_hgrn(x[None], -x[None].exp(), state, output_final_state=True)
+        return o.square().sum() + last.sin().sum()
+
+    calls = [rand(3, 7, 4), *([rand(3, 1, 4)] if with_state else [])]
+    of = tuple(range(len(calls)))
+    per_call = torch.func.vmap(torch.func.grad(loss, of))(*calls)
+    twice = torch.func.hessian(loss, of)(*(t[0] for t in calls))
+    for i in range(3):
+        leaves = [t[i].clone().requires_grad_() for t in calls]
+        for got, expected in zip(per_call, torch.autograd.grad(loss(*leaves), leaves)):
+            close(got[i], expected, 1e-10, "gradient")
+    for row, expected in zip(twice, torch.autograd.functional.hessian(loss, tuple(t[0] for t in calls))):
+        for pair in zip(row, expected):
+            close(*pair, 1e-10, "second")
