@@ -1,22 +1,22 @@
 """Second derivatives of FLA's autograd functions, which save reshaped copies of their inputs, without the graph of those."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 
 from fla_bdlru.fla_cpu.registry import is_enabled, warn_missing
 from fla_bdlru.ops.common.autograd import NoSecondDerivative
-from fla_bdlru.patches import wrap
+from fla_bdlru.patches import patch, resolve
 
 WHY = "on CPU tensors second derivatives, where what FLA saves for its backward pass has no graph"
 
 
 def _stub(x: torch.Tensor) -> torch.Tensor:
-    """The shape and the graph of `x`, and a single number in the place of its memory."""
-    with torch.enable_grad():
-        stub = torch.ops.aten._unsafe_view(x, x.shape)  # not a view of `x`, which would keep it
-    stub.data = x.new_empty(()).expand(x.shape)
+    """The shape and the graph of `x`, and a single number in the place of its memory; in `torch.enable_grad`."""
+    stub = torch.ops.aten._unsafe_view.default(x, x.shape)  # not a view of `x`, which would keep it
+    stub.data = x.new_empty_strided(x.shape, (0,) * x.ndim)
     return stub
 
 
@@ -43,27 +43,41 @@ class _With:
         return getattr(self._ctx, name)
 
 
-def _wrap(target: str, forward: Callable, backward: Callable) -> None:
-    """Puts `forward(ctx, args)` behind FLA's, eager on a CPU, and a backward in front of it where a graph of that is wanted.
+def _put(target: str, make: Callable) -> None:
+    """Puts `make(original)` in the place of a method; done again, it changes nothing."""
+    original = resolve(target)[2]
+    if not hasattr(original, "_fla_bdlru_original"):
+        new = wraps(original)(make(original))
+        new._fla_bdlru_original = original
+        patch(target, new, WHY)
 
-    It is called as `backward(original, ctx, noted, *grads)`; `noted` is what `forward` returned.
+
+def _wrap(target: str, note: Callable, derive: Callable) -> None:
+    """Has `note(ctx, args)` look at what FLA's forward pass got, eager on a CPU, and `derive` do the backward pass again.
+
+    It is called as `derive(original, ctx, noted, *grads)`, where a graph of the gradients is wanted.
     """
 
-    def run(original, ctx, *args):
-        outputs = original(ctx, *args)
-        if not torch.compiler.is_compiling() and args[0].device.type in ("cpu", "meta") and is_enabled():
-            ctx._fla_bdlru_noted = forward(ctx, args)
-        return outputs
+    def make_forward(original):
+        def forward(ctx, *args):
+            outputs = original(ctx, *args)
+            if not torch.compiler.is_compiling() and (args[0].is_cpu or args[0].is_meta):
+                ctx._fla_bdlru_noted = note(ctx, args)
+            return outputs
 
-    def run_back(original, ctx, *grads):
-        noted = getattr(ctx, "_fla_bdlru_noted", None)
-        if noted is None or not torch.is_grad_enabled():
-            return original(ctx, *grads)
-        return backward(original, ctx, noted, *grads)
+        return forward
+
+    def make_backward(original):
+        def backward(ctx, *grads):
+            if not torch.is_grad_enabled() or not hasattr(ctx, "_fla_bdlru_noted") or not is_enabled():
+                return original(ctx, *grads)
+            return derive(original, ctx, ctx._fla_bdlru_noted, *grads)
+
+        return backward
 
     try:
-        wrap(f"{target}.forward", run, WHY)
-        wrap(f"{target}.backward", run_back, WHY)
+        _put(f"{target}.forward", make_forward)
+        _put(f"{target}.backward", make_backward)
     except (ImportError, AttributeError):
         warn_missing(target)
 
@@ -75,19 +89,26 @@ def keep_graph(target: str, sources: tuple[tuple[int, ...], ...], rebuild: Calla
     `rebuild(ctx, *saved)` makes what follows from them again.
     """
 
+    pairs = [(n, i) for i, positions in enumerate(sources) for n in positions]
+
     def note(ctx, args):
+        saved, found = ctx.to_save, []
+        for n, i in pairs:
+            x = args[n] if n < len(args) else None
+            if x is not None and x.requires_grad and x is not saved[i]:
+                found.append((i, x))
         stubs = {}
-        for i, positions in enumerate(sources):
-            given = [args[n] for n in positions if n < len(args) and args[n] is not None]
-            if any(x is not ctx.to_save[i] for x in given):
-                stubs[i] = [_stub(x) for x in given if x.requires_grad]
+        if found:
+            with torch.enable_grad():
+                for i, x in found:
+                    stubs.setdefault(i, []).append(_stub(x))
         return stubs
 
-    def backward(original, ctx, stubs, *grads):
-        saved = (_Rooted.apply(x.detach(), *stubs[i]) if stubs.get(i) else x for i, x in enumerate(ctx.saved_tensors))
+    def derive(original, ctx, stubs, *grads):
+        saved = (_Rooted.apply(x.detach(), *stubs[i]) if i in stubs else x for i, x in enumerate(ctx.saved_tensors))
         return original(_With(ctx, tuple(rebuild(ctx, *saved))), *grads)
 
-    _wrap(target, note, backward)
+    _wrap(target, note, derive)
 
 
 def as_saved(ctx: Any, *saved: torch.Tensor | None) -> tuple:
@@ -103,7 +124,7 @@ def refuse(target: str, positions: tuple[int, ...]) -> None:
         with torch.enable_grad():
             return NoSecondDerivative.apply(1, args[0].new_empty(0), *given)[0]
 
-    def backward(original, ctx, link, *grads):
+    def derive(original, ctx, link, *grads):
         return tuple(None if x is None else x + link.sum().to(x.dtype) for x in original(ctx, *grads))
 
-    _wrap(target, note, backward)
+    _wrap(target, note, derive)
