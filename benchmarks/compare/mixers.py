@@ -1,13 +1,17 @@
-"""Mixers of the comparison alone: PD-SSM and block-diagonal SLiCE, written from their papers, and FLA's RWKV-7 by itself.
+"""Mixers of the comparison alone: PD-SSM and block-diagonal SLiCE, written from their papers, transformers' mLSTM, and FLA's
+RWKV-7 by itself.
 
-The first two train and score whole sequences: no cache, no padding, no packed documents.
+All but the last train and score whole sequences: no cache, no padding, no packed documents.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+import transformers
 from fla.layers.rwkv7 import RWKV7Attention
 from torch import nn
 
@@ -173,6 +177,117 @@ class SLiCE(WholeSequences):
         return linear_flops_per_token(self) + 3 * self.block_size * self.state_size() + 4 * self.state_size()
 
 
+class _Chunks(nn.Module):
+    """In the place of a layer's `xLSTMBackend`: its chunkwise kernel on any length, in equal chunks, zeros after the end."""
+
+    def __init__(self, kernel: Callable[..., torch.Tensor], longest: int, eps: float):
+        super().__init__()
+        self.kernel, self.longest, self.eps = kernel, longest, eps
+
+    def forward(self, **given: torch.Tensor | None) -> tuple[torch.Tensor, None]:
+        length = given["igate"].shape[-1]
+        chunks = math.ceil(length / self.longest)
+        size = math.ceil(length / chunks)
+        missing = size * chunks - length
+        for names, pads in ((("query", "key", "value"), (0, 0, 0, missing)), (("igate", "fgate"), (0, missing))):
+            given |= {name: F.pad(given[name], pads) for name in names if missing}
+        return self.kernel(**given, chunk_size=size, eps=self.eps)[:, :, :length], None
+
+
+class MLSTM(WholeSequences):
+    r"""xLSTM's mLSTM, the layer of transformers in PyTorch: a matrix memory with exponential input gates.
+
+        C_t = f_t C_{t-1} + i_t v_t k_t^T,    n_t = f_t n_{t-1} + i_t k_t,    h_t = C_t q_t / max(|n_t^T q_t|, 1)
+
+    for each head, with i_t = exp(g(a_i)), f_t = sigmoid(g(a_f)), keys over the root of their width. y_t is a linear map of
+    sigmoid(W_o x_t) * LayerNorm(h_t), the norm for each head. What is kept of C and n is divided by exp(m_t), m_t the largest
+    exponent so far, which is state, too.
+
+    As in xLSTM 7B and unlike the first paper: gates are capped, g(a) = 15 tanh(a / 15), no map but those of i and f has a
+    bias, and there is neither a short convolution nor a wider space around the layer. 1e-6 is added to the divisor, in units
+    of exp(m_t). Gates start as in transformers' model: weights of zero, i at exp(-10), f at sigmoid(3) to sigmoid(6).
+
+    Source: arXiv 2405.04517, and 2503.13427 for the layer.
+
+    Args:
+        hidden_size (int):
+            Width of inputs and outputs.
+        num_heads (int, Optional):
+            Number of heads. Default: 4.
+        expand_k (float, Optional):
+            Key channels of all heads, as a share of the width. Default: 0.5.
+        expand_v (float, Optional):
+            Value channels of all heads, as a share of the width. Default: 1.0.
+        chunk_size (int, Optional):
+            The most tokens that are computed at a time; outputs do not depend on it. Default: 64.
+        layer_idx (int, Optional):
+            Index of the layer in its model. Default: `None`.
+
+    Raises:
+        ValueError: if heads do not divide channels, or transformers has no mLSTM of its own in PyTorch: it takes those of the
+            package xlstm where that is installed.
+
+    Example:
+        >>> import torch
+        >>> from benchmarks.compare.mixers import MLSTM
+        >>> layer = MLSTM(16, num_heads=2)
+        >>> assert layer(torch.randn(2, 6, 16))[0].shape == (2, 6, 16) and layer.state_size() == 2 * (4 * 8 + 4 + 1)
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int = 4,
+        expand_k: float = 0.5,
+        expand_v: float = 1.0,
+        chunk_size: int = 64,
+        layer_idx: int | None = None,
+    ):
+        super().__init__()
+        try:
+            from transformers.models.xlstm.configuration_xlstm import xLSTMConfig
+            from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
+        except ImportError as error:
+            raise ValueError(
+                f"mlstm needs xLSTMLayer of transformers, which {transformers.__version__} has not here; expected 5.6.2 or "
+                f"later, and no package xlstm, whose classes it would take instead: {error}."
+            ) from error
+        self.hidden_size, self.layer_idx, self.num_heads = hidden_size, layer_idx, num_heads
+        for name, expand in (("expand_k", expand_k), ("expand_v", expand_v)):
+            channels = int(hidden_size * expand)
+            if channels < 1 or channels % num_heads:
+                raise ValueError(f"{name}={expand} makes {channels} channels; expected a multiple of num_heads={num_heads}.")
+        self.layer = xLSTMLayer(
+            xLSTMConfig(
+                hidden_size=hidden_size, num_heads=num_heads, qk_dim_factor=float(expand_k), v_dim_factor=float(expand_v)
+            )
+        )
+        self.key_dim, self.value_dim = self.layer.qk_dim // num_heads, self.layer.v_dim // num_heads  # of a head
+        backend = self.layer.mlstm_backend
+        self.layer.mlstm_backend = _Chunks(backend.chunkwise_kernel_fn, chunk_size, self.layer.config.eps)
+        gates = self.layer.igate_preact, self.layer.fgate_preact, self.layer.ogate_preact
+        for gate in gates:
+            nn.init.zeros_(gate.weight)
+        with torch.no_grad():
+            self.layer.igate_preact.bias.fill_(-10.0)
+            self.layer.fgate_preact.bias.copy_(torch.linspace(3.0, 6.0, num_heads))
+        _keep_init(*gates)
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+    def state_size(self) -> int:
+        """C, n and m of every head."""
+        return self.num_heads * (self.key_dim * self.value_dim + self.key_dim + 1)
+
+    def flops_per_token(self) -> int:
+        """Linear maps; for each head C's update and C q, n and n^T q, the division, the norm, and the gates."""
+        K, V = self.key_dim, self.value_dim
+        memory = 3 * K * V + 2 * K * V + 6 * K
+        gates = 2 * 3 + 7 + 5  # their caps; log f, m, and both gates over exp(m); exp(-m), |.|, max and what is added
+        return linear_flops_per_token(self) + self.num_heads * (memory + V + (5 * V + 2) + 2 * V + gates)
+
+
 class RWKV7(RWKV7Attention):
     r"""FLA's RWKV-7 time mixing, without the values that its model hands from the first layer to the others.
 
@@ -196,3 +311,4 @@ class RWKV7(RWKV7Attention):
 register_mixer("rwkv7", RWKV7)
 register_mixer("pd_ssm", PDSSM)
 register_mixer("slice", SLiCE)
+register_mixer("mlstm", MLSTM)

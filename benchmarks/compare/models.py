@@ -87,6 +87,8 @@ def _head_dim(heads: int, expand_v: int) -> Callable[[int, int], dict]:
 _DELTA = tuple(_expanded(heads, 1, 1) for heads in HEADS)
 _GATED_DELTA = tuple(_head_dim(heads, expand) for expand in (2, 1) for heads in HEADS)
 _GLA = (*(_expanded(heads, 1, 2) for heads in HEADS), *(_expanded(heads, 1, 1) for heads in HEADS))
+# at a small budget of state, one head with few keys
+_MLSTM = (*_GLA, lambda width, n: {"num_heads": 1, "expand_k": _ratio(8, width), "expand_v": _ratio(n, width)})
 _MAMBA = tuple(lambda width, n, s=s: {"intermediate_size": n, "state_size": s} for s in (16, 8, 4))
 _MAMBA2 = tuple(
     lambda width, n, s=s, h=h: {"num_heads": h, "head_dim": n, "expand": _ratio(h * n, width), "state_size": s}
@@ -117,6 +119,7 @@ VARIANTS: dict[str, Variant] = {
     "mamba3": Variant("mamba3", _MAMBA3),
     "pd_ssm": _sized("pd_ssm", "d_state"),
     **{f"slice-m{m}": _sized("slice", "num_blocks", block_size=m) for m in (2, 3, 4, 5)},
+    "mlstm": Variant("mlstm", _MLSTM),
     "attn": Variant("attn", (), {"num_heads": 4}, fixed="softmax attention's size is set by the model's width"),
 }
 

@@ -1,17 +1,21 @@
-"""Mixers written here from their papers: their equations, token by token, on dense matrices."""
+"""Mixers written here from their papers, and transformers' mLSTM: their equations, token by token, on dense matrices."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.xlstm import modeling_xlstm
 
-from benchmarks.compare.mixers import PDSSM, SLiCE, column_one_hot
-from benchmarks.compare.models import build_model, get_variant, layer_flops
+from benchmarks.compare.mixers import MLSTM, PDSSM, SLiCE, column_one_hot
+from benchmarks.compare.models import build_layer, build_model, get_variant, layer_flops, match_variant
 from benchmarks.records.store import read_folder
 from benchmarks.report.documents import RESULTS
 from benchmarks.tasks import get_task
-from fla_bdlru.layers.measure import linear_flops_per_token
+from fla_bdlru.layers.measure import _ElementwiseCounter, linear_flops_per_token
 
 T, WIDTH = 7, 16
 
@@ -99,7 +103,137 @@ def test_slice_stays_finite():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("name", ["pd_ssm", "slice-m3", "rwkv7"])
+def mlstm(eps=0.0, **args):
+    """In float64, with gates that say something, and nothing added to the divisor."""
+    mixer = MLSTM(WIDTH, num_heads=2, **args).double()
+    layer = mixer.layer
+    layer.mlstm_backend.eps, layer.multihead_norm.force_float32_reductions = eps, False
+    with torch.no_grad():
+        for gate, bias in ((layer.igate_preact, 1.0), (layer.fgate_preact, 2.0), (layer.ogate_preact, None)):
+            gate.weight.normal_()
+            if bias is not None:
+                gate.bias.normal_(bias, 4)
+        layer.multihead_norm.weight.normal_()
+    return mixer
+
+
+def mlstm_by_equations(layer, sequence):
+    # those of arXiv 2405.04517, without a stabiliser; the cap, the norm and what has no bias are of 2503.13427
+    H, K, V = 2, layer.q.out_features // 2, layer.v.out_features // 2
+    C, n, o, divisors = [torch.zeros(V, K).double()] * H, [torch.zeros(K).double()] * H, [], []
+    for x in sequence:
+        a_i, a_f = (15 * torch.tanh((g.weight @ x + g.bias) / 15) for g in (layer.igate_preact, layer.fgate_preact))
+        heads = []
+        for head in range(H):
+            q, k = ((w.weight @ x)[K * head : K * (head + 1)] for w in (layer.q, layer.k))
+            v, k = (layer.v.weight @ x)[V * head : V * (head + 1)], k / math.sqrt(K)
+            i, f = torch.exp(a_i[head]), torch.sigmoid(a_f[head])
+            C[head] = f * C[head] + i * torch.outer(v, k)
+            n[head] = f * n[head] + i * k
+            divisors.append((n[head] @ q).abs())
+            h = C[head] @ q / divisors[-1].clamp(min=1)
+            heads.append((h - h.mean()) / torch.sqrt(h.var(unbiased=False) + 1e-6))
+        h = torch.cat(heads) * layer.multihead_norm.weight
+        o.append(layer.out_proj.weight @ (torch.sigmoid(layer.ogate_preact.weight @ x) * h))
+    return torch.stack(o), torch.stack(divisors)
+
+
+def test_mlstm_follows_its_equations():
+    layer, x = mlstm(chunk_size=4), torch.randn(3, 11, WIDTH).double()
+    o, found = layer(x)[0], [mlstm_by_equations(layer.layer, sequence) for sequence in x]
+    expected, divisors = (torch.stack(parts) for parts in zip(*found))
+    torch.testing.assert_close(o, expected, rtol=1e-9, atol=1e-9)
+    assert 0.1 < (divisors > 1).double().mean() < 0.9  # both of its maximum's arguments
+    weight = torch.randn_like(o)
+    for got, want in zip(*(torch.autograd.grad((y * weight).sum(), layer.parameters()) for y in (o, expected))):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
+
+
+def test_mlstm_in_float32_with_what_transformers_adds_to_the_divisor():
+    layer, x = mlstm(), torch.randn(1, 150, WIDTH).double()
+    expected, _ = mlstm_by_equations(layer.layer, x[0])
+    layer.layer.mlstm_backend.eps = 1e-6
+    torch.testing.assert_close(layer(x)[0][0], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.float()(x.float())[0][0], expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 13, 65])
+def test_chunks_of_mlstm_change_nothing_and_are_causal(length):
+    whole, x = mlstm(eps=1e-6, chunk_size=100), torch.randn(2, length, WIDTH).double()
+    o = whole(x)[0]
+    for size in (1, 2, 3, 5, 12, 64):
+        layer = mlstm(eps=1e-6, chunk_size=size)
+        layer.load_state_dict(whole.state_dict())
+        torch.testing.assert_close(layer(x)[0], o, rtol=1e-9, atol=1e-9)
+        for known in {0, length // 2, length - 1}:
+            changed = torch.cat([x[:, :known], torch.randn_like(x[:, known:])], 1)
+            torch.testing.assert_close(layer(changed)[0][:, :known], o[:, :known], rtol=1e-9, atol=1e-9)
+
+
+def test_mlstm_stays_finite_at_its_gates_ends():
+    layer = MLSTM(WIDTH)
+    for gate, end in ((layer.layer.igate_preact, 1e3), (layer.layer.fgate_preact, -1e3)):
+        for sign in (1, -1):
+            torch.nn.init.constant_(gate.bias, sign * end)
+            o = layer(torch.randn(1, 300, WIDTH))[0]
+            o.square().mean().backward()
+            assert o.isfinite().all()
+            assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_mlstm_starts_its_gates_as_transformers_does():
+    model = build_model("mlstm", {"num_heads": 4}, 6, 32, 1, 64, initializer_range=0.05)
+    ours = model.model.layers[0].attn.layer
+    config = transformers.xLSTMConfig(vocab_size=6, hidden_size=32, num_heads=4, num_hidden_layers=1)
+    theirs = transformers.xLSTMModel(config).blocks[0].mlstm_layer
+    gates = [name for name, _ in ours.named_parameters() if "gate" in name]
+    assert len(gates) == 5
+    for name in (*gates, "multihead_norm.weight"):
+        assert torch.equal(ours.get_parameter(name), theirs.get_parameter(name)), name
+    for name in ("q", "k", "v", "out_proj"):
+        assert ours.get_parameter(f"{name}.weight").std().item() == pytest.approx(0.05, rel=0.15)
+
+
+def test_mlstm_is_sized_and_counted_as_a_step_of_transformers():
+    layer = MLSTM(64, num_heads=2, expand_k=0.25, expand_v=0.75)
+    H, K, V = 2, 8, 24
+    step = modeling_xlstm.xLSTMLayer(layer.layer.config)
+    state = torch.zeros(1, H, K, V), torch.zeros(1, H, K), torch.zeros(1, H, 1)
+    products, others = FlopCounterMode(display=False), _ElementwiseCounter()
+    with torch.no_grad(), products, others:
+        _, kept = step(torch.randn(1, 1, 64), state)
+    assert layer.state_size() == sum(x.numel() for x in kept) == H * (K * V + K + 1)
+    # its v k^T is a matrix product, of a multiply-add an entry, and the input gate comes after; one log is not seen by the
+    # counter, and one sum made twice
+    assert layer.flops_per_token() == products.get_total_flops() + others.flops - 2 * H * K * V
+    assert linear_flops_per_token(layer) == 2 * 64 * (2 * H * K + 3 * H * V + 2 * H)
+
+
+@pytest.mark.parametrize("match, args", [("params", (4, 14, 28)), ("state", (1, 8, 7))])
+def test_mlstm_is_matched(match, args):
+    layer = build_layer("mlstm", 64, match_variant("mlstm", match, 64).args)
+    assert (layer.num_heads, layer.key_dim, layer.value_dim) == args
+
+
+def test_mlstm_refuses_heads_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"expand_v=0\.5 makes 8 channels; expected a multiple of num_heads=3"):
+        MLSTM(WIDTH, num_heads=3, expand_k=0.375, expand_v=0.5)
+    with pytest.raises(ValueError, match=r"expand_k=0\.01 makes 0 channels"):
+        MLSTM(WIDTH, expand_k=0.01)
+
+
+def test_mlstm_without_transformers_classes_is_refused_by_version(monkeypatch):
+    message = rf"mlstm needs xLSTMLayer of transformers, which {transformers.__version__} has not here.*no package xlstm"
+    with monkeypatch.context() as patch:
+        patch.delattr(modeling_xlstm, "xLSTMLayer")  # as where the package xlstm is installed
+        with pytest.raises(ValueError, match=message):
+            match_variant("mlstm", "params", 64)
+    monkeypatch.setitem(sys.modules, "transformers.models.xlstm.modeling_xlstm", None)
+    with pytest.raises(ValueError, match=message):
+        MLSTM(WIDTH)
+
+
+@pytest.mark.parametrize("name", ["pd_ssm", "slice-m3", "mlstm", "rwkv7"])
 def test_they_train_in_the_host_model_and_keep_their_initial_weights(name):
     variant = get_variant(name)
     args = {**variant.args, **(variant.sizes[0](32, 6) if variant.sizes else {})}
@@ -115,6 +249,7 @@ def test_they_train_in_the_host_model_and_keep_their_initial_weights(name):
     weight, std = {
         "pd_ssm": (lambda: layer.selector.weight, 1 / 96**0.5),
         "slice-m3": (lambda: layer.a_proj.weight, 1 / 3**0.5),
+        "mlstm": (lambda: layer.layer.v.weight, 0.02),
         "rwkv7": (lambda: layer.v_proj.weight, 1 / 32**0.5),
     }[name]
     assert weight().std().item() == pytest.approx(std, rel=0.15)
