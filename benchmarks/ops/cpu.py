@@ -58,16 +58,16 @@ LAYERS = {
 }
 
 
-def _step(function, inputs, do):
+def forward_backward(function, inputs, do):
     """One forward and backward pass; gradients are fresh memory, as in a training step."""
     o = function(*inputs)
     return o, *torch.autograd.grad(o, inputs, do)
 
 
-def _milliseconds(function) -> float:
-    start = time.perf_counter()
+def _milliseconds(function, clock) -> float:
+    start = clock()
     function()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
 
 
 def _error(got, exact) -> float:
@@ -75,11 +75,11 @@ def _error(got, exact) -> float:
     return max(((x.double() - y).abs().max() / y.abs().max()).item() for x, y in zip(got, exact))
 
 
-def _medians(contenders, repeats: int) -> list[float]:
+def medians(contenders, repeats: int, clock=time.perf_counter) -> list[float]:
     """Milliseconds of each, which take turns; the first calls, which compile, are not counted."""
     for function in contenders:
         function()
-    times = [[_milliseconds(function) for function in contenders] for _ in range(repeats)]
+    times = [[_milliseconds(function, clock) for function in contenders] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*times)]
 
 
@@ -93,18 +93,20 @@ def measure_op(op: str, B: int, T: int, H: int, M: int, dtype: torch.dtype, repe
     }[op]
     torch.manual_seed(0)
     v, g, do = (x.to(dtype) for x in make_inputs(op, B, T, H, M))
-    ours = partial(_step, lambda v, g: native(v, g)[0], (v.requires_grad_(), g.requires_grad_()), do)
+    ours = partial(forward_backward, lambda v, g: native(v, g)[0], (v.requires_grad_(), g.requires_grad_()), do)
     # the scan gets the layout that suits it: matrices last
     leaves = tuple(x.detach().float().contiguous().requires_grad_() for x in (v, g))
-    theirs = partial(_step, scan, leaves, do.float().contiguous())
-    exact = _step(lambda v, g: naive(v, g)[0], tuple(x.detach().double().requires_grad_() for x in leaves), do.double())
+    theirs = partial(forward_backward, scan, leaves, do.float().contiguous())
+    exact = forward_backward(
+        lambda v, g: naive(v, g)[0], tuple(x.detach().double().requires_grad_() for x in leaves), do.double()
+    )
 
     def forward():
         with torch.no_grad():
             native(v, g)
 
     errors = _error(ours(), exact), _error(theirs(), exact)
-    forward_ms, ours_ms, scan_ms = _medians((forward, ours, theirs), repeats)
+    forward_ms, ours_ms, scan_ms = medians((forward, ours, theirs), repeats)
     return {
         "forward_ms": forward_ms, "ours_ms": ours_ms, "scan_ms": scan_ms, "scan_ratio": scan_ms / ours_ms,
         "error": errors[0], "scan_error": errors[1],
@@ -122,11 +124,11 @@ def measure_layer(op: str, B: int, T: int, width: int, M: int, repeats: int) -> 
     products, pairs = matrix_products(layer, B, T, torch.float32)
     gradients = tuple(torch.randn_like(y) for y in products(*pairs))
     x, do = torch.randn(B, T, width, requires_grad=True), torch.randn(B, T, width)
-    layer_ms, products_ms, lstm_ms = _medians(
+    layer_ms, products_ms, lstm_ms = medians(
         (
-            partial(_step, lambda x, *_: layer(x)[0], (x, *layer.parameters()), do),
-            partial(_step, products, pairs, gradients),
-            partial(_step, lambda x, *_: lstm(x)[0], (x, *lstm.parameters()), do),
+            partial(forward_backward, lambda x, *_: layer(x)[0], (x, *layer.parameters()), do),
+            partial(forward_backward, products, pairs, gradients),
+            partial(forward_backward, lambda x, *_: lstm(x)[0], (x, *lstm.parameters()), do),
         ),
         repeats,
     )

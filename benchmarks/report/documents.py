@@ -451,7 +451,36 @@ def _predicted(name: str) -> str:
     return _markdown([dict(zip(head, cells)) for cells in rows])
 
 
+def _norms(name: str) -> str:
+    """Machine instructions a gate with each gate norm, both passes forward, both back (`tests/ops/predict.py --norms`)."""
+    table = pd.read_csv(RESULTS / name / "norms.csv")
+    ways = {"fwd": ("fwd_h", "fwd_o"), "bwd": ("bwd_dh", "bwd_dvg")}
+    rows = []
+    for norm in table.gate_norm.unique():
+        cells = {"norm": f"`{norm}`"}
+        for (op, m), part in table[table.gate_norm == norm].groupby(["op", "m"]):
+            counts = part.set_index("kernel").instructions_a_gate
+            cells[f"{op} {m}"] = ", ".join(f"{sum(counts[kernel] for kernel in kernels):.0f}" for kernels in ways.values())
+        rows.append(cells)
+    return _markdown(rows)
+
+
+def _norms_cpu(name: str) -> str:
+    """The op's time with each gate norm over that with softmax, on a CPU (`benchmarks.ops.norms`)."""
+    table, rows = pd.read_csv(RESULTS / name / "norms.csv"), []
+    for norm in table.gate_norm.unique():
+        cells = {"norm": f"`{norm}`"}
+        for _, row in table[table.gate_norm == norm].iterrows():
+            cells[f"m = {row.m}, {row['dtype']}"] = f"{row.forward_ratio:.2f}, {row.both_ratio:.2f}"
+        rows.append(cells)
+    first = table.iloc[0]
+    note = f"Forward, forward and backward; B={first.B}, T={first['T']}, {first.channels} channels, median of {first.repeats}."
+    return f"{_markdown(rows)}\n{note} {first.device}, {first.threads} thread; commit {first.commit}.\n"
+
+
 KINDS = {
+    "norms": _norms,
+    "norms-cpu": _norms_cpu,
     "passes": _passes,
     "predicted": _predicted,
     "memory": _memory,

@@ -1,7 +1,8 @@
 """What each kernel asks of an H100, from executed code and its machine code: a prediction, no measurement.
 
 `python tests/ops/predict.py` runs forward and backward at B=8, T=2048, 1,024 channels in bfloat16 and writes a row a kernel to
-`benchmarks/results/gpu/predicted.csv`, of which `python -m benchmarks.report.documents` makes tables.
+`benchmarks/results/gpu/predicted.csv`, of which `python -m benchmarks.report.documents` makes tables. `--norms` compiles the
+kernels with each gate norm and writes their registers and instructions to `norms.csv` beside it.
 
 A pass takes (memory^3 + issue^3 + wait^3)^(1/3). Memory: its 32-byte sectors at 3.35 TB/s. Issue: its machine instructions,
 four a cycle and multiprocessor. Wait: steps of a chunk times the cycles that a lone warp takes for one, in order, a load 600
@@ -21,11 +22,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 import torch  # noqa: E402
 import triton  # noqa: E402
 from compile_kernels import cuobjdump, longest_loop  # noqa: E402
+from compile_kernels import rows as compiled  # noqa: E402
 from emulator import COMPILED, emulated  # noqa: E402
 
 import fla_bdlru.ops as ops  # noqa: E402
 from benchmarks.ops.cases import Case  # noqa: E402
 from fla_bdlru.ops.bdlru.kernels import KERNELS as bdlru_kernels  # noqa: E402
+from fla_bdlru.ops.common.gate_norm import GATE_NORMS  # noqa: E402
 from fla_bdlru.ops.gpu import runtime  # noqa: E402
 from fla_bdlru.ops.hlru.kernels import KERNELS as hlru_kernels  # noqa: E402
 
@@ -114,20 +117,39 @@ def rows(driver, op, m, B=8, T=2048, channels=1024):
             }  # fmt: skip
 
 
+def norm_rows(op, m):
+    """A row for each pass with each gate norm: what it compiles to."""
+    for norm in (name for name in GATE_NORMS if name != "none"):
+        for row in compiled(op, m, norm, loops=True):
+            if row["kernel"] != "carry":
+                instructions = f"{row['instructions'] / row['gates']:.1f}"
+                yield {
+                    "op": op, "m": m, "gate_norm": norm, "kernel": row["kernel"], "registers": row["registers"],
+                    "local": row["local"], "instructions_a_gate": instructions,
+                }  # fmt: skip
+
+
+def write(path, rows):
+    """Writes rows as they come."""
+    with path.open("w", newline="") as file:
+        writer = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, row, lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            print(*row.values(), flush=True)
+
+
 def main():
     os.environ["FLA_BDLRU_AUTOTUNE"] = "0"
     torch.set_num_threads(1)
-    with emulated() as driver, ROWS.open("w", newline="") as file:
-        writer = None
-        for op, sizes in SIZES.items():
-            for m in sizes:
-                for row in rows(driver, op, m):
-                    if writer is None:
-                        writer = csv.DictWriter(file, row, lineterminator="\n")
-                        writer.writeheader()
-                    writer.writerow(row)
-                    file.flush()
-                    print(*row.values(), flush=True)
+    if sys.argv[1:] == ["--norms"]:
+        write(ROWS.with_name("norms.csv"), (row for op in SIZES for m in SIZES[op] if m <= 8 for row in norm_rows(op, m)))
+        return
+    with emulated() as driver:
+        write(ROWS, (row for op in SIZES for m in SIZES[op] for row in rows(driver, op, m)))
 
 
 if __name__ == "__main__":

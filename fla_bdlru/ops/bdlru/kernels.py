@@ -67,8 +67,8 @@ def _gradient_row(i, row0, g, v, dg, dv, h_prev, s, u, rj, o_n, is_gate, in_n, M
     # h_t again in fp32: the stored output is rounded
     h = (rows_sum(f * h_prev, is_gate) + f_in * b_v) * r * pull
     q = pick(s, rj, i) * r
-    dx = q * gate_grad(f, df, h_prev, h, NORM)
-    dx_in = q * gate_grad(f_in, df_in, b_v, h, NORM)
+    dx = gate_grad(f, df, h_prev, h, q, NORM)
+    dx_in = gate_grad(f_in, df_in, b_v, h, q, NORM)
     tl.store(dg + p + rj * H + o_n, dx.to(dg.dtype.element_ty), mask=is_gate & in_n)
     tl.store(dg + p + M * H + o_n, dx_in.to(dg.dtype.element_ty), mask=in_n)
     tl.store(dv + (row0 + i) * H + o_n, (q * f_in).to(dv.dtype.element_ty), mask=in_n)

@@ -87,8 +87,8 @@ def identity(x):
 
 @njit(forceinline=True)
 def square(x):
-    """x |x| and its derivative."""
-    return x * absolute(x), absolute(x) * 2.0
+    """x |x|, and 2x: its derivative with the sign of x, as `gate_grad` takes it."""
+    return x * absolute(x), x * 2.0
 
 
 _ACTIVATIONS = {SIGMOID: sigmoid, RELU: relu, TANH: tanh, SILU: silu, LINEAR: identity, SQUARE: square, NONE: identity}
@@ -238,6 +238,8 @@ def _gate_grad(df, f, u, pulled, norm):
         return lambda df, f, u, pulled, norm: f * (u - pulled)
     if code in (SIGMOID, RELU, NONE):
         return lambda df, f, u, pulled, norm: df * (u - pulled)
+    if code == SQUARE:
+        return lambda df, f, u, pulled, norm: absolute(df) * u - df * pulled
 
     def signed(df, f, u, pulled, norm):
         return df * (u - where(f > 0.0, pulled, where(f < 0.0, 0.0 - pulled, 0.0)))

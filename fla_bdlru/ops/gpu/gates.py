@@ -28,7 +28,7 @@ def rows_sum(x, is_row):
 
 @triton.jit
 def activation(x, NORM: tl.constexpr):
-    """f(x) and f'(x); both signs of a large x are safe."""
+    """f(x) and f'(x), of SQUARE x for 2|x|, as `gate_grad` takes it; both signs of a large x are safe."""
     if NORM == RELU:
         f = tl.where(x < 0, 0.0, x)  # NaN stays NaN; the device's maximum would drop it
         df = tl.where(x > 0, 1.0, 0.0)
@@ -53,7 +53,7 @@ def activation(x, NORM: tl.constexpr):
         df = 4.0 * e * d * d
     elif NORM == SQUARE:
         f = x * tl.abs(x)
-        df = 2.0 * tl.abs(x)
+        df = x
     else:
         f = x
         df = tl.full(x.shape, 1.0, tl.float32)
@@ -110,11 +110,13 @@ def gate_row(x, x_in, is_gate, M: tl.constexpr, NORM: tl.constexpr):
 
 
 @triton.jit
-def gate_grad(f, df, u, pulled, NORM: tl.constexpr):
-    """f' (u - sign(f) h): the gradient of a logit up to s / denominator."""
+def gate_grad(f, df, u, pulled, q, NORM: tl.constexpr):
+    """q f' (u - sign(f) h): the gradient of a logit, q being s / denominator."""
     if (NORM == SOFTMAX) or (NORM == SIGMOID) or (NORM == RELU):
-        return df * (u - pulled)
+        return q * (df * (u - pulled))
     elif NORM == NONE:
-        return df * u
+        return q * (df * u)
+    elif NORM == SQUARE:
+        return (2.0 * q) * (tl.abs(df) * u - df * pulled)  # to choose a sign would take as long as an exponential
     else:
-        return df * (u - tl.where(f > 0, pulled, tl.where(f < 0, -pulled, 0.0)))
+        return q * (df * (u - tl.where(f > 0, pulled, tl.where(f < 0, -pulled, 0.0))))

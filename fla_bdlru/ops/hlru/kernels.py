@@ -215,8 +215,8 @@ def chunk_hlru_bwd_kernel_dvg(
                 # h_t again in fp32: the stored output is rounded
                 h = (rows_sum(f * window, is_row) + f_in * b_v) * r * pull
                 q = s * r
-                dx = q * gate_grad(f, df, window, h, NORM)
-                dx_in = q * gate_grad(f_in, df_in, b_v, h, NORM)
+                dx = gate_grad(f, df, window, h, q, NORM)
+                dx_in = gate_grad(f_in, df_in, b_v, h, q, NORM)
                 tl.store(dg + p + lag * N + o_n, dx.to(dg.dtype.element_ty), mask=is_row & in_n)
                 tl.store(dg + p + M * N + o_n, dx_in.to(dg.dtype.element_ty), mask=in_n)
                 tl.store(dv + (i_b * T + t) * N + o_n, (q * f_in).to(dv.dtype.element_ty), mask=in_n)

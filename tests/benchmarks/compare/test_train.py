@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import small_cell
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.compare import recipe, train
@@ -158,6 +159,24 @@ def test_noise_is_drawn_again_by_checkpointing():
             torch.manual_seed(7)
             grads.append(torch.autograd.grad(run(x).square().sum(), x)[0])
     assert torch.equal(*grads)
+
+
+def test_noise_is_compiled_with_the_layer_and_follows_its_level():
+    torch._dynamo.reset()
+    layer, x = BDLRU(16), torch.randn(2, 5, 16, requires_grad=True)
+    graphs = CompileCounterWithBackend("aot_eager")
+    with noisy([layer]) as noise:
+        compiled = torch.compile(lambda x: layer(x)[0], backend=graphs, fullgraph=True)
+        for noise.level, noise.is_loud in ((0.0, False), (0.3, False), (0.5, False), (0.7, False), (0.9, False), (0.9, True)):
+            runs = []
+            for run in (lambda x: layer(x)[0], compiled):
+                torch.manual_seed(7)
+                o = run(x)
+                runs.append((o, *torch.autograd.grad(o.square().sum(), x)))
+            torch.testing.assert_close(*runs)
+        layer.eval()
+        torch.testing.assert_close(compiled(x), layer(x)[0])
+    assert graphs.frame_count <= 5  # silent, a level, any level, loud, eval
 
 
 def test_curriculum_moves_when_a_length_is_learned_and_noise_grows_at_the_last():

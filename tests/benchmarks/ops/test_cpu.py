@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 import typer
 from references import NAIVE
 
-from benchmarks.ops import check_file, cpu, roofline, steps
+from benchmarks.ops import check_file, cpu, norms, roofline, steps
 from benchmarks.ops.cpu import main, make_inputs, measure_layer
 from benchmarks.ops.scan import scan_bdlru, scan_hlru
 
@@ -48,11 +48,29 @@ def test_benchmark_writes_whole_rows(tmp_path):
     assert "--m 3 does not divide --width 8" in refused.output
 
 
+def test_norms_take_turns_and_stand_over_the_first(tmp_path):
+    app, path = typer.Typer(), tmp_path / "norms.csv"
+    app.command()(norms.main)
+    options = ["-B", "1", "-T", "5", "--channels", "6", "--m", "2", "--repeats", "1", "--op", "hlru", "--csv", str(path)]
+    result = CliRunner().invoke(app, [*options, "--norms", "softmax,square"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(path.open()))
+    named = [(row["op"], row["m"], row["dtype"], row["gate_norm"]) for row in rows]
+    assert named == [("hlru", "2", dtype, norm) for dtype in norms.DTYPES for norm in ("softmax", "square")]
+    for first, second in (rows[:2], rows[2:]):
+        assert (float(first["forward_ratio"]), float(first["both_ratio"])) == (1.0, 1.0)
+        assert math.isclose(float(second["both_ratio"]), float(second["both_ms"]) / float(first["both_ms"]))
+    for bad, message in ((["--norms", "softmx"], "softmx"), (["--m", "4"], "--m 4 does not divide --channels 6")):
+        refused = CliRunner().invoke(app, [*options, *bad], env={"COLUMNS": "200"})
+        assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "measure_op", lambda *shape: pytest.fail("it was timed"))
-    monkeypatch.setattr(steps, "measure", lambda *shape: pytest.fail("it was timed"))
+    for module in (norms, steps):
+        monkeypatch.setattr(module, "measure", lambda *shape: pytest.fail("it was timed"))
     (tmp_path / "file").touch()
-    for command, options in ((main, []), (steps.main, ["--mixers", "bdlru-m2"])):
+    for command, options in ((main, []), (norms.main, []), (steps.main, ["--mixers", "bdlru-m2"])):
         app = typer.Typer()
         app.command()(command)
         for path, words in ((tmp_path, "Is a directory"), (tmp_path / "file" / "cpu.csv", "cannot be written")):
