@@ -229,20 +229,22 @@ def _law_rows(name: str) -> list[dict]:
 
 
 def _rounding(name: str) -> str:
-    """The same runs with two instruction sets, which round differently: a folder of rows each."""
+    """The same runs where rounding differs, by instruction set or processor: a folder of rows each."""
     sets = {path.name: read_folder(path) for path in sorted((RESULTS / name).iterdir())}
-    one, other = sets.values()
+    one, *others = sets.values()
     rows = []
     for task, variant in dict.fromkeys((row["task"], row["variant"]) for row in one.values()):
-        keys = [key for key, row in one.items() if (row["task"], row["variant"]) == (task, variant) and key in other]
+        keys = [key for key, row in one.items() if (row["task"], row["variant"]) == (task, variant)]
+        keys = [key for key in keys if all(key in of for of in others)]
         lengths = one[keys[0]]["eval_lengths"]
         first, last = (f"token_accuracy_{n // lengths[0]}x" for n in (lengths[0], lengths[-1]))
         cells = {"": f"{task.upper()}, `{variant}`", "lengths": f"{lengths[0]}, {lengths[-1]}"}
         for label, of in sets.items():
-            cells[f"{label}: solved"] = f"{sum(of[key][first] >= SOLVED for key in keys)} of {len(keys)}"
-            cells[f"{label}: tokens at the longer"] = _cell([of[key][last] for key in keys])
+            solved = f"{sum(of[key][first] >= SOLVED for key in keys)} of {len(keys)}"
+            cells[f"{label}: solved; tokens at the longer"] = f"{solved}; {_cell([of[key][last] for key in keys])}"
         for words, column in (("at the shorter", first), ("at the longer", last)):
-            cells[f"a seed moves {words} by up to"] = f"{max(abs(one[key][column] - other[key][column]) for key in keys):.3f}"
+            scores = [[of[key][column] for of in sets.values()] for key in keys]
+            cells[f"a seed moves {words} by up to"] = f"{max(max(values) - min(values) for values in scores):.3f}"
         rows.append(cells)
     return _markdown(rows)
 
