@@ -354,6 +354,17 @@ def _roofline(name: str) -> str:
     return f"{_markdown(rows)}\n{shape}. {x.device}, {x.threads} thread(s), commit {x.commit}, {x.versions}.\n"
 
 
+def _steps(name: str) -> str:
+    """Where the time of a training step of each mixer goes (`benchmarks.ops.steps`)."""
+    table, rows = pd.read_csv(RESULTS / name / "steps.csv"), []
+    for x in table.to_dict("records"):
+        shares = {part: f"{x[f'{part}_ms'] / x['step_ms']:.0%}" for part in ("data", "forward", "backward", "optimiser")}
+        cells = {"mixer": f"`{x['mixer']}`", "a step over the first's": f"{x['ratio']:.2f}", **shares}
+        rows.append({**cells, "matrix products": f"{x['products_share']:.0%}"})
+    x = table.iloc[0]
+    return f"{_markdown(rows)}\n{x.task.upper()}, preset {x.preset}. {x.device}, {x.threads} thread, commit {x.commit}.\n"
+
+
 def _lm(name: str) -> str:
     """Language models of a file, best first."""
     from benchmarks.lm.report import read
@@ -497,6 +508,7 @@ KINDS = {
     "gpu-layers": _gpu_layers,
     "cpu": _cpu,
     "roofline": _roofline,
+    "steps": _steps,
     "lm": _lm,
     "sizes": _sizes,
     "spectra": _spectra,
