@@ -121,6 +121,18 @@ def test_naive_gradcheck(naive, gate_norm, cu_seqlens):
     assert torch.autograd.gradcheck(lambda v, g, h: naive(v, g, h, True, gate_norm, cu_seqlens, **chunk), (v, g, h0))
 
 
+@pytest.mark.parametrize("T", [1, 2, 3, 4])
+@each_reference
+def test_naive_gradcheck_of_short_sequences(naive, T):
+    """Shorter than a chunk of 4, and as long as one."""
+    chunk = {"chunk_size": 4} if "chunk" in naive.__name__ else {}
+    shape, M = ((1, T, 1, 2), 2) if "bdlru" in naive.__name__ else ((1, T, 2), 3)
+    shapes = shape, (*shape, M + 1), (1, shape[2], M)
+    leaves = [torch.randn(x, dtype=torch.float64, requires_grad=True) for x in shapes]
+    for gate_norm in GATE_NORMS:
+        assert torch.autograd.gradcheck(lambda v, g, h: naive(v, g, h, True, gate_norm, **chunk), leaves)  # noqa: B023
+
+
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8, 9, 13])
 @pytest.mark.parametrize("name, shape, M", [("bdlru", (3, 2), 2), ("hlru", (3,), 4)])
 def test_naive_chunk_equals_recurrent(name, shape, M, T):
