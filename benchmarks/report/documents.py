@@ -6,6 +6,7 @@ A marker names a folder of `benchmarks/results`, `<!-- rows: s3-seeds -->` ... `
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -430,6 +431,32 @@ def _memory(name: str) -> str:
     return f"{_markdown(rows)}\nTimes on {first.device}, {first.threads} thread; {first.versions}, commit {first.commit}.\n"
 
 
+def _half_lives(name: str) -> str:
+    """Letters until half of a difference is left, measured and by the formula (`benchmarks.ops.half_lives`)."""
+    table = pd.read_csv(RESULTS / name)
+
+    def letters(x: float) -> str:
+        return f"{x:,.0f}" if x >= 1000 else f"{x:.1f}"
+
+    softmax = [
+        {
+            "softmax, d": f"{x.distance:g}",
+            "measured": letters(x.measured),
+            "ln 2 / -ln lambda": letters(x.formula),
+            "e^d ln 2 / (m + 1)": letters(math.exp(x.distance) * math.log(2) / (x.m + 1)),
+        }
+        for x in table[table.gate_norm == "softmax"].itertuples()
+    ]
+    others = [
+        {"measured (ln 2 / -ln lambda)": f"`{gate_norm}`, s = {small:g}"}
+        | {f"d = {x.distance:g}": f"{letters(x.measured)} ({letters(x.formula)})" for x in part.itertuples()}
+        for (gate_norm, small), part in table[table.gate_norm != "softmax"].groupby(["gate_norm", "small"], sort=False)
+    ]
+    x = table.iloc[0]
+    note = f"Letters until half is left, m = {x.m}, {x['dtype']}. {x.device}, {x.threads} thread, commit {x.commit}."
+    return f"{_markdown(softmax)}\n{_markdown(others)}\n{note}\n"
+
+
 def _passes(name: str) -> str:
     """What each pass asks of an H100, predicted from executed code (`tests/ops/predict.py`)."""
     table = pd.read_csv(RESULTS / name / "predicted.csv")
@@ -494,6 +521,7 @@ def _norms_cpu(name: str) -> str:
 KINDS = {
     "norms": _norms,
     "norms-cpu": _norms_cpu,
+    "half-lives": _half_lives,
     "passes": _passes,
     "predicted": _predicted,
     "memory": _memory,
