@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +18,8 @@ import typer
 from rich.console import Console
 
 from benchmarks import run_command
-from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_grid
-from benchmarks.records.cell import MATCHES, SWEPT
+from benchmarks.compare.settings import FIELDS, lay_out, parse_field, read_sweep
+from benchmarks.records.cell import MATCHES
 from benchmarks.records.fields import FieldError
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 80)
     try:
         flags = {name: values for name, values in given.items() if values is not None}
-        fields, settings = read_grid(grid, flags.get("task", ())) if grid else ({}, {})
-        parts = lay_out(flags, fields, settings)
+        parts = read_sweep(grid, flags) if grid else lay_out(flags, {}, {})
     except FieldError as error:
         raise typer.BadParameter(error.message, param_hint=error.where) from None
     device = _device(device, ray_address)
@@ -148,7 +147,8 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
         laid_out = merge([grid for grid, _ in grids])
         planned, later = narrow(laid_out, store.rows)
         todo = [p.cell for key, p in planned.items() if rerun or key not in store.rows]
-        _announce(console, store, parts, list(planned), todo, len(later), machine)
+        missing = sum(p.cell.key not in store.rows for p in later)
+        _announce(console, store, parts, list(planned), todo, missing, machine)
         labels = {key: row["matched"] for key, row in store.rows.items()}
         for key, p in laid_out.items():
             if key in labels and join_labels(labels[key], p.matched) != labels[key]:
@@ -179,10 +179,12 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
             return _stopped(console, store, planned, later, unwritten(error), 1)
         except WorkerDied:
             return _stopped(console, store, planned, later, "A worker died (out of memory? --workers 1 needs less).", 1)
-        for part, picture, (grid, matches) in zip(parts, _pictures(parts), grids):
-            rows = {p.cell.key: {**store.rows[p.cell.key], "matched": p.matched} for p in grid if p.cell.key in store.rows}
+        together = _together(parts)
+        for alike, picture in zip(together, _pictures([parts[i] for i, *_ in together])):
+            cells, matches = [p for i in alike for p in grids[i][0]], {k: m for i in alike for k, m in grids[i][1].items()}
+            rows = {p.cell.key: {**store.rows[p.cell.key], "matched": p.matched} for p in cells if p.cell.key in store.rows}
             if rows:
-                _show(console, store, part, picture, list(rows.values()), matches)
+                _show(console, store, [parts[i] for i in alike], picture, list(rows.values()), matches)
         if store.path.exists():
             _say(console, f"rows: {store.path}\ncurves: {store.folder / 'curves'}")
             _say(console, _next_step(parts))
@@ -202,7 +204,7 @@ def _error(console: Console, error: ValueError | str) -> int:
 
 
 def _stopped(console, store, planned, later, reason: str, code: int) -> int:
-    done = sum(key in store.rows for key in planned)
+    done = sum(key in store.rows for key in (*planned, *(p.cell.key for p in later)))
     where = f" in {store.path}" if store.path.exists() else ""
     _say(console, f"{reason} {done} of {len(planned) + len(later)} runs are kept{where}.")
     _say(console, "The same command goes on from there.")
@@ -214,12 +216,15 @@ def _announce(console, store, parts: list[Part], planned: list[str], todo: list[
 
     for number in store.dropped:
         _say(console, f"{store.path}: line {number} is incomplete; its run is done again.")
+    said = []
     for part in parts:
         s = part.settings
         lengths, rates, decays = ("/".join(f"{x:g}" for x in of) for of in (s.lengths, s.lrs, s.decays))
         rates += f", weight decay {decays}" * (len(s.decays) > 1)
         words = f"task {part.task}, {MATCHES[part.match]}: {s.words}"
-        _say(console, f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
+        said.append(f"{words}, lengths {lengths}, AdamW lr {rates}, {s.schedule}")
+    for words in dict.fromkeys(said):
+        _say(console, words)
     _say(console, f"{len(planned)} runs, {len(planned) - len(todo)} of them in {store.folder} already; {machine}")
     if later:
         _say(console, f"then {later} more, at each mixer's best learning rate and weight decay")
@@ -236,30 +241,40 @@ def _next_step(parts: list[Part]) -> str:
     return f"Next: --mixers all, or {HARDER}."
 
 
+def _together(parts: list[Part]) -> list[list[int]]:
+    # numbers of the parts that are one comparison: they differ in mixers, rates, learning and decay, and seeds
+    groups: dict[tuple, list[int]] = {}
+    for i, part in enumerate(parts):
+        settings = replace(part.settings, lrs=(), weight_decay=0.0, decays=(), seeds=(), tune=0)
+        groups.setdefault((part.task, part.match, part.budget, settings), []).append(i)
+    return list(groups.values())
+
+
 def _pictures(parts: list[Part]) -> list[str]:
     # each with what tells it from the other parts of the same task and rule of matching
+    from benchmarks.records.cell import SETTINGS
     from benchmarks.records.summary import distinguish, join_name
 
-    names = []
+    names, own = [], [name for name in SETTINGS if hasattr(parts[0].settings, name)]
     for part in parts:
         alike = [p for p in parts if (p.task, p.match) == (part.task, part.match)]
-        told = [{"budget": p.budget, **{name: getattr(p.settings, name) for name in SWEPT}} for p in alike]
+        told = [{"budget": p.budget, **{name: getattr(p.settings, name) for name in own}} for p in alike]
         apart = distinguish(told)[alike.index(part)]
         names.append(f"{join_name('compare', part.task, part.match, apart=apart)}.png")
     return names
 
 
-def _show(console, store, part: Part, picture: str, rows, matches) -> None:
+def _show(console, store, parts: list[Part], picture: str, rows, matches) -> None:
     from benchmarks.records.plots import draw
     from benchmarks.records.style import keep_picture
     from benchmarks.records.summary import summarise
     from benchmarks.records.tables import make_table, say_what_diverged, say_what_was_seen
     from benchmarks.tasks import get_task
 
-    lines = summarise(rows)
+    lines, part = summarise(rows), parts[0]
     settings = f"Trained up to length {lines[0].lengths[0]}, {part.settings.words}, {MATCHES[part.match]}"
     task = get_task(part.task)
-    title, decays = f"{part.task}: t{settings[1:]}", len(part.settings.decays) > 1
+    title, decays = f"{part.task}: t{settings[1:]}", any(len(p.settings.decays) > 1 for p in parts)
     console.print(make_table(lines, title, console.width, task.chance, decays))
     for name, matched in matches.items():
         if matched.note:

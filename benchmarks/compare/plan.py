@@ -98,10 +98,10 @@ def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
 
 
 def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str, Planned], list[Planned]]:
-    """The cells to run, in turn, and those that follow once these are there, at a rate that `rows` do not say yet.
+    """The cells to run, in turn, and those that follow once these are there, at rates that `rows` do not say yet.
 
     Seeds that do not try every rate (`Preset.tune`) run at the learning rate and weight decay that did best on validation data
-    with those that do.
+    with those that do; what follows is told at the best so far, or at the first.
     """
     mixers: dict[str, list[Planned]] = {}
     for p in planned.values():
@@ -110,9 +110,9 @@ def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str
     for cells in mixers.values():
         tried, rest = [p for p in cells if p.tries], [p for p in cells if not p.tries]
         known += tried
-        found = [rows.get(p.cell.key) for p in tried]
-        unknown = None in found
-        best = vars(tried[0].cell) if unknown else best_lines(found)[0].runs[0]
+        found = [rows[p.cell.key] for p in tried if p.cell.key in rows]
+        unknown = len(found) < len(tried)
+        best = best_lines(found)[0].runs[0] if found else vars(tried[0].cell)
         at_best = [p for p in rest if (p.cell.lr, p.cell.weight_decay) == (best["lr"], best["weight_decay"])]
         (later if unknown else known).extend(at_best)
     return {p.cell.key: p for p in sorted(known, key=lambda p: p.turn)}, later

@@ -12,16 +12,34 @@ what differs for one task:
 
     [settings.recall]
     steps = 4000
+
+Where mixers differ in their rates, say, a file holds several grids, `[[grids]]`, each with fields that win over those above
+all of them:
+
+    preset = "tracking"
+    seeds = 5
+
+    [[grids]]
+    task = ["s3", "z5"]
+    mixers = ["lstm", "slice-m5"]
+    lr = 2e-2
+    settings.z5.lr = 1e-2
+
+    [[grids]]
+    task = "s3"
+    mixers = "mamba2"
+    lr = 5e-3
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.compare.presets import PRESETS, Preset, get_preset
@@ -133,35 +151,6 @@ def parse_field(name: str, value: Any, where: str) -> tuple:
     return values
 
 
-def read_grid(path: Path, tasks: tuple[str, ...] = ()) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]]:
-    """Reads a grid file, TOML or YAML: fields for all tasks, and those of `[settings.<task>]` by task.
-
-    `tasks`, given beside the file, may have a table in it. FieldError names the file, the field, the value and what is
-    accepted.
-    """
-    content = read_fields(path)
-    tables = content.pop("settings", {})
-    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise FieldError(f"{path}: settings", f"{tables!r} is not accepted; expected tables such as [settings.recall].")
-    found = _read_table(content, tuple(FIELDS), str(path))
-    names = (*found.get("task", ()), *tasks)
-    settings = {}
-    for task, table in tables.items():
-        if task not in names:
-            expected = f"one of its tasks: {', '.join(names) or 'there are none, set task'}"
-            raise FieldError(f"{path}: settings", f"{task!r} is not known; expected {expected}.")
-        own = tuple(name for name in FIELDS if name not in ("task", "preset"))
-        settings[task] = _read_table(table, own, f"{path}: settings.{task}")
-    return found, settings
-
-
-def _read_table(table: dict[str, Any], known: tuple[str, ...], where: str) -> dict[str, tuple]:
-    for name in table:
-        if name not in known:
-            raise FieldError(where, f"field {name!r} is not known; expected some of {', '.join(known)}.")
-    return {name: parse_field(name, value, f"{where}: {name}") for name, value in table.items()}
-
-
 @dataclass(frozen=True)
 class Part:
     """One comparison of a sweep: a task, a rule of matching, and settings with all learning rates and seeds."""
@@ -173,7 +162,52 @@ class Part:
     settings: Preset
 
 
-def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[str, dict[str, tuple]]) -> list[Part]:
+def read_sweep(path: Path, flags: Mapping[str, tuple] = MappingProxyType({})) -> list[Part]:
+    """Reads a grid file, TOML or YAML, and multiplies it out, each of its `[[grids]]` by itself: see `lay_out`.
+
+    FieldError names the file, the field, the value and what is accepted.
+    """
+    content = read_fields(path)
+    grids = content.pop("grids", [{}])
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
+        raise FieldError(f"{path}: grids", f"{grids!r} is not accepted; expected tables, each below a line [[grids]].")
+    above, shared = _take_tables(content, str(path))
+    own = [_take_tables(grid, f"{path}: grids {i}") for i, grid in enumerate(grids, 1)]
+    tasks = [(*values.get("task", above.get("task", ())), *flags.get("task", ())) for values, _ in own]
+    settings = _read_tables(shared, tuple(dict.fromkeys(sum(tasks, ()))), str(path))
+    parts = []
+    for i, ((values, tables), names) in enumerate(zip(own, tasks), 1):
+        found = _read_tables(tables, names, f"{path}: grids {i}")
+        merged = {task: {**settings.get(task, {}), **found.get(task, {})} for task in (*settings, *found)}
+        parts += lay_out(flags, {**above, **values}, merged)
+    return parts
+
+
+def _take_tables(content: dict[str, Any], where: str) -> tuple[dict[str, tuple], dict[str, dict[str, Any]]]:
+    # fields, and what `[settings.<task>]` holds by task
+    tables = content.pop("settings", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise FieldError(f"{where}: settings", f"{tables!r} is not accepted; expected tables such as [settings.recall].")
+    return _read_table(content, tuple(FIELDS), where), tables
+
+
+def _read_tables(tables: dict[str, dict[str, Any]], tasks: tuple[str, ...], where: str) -> dict[str, dict[str, tuple]]:
+    own = tuple(name for name in FIELDS if name not in ("task", "preset"))
+    for task in tables:
+        if task not in tasks:
+            expected = f"one of its tasks: {', '.join(tasks) or 'there are none, set task'}"
+            raise FieldError(f"{where}: settings", f"{task!r} is not known; expected {expected}.")
+    return {task: _read_table(table, own, f"{where}: settings.{task}") for task, table in tables.items()}
+
+
+def _read_table(table: dict[str, Any], known: tuple[str, ...], where: str) -> dict[str, tuple]:
+    for name in table:
+        if name not in known:
+            raise FieldError(where, f"field {name!r} is not known; expected some of {', '.join(known)}.")
+    return {name: parse_field(name, value, f"{where}: {name}") for name, value in table.items()}
+
+
+def lay_out(flags: Mapping[str, tuple], fields: dict[str, tuple], settings: dict[str, dict[str, tuple]]) -> list[Part]:
     """Multiplies a sweep out: a part per combination of task, rule of matching, budget and what is `SWEPT`.
 
     A flag wins over the file's fields, and in the file a task's own settings over the rest. FieldError, if there are fewer
@@ -215,7 +249,7 @@ def lay_out(flags: dict[str, tuple], fields: dict[str, tuple], settings: dict[st
     return parts
 
 
-def _check_effect(task: str, base: Preset, values: dict[str, tuple], flags: dict[str, tuple]) -> None:
+def _check_effect(task: str, base: Preset, values: dict[str, tuple], flags: Mapping[str, tuple]) -> None:
     # FieldError, if a field is given that the run would not heed: it would be another key for the same training; or one that
     # does not fit the task
     from benchmarks.tasks import get_task

@@ -480,6 +480,20 @@ def test_a_sweep_runs_all_tasks_at_one_rate_and_seed_before_the_next(told, tmp_p
     assert [(lr, seed) for lr, _, seed in ran] == [(lr, seed) for seed in (0, 1) for lr in (3e-3, 1e-3) for _ in range(2)]
 
 
+def test_grids_of_one_comparison_share_a_table_and_a_picture(told, tmp_path):
+    """Mixers at rates of their own are one comparison; another recipe is one of its own, whose picture says so."""
+    ran, _ = told
+    grids = ("mixers = 'bdlru-m1'\nlr = 1e-2", "mixers = 'bdlru-m4'\nseeds = 2", "mixers = 'bdlru-m1'\nschedule = 'cosine'")
+    above = "task = 's3'\nsteps = 9\nwidth = 16\nlr = 3e-3\nseeds = 1\n"
+    (tmp_path / "grid.toml").write_text(above + "".join(f"[[grids]]\n{grid}\n" for grid in grids))
+    arguments = ["--grid", str(tmp_path / "grid.toml"), "--workers", "1", "--out", str(tmp_path / "out")]
+    said = " ".join(CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output.split())
+    assert sorted(ran) == [(3e-3, 0.01, 0), (3e-3, 0.01, 0), (3e-3, 0.01, 1), (1e-2, 0.01, 0)]
+    assert said.count("solved by none") == 2
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["compare-s3-params-ccosine.png", "compare-s3-params-cone-cycle.png"]
+
+
 def test_a_sweep_that_stops_counts_what_follows_from_the_rates(told, tmp_path, monkeypatch):
     def stop(*_):
         raise Interrupted

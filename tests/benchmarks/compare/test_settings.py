@@ -1,5 +1,6 @@
 """Grid files and flags: what they lay out, and errors that name the file, the field, the value and what is accepted."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import benchmarks.compare.settings
 from benchmarks.compare.__main__ import app
 from benchmarks.compare.models import ALL_VARIANTS, DEFAULT_VARIANTS
 from benchmarks.compare.presets import get_preset
-from benchmarks.compare.settings import lay_out, parse_field, read_grid
+from benchmarks.compare.settings import lay_out, parse_field, read_sweep
 from benchmarks.records.fields import FieldError
 
 GRID = """
@@ -51,7 +52,7 @@ def test_all_mixers_and_the_nearest_name():
 
 
 def test_every_combination_is_a_part(write):
-    parts = lay_out({}, *read_grid(write(GRID)))
+    parts = read_sweep(write(GRID))
     found = [(p.task, p.match, p.settings.width, p.settings.mlp_width, p.settings.steps, p.settings.lrs) for p in parts]
     assert found == [
         ("s3", "params", 32, 64, 40, (3e-3, 1e-2)),
@@ -64,16 +65,34 @@ def test_every_combination_is_a_part(write):
     assert {p.mixers for p in parts} == {("bdlru-m1", "bdlru-m4", "lstm")}
     assert {p.settings.seeds for p in parts} == {(0, 1)}
     assert {(p.task, p.settings.layers) for p in parts} == {("s3", 1), ("recall", 2)}  # the preset's
-    (part,) = lay_out({"weight_decay": (0.0, 0.1)}, *read_grid(write('task = "recall"\nweight_decay = 0.5')))
+    (part,) = read_sweep(write('task = "recall"\nweight_decay = 0.5'), {"weight_decay": (0.0, 0.1)})
     assert part.settings.decays == (0.0, 0.1)  # of one comparison, as rates are
 
 
-def test_the_example_in_the_docstring_is_read(write):
-    example = "\n".join(line.strip() for line in benchmarks.compare.settings.__doc__.splitlines() if line.startswith("    "))
-    parts = lay_out({}, *read_grid(write(example)))
+def test_the_examples_in_the_docstring_are_read(write):
+    shown = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", benchmarks.compare.settings.__doc__, re.MULTILINE)
+    first, second = ("\n".join(line.strip() for line in example.splitlines()) for example in shown)
+    parts = read_sweep(write(second))
+    assert [(p.task, p.mixers, p.settings.lrs) for p in parts] == [
+        ("s3", ("lstm", "slice-m5"), (0.02,)), ("z5", ("lstm", "slice-m5"), (0.01,)), ("s3", ("mamba2",), (0.005,))
+    ]  # fmt: skip
+    assert {p.settings.seeds for p in parts} == {(0, 1, 2, 3, 4)}
+    parts = read_sweep(write(first))
     assert [(p.task, p.match, p.settings.steps) for p in parts] == [
         ("s3", "params", 1200), ("s3", "state", 1200), ("recall", "params", 4000), ("recall", "state", 4000)
     ]  # fmt: skip
+
+
+def test_a_grid_of_several_wins_over_what_stands_above(write):
+    """Field by field, in a task's table too; a flag wins over all, and may name another task."""
+    above = "task = ['s3', 'z5']\nsteps = 40\nlr = 1e-2\n[settings.z5]\nsteps = 50\nlr = 2e-2\n"
+    path = write(above + "[[grids]]\nmixers = 'lstm'\nsettings.z5.lr = 3e-2\n[[grids]]\ntask = 's4'\nlr = 4e-2")
+    found = [(p.task, p.settings.steps, p.settings.lrs) for p in read_sweep(path)]
+    assert found == [("s3", 40, (1e-2,)), ("z5", 50, (3e-2,)), ("s4", 40, (4e-2,))]
+    flags = {"task": ("z5",), "lr": (5e-2,)}
+    assert [(p.task, p.settings.steps, p.settings.lrs) for p in read_sweep(path, flags)] == [("z5", 50, (5e-2,))] * 2
+    yaml = "seeds: 1\ngrids:\n- {task: s3, lr: 1e-2}\n- {task: z5, lr: 2e-2}"
+    assert [(p.task, p.settings.lrs) for p in read_sweep(write(yaml, "grid.yaml"))] == [("s3", (1e-2,)), ("z5", (2e-2,))]
 
 
 YAML_GRID = """
@@ -91,13 +110,13 @@ settings:
 
 @pytest.mark.parametrize("name", ["grid.yaml", "grid.YML"])
 def test_yaml_says_the_same(write, name):
-    assert read_grid(write(YAML_GRID, name)) == read_grid(write(GRID))
+    assert read_sweep(write(YAML_GRID, name)) == read_sweep(write(GRID))
 
 
 @pytest.mark.parametrize("name, text", [("grid.yaml", YAML_GRID), ("grid.toml", GRID)])
 def test_a_file_from_windows_is_read(tmp_path, write, name, text):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert read_grid(tmp_path / name) == read_grid(write(GRID, "plain.toml"))
+    assert read_sweep(tmp_path / name) == read_sweep(write(GRID, "plain.toml"))
 
 
 @pytest.mark.parametrize("field, module", [("mixers", "benchmarks.compare.models"), ("task", "benchmarks.tasks")])
@@ -132,7 +151,7 @@ def test_what_breaks_an_import_is_not_called_a_wrong_name(monkeypatch, field, mo
 def test_errors_in_yaml(write, text, where, words):
     path = write(text, "grid.yaml")
     with pytest.raises(FieldError, match=words) as caught:
-        lay_out({}, *read_grid(path))
+        read_sweep(path)
     assert caught.value.where == f"{path.parent}/{where}"
 
 
@@ -151,16 +170,16 @@ def test_presets_grow(task):
 
 def test_a_flag_wins_over_the_file(write):
     flags = {"steps": (8,), "task": ("recall",), "width": (16,)}
-    (part,) = lay_out(flags, *read_grid(write(GRID)))
+    (part,) = read_sweep(write(GRID), flags)
     assert (part.task, part.settings.steps, part.settings.width, part.settings.lrs) == ("recall", 8, 16, (1e-3,))
 
 
 def test_a_table_may_be_of_a_task_that_is_given_beside_the_file(write):
     path = write("[settings.parity]\nsteps = 9\n")
-    (part,) = lay_out({"task": ("parity",)}, *read_grid(path, ("parity",)))
+    (part,) = read_sweep(path, {"task": ("parity",)})
     assert part.settings.steps == 9
     with pytest.raises(FieldError, match="'parity' is not known; expected one of its tasks: s3"):
-        read_grid(path, ("s3",))
+        read_sweep(path, {"task": ("s3",)})
 
 
 def test_nothing_said_is_the_quick_comparison():
@@ -238,11 +257,17 @@ def test_nothing_said_is_the_quick_comparison():
         ("task = 's3'\n[settings.s4]\nsteps = 9", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
         ("task = 's3'\n[settings.s3]\nsteps = 'x'", "grid.toml: settings.s3: steps", "'x' is not accepted"),
         ("task = 's3'\n[settings.s3]\ntask = 's4'", "grid.toml: settings.s3", "field 'task' is not known"),
+        ("grids = 3", "grid.toml: grids", "3 is not accepted; expected tables, each below a line [[grids]]"),
+        ("grids = []", "grid.toml: grids", "[] is not accepted; expected tables"),
+        ("[[grids]]\nlr = 1\n[[grids]]\nlr = -1", "grid.toml: grids 2: lr", "-1 is not accepted"),
+        ("[[grids]]\nrate = 1", "grid.toml: grids 1", "field 'rate' is not known"),
+        ("[[grids]]\ntask = 's3'\n[settings.s4]", "grid.toml: settings", "'s4' is not known; expected one of its tasks: s3"),
+        ("task = 's4'\n[[grids]]\ntask = 's3'\nsettings.s4.lr = 1", "grid.toml: grids 1: settings", "'s4' is not known"),
     ],
 )
 def test_errors_name_file_field_value_and_what_is_accepted(write, text, where, words):
     with pytest.raises(FieldError) as caught:
-        lay_out({}, *read_grid(write(text)))
+        read_sweep(write(text))
     assert caught.value.where.endswith(where)
     assert words in caught.value.message
 
@@ -295,7 +320,7 @@ def test_a_schedule_that_does_not_fit_is_named_as_it_was_given(write):
         ({}, "curriculum = 'louder'", "schedule"),
     ):
         with pytest.raises(FieldError, match=words) as caught:
-            lay_out(flags, *read_grid(write(text)))
+            read_sweep(write(text), flags)
         assert caught.value.where == where
     with pytest.raises(FieldError, match=r"^--readout-noise: 0 is not accepted with curriculum louder"):
         lay_out({**louder, "schedule": ("trapezoid",), "readout_noise": (0,)}, {}, {})
@@ -303,7 +328,7 @@ def test_a_schedule_that_does_not_fit_is_named_as_it_was_given(write):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FieldError, match=r"none.toml: cannot be read: No such file"):
-        read_grid(tmp_path / "none.toml")
+        read_sweep(tmp_path / "none.toml")
 
 
 def test_a_single_number_with_a_comma_is_a_list():
@@ -319,6 +344,6 @@ def test_the_command_line_shows_where_the_error_is(write):
 
 
 def test_make_compare_runs_six_mixers_over_three_seeds():
-    (part,) = lay_out({}, *read_grid(Path(benchmarks.compare.settings.__file__).parent / "first.toml"))
+    (part,) = read_sweep(Path(benchmarks.compare.settings.__file__).parent / "first.toml")
     assert (part.task, len(part.mixers), part.settings.seeds) == ("s4", 6, (0, 1, 2))
     assert "--grid benchmarks/compare/first.toml" in Path("Makefile").read_text()

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from benchmarks.compare.models import quiet
-from benchmarks.compare.plan import plan
-from benchmarks.compare.settings import lay_out, read_grid
+from benchmarks.compare.plan import make_row, plan
+from benchmarks.compare.settings import read_sweep
 from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, read
 from benchmarks.lm.settings import load_settings
 from benchmarks.records.store import ResultStore, read_folder
@@ -100,30 +100,34 @@ def full(*_, **__):
 
 def test_wrong_names_are_refused():
     assert "'laws' is not known; expected one of state_tracking, law, mad, lm" in command("laws")[1].replace("│ ", "")
-    assert "'all' is not known; expected quick" in command("law", "--only", "all")[1].replace("│ ", "")
+    for study, expected in (("law", "one of quick, depth"), ("lm", "quick")):
+        assert f"'all' is not known; expected {expected}." in command(study, "--only", "all")[1].replace("│ ", "")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(studies.FOLDER.glob("*.toml"))])
 def test_every_grid_can_be_read(name):
     path = studies.FOLDER / f"{name}.toml"
-    if name.startswith("lm"):
-        assert load_settings(str(path), ()).mixers
-    else:
-        assert lay_out({}, *read_grid(path))
-    assert name.removesuffix("-quick") in studies.STORED
+    assert load_settings(str(path), ()).mixers if name.startswith("lm") else read_sweep(path)
+    assert name in {studies.Study(of, part).title for of in studies.STORED for part in (None, *studies._parts(of))}
 
 
 def test_stored_rows_are_those_of_the_studies():
+    """Of a study and its parts; of the groups' two studies, which lie together, ten seeds."""
     quiet()
-    stored = read_folder(studies.FOLDER.parent / "results" / "tracking")
-    found = set()
-    for study in ("state_tracking", "law"):
-        for part in lay_out({}, *read_grid(studies.FOLDER / f"{study}.toml")):
-            names = tuple({row["variant"] for row in stored.values() if row["task"] == part.task} & set(part.mixers))
-            grid, _ = plan(part.task, names, part.match, part.budget, replace(part.settings, seeds=tuple(range(10))), "cpu")
-            found |= {p.cell.key for p in grid}
-    assert stored.keys() <= found
-    assert len(stored) >= 20
+    asked, of = {}, [studies.Study(name, part) for name in ("state_tracking", "law") for part in (None, *studies._parts(name))]
+    for study in of:
+        if study.stored is None:
+            continue
+        for part in read_sweep(study.grid):
+            settings = part.settings if study.part else replace(part.settings, seeds=tuple(range(10)))
+            grid, _ = plan(part.task, part.mixers, part.match, part.budget, settings, "cpu")
+            asked.setdefault(study.stored.name, set()).update(p.cell.key for p in grid)
+    parts = ["a5-2500", "depth", "louder", "lower-rates", "noise", "noise-2", "start", "state"]
+    assert sorted(asked) == ["tracking", *(f"tracking-{part}" for part in parts)]
+    for name, keys in asked.items():
+        stored = read_folder(studies.FOLDER.parent / "results" / name)
+        assert stored.keys() <= keys, name
+        assert stored, name
 
 
 def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
@@ -224,6 +228,36 @@ def test_a_folder_of_another_run_is_named_in_a_line(small, monkeypatch):
     assert said == f"Error: out='{small / 'out'}' is in use by another run; wait for it or name another."
 
 
+def test_a_part_goes_on_from_its_own_stored_rows(small, monkeypatch):
+    """In a line of the study's status, and by itself; the quick one counts no stored rows."""
+    monkeypatch.chdir(small)
+    text = (studies.FOLDER / "law.toml").read_text()
+    for part in ("deep", "quick"):
+        (studies.FOLDER / f"law-{part}.toml").write_text(
+            text.replace('["z2", "s3"]', '"z2"').replace("seeds = 1", "seeds = 2")
+        )
+    code, said = command("law", "--only", "deep", "--workers", 1)
+    assert code == 0
+    assert "2 runs, 0 of them in results/law-deep" in said
+    made = small / "results" / "law-deep"
+    assert sorted(path.name for path in made.glob("law*")) == ["law.md", "law.png"]
+    head, first, _ = (made / "compare.csv").read_text().splitlines()
+    stored = small / "results" / "tracking-deep"
+    stored.mkdir()
+    (stored / "compare.csv").write_text(f"{head}\n{first}\n")
+    shutil.rmtree(made)
+    said = command("law", "--status")[1]
+    assert "parts, each by --only PART part runs done left hours left" in said
+    assert "deep 2 1 1 0.0" in said
+    assert "quick" not in said
+    said = command("law", "--only", "deep", "--status")[1]
+    assert "law-deep: 2 runs" in said
+    assert "1 done, 1 left" in said
+    assert "parts" not in said
+    assert "Nothing has run yet" in command("law", "--only", "quick", "--status")[1]
+    assert "2 runs, 1 of them in results/law-deep" in command("law", "--only", "deep", "--workers", 1)[1]
+
+
 def test_the_status_counts_what_follows_from_rates_yet_unknown(small):
     path = studies.FOLDER / "law.toml"
     text = path.read_text().replace("seeds = 1", "seeds = 4").replace("lr = 1e-2", "lr = [1e-2, 2e-2]")
@@ -231,3 +265,28 @@ def test_the_status_counts_what_follows_from_rates_yet_unknown(small):
     said = command("law", "--status", "--out", small / "out")[1]
     assert "law: 14 runs" in said
     assert "z2 7 0 7" in said
+
+    # stored rows count at the rates that are best so far
+    (cells,) = [studies._lay_out(studies.Study("law"), small / "out", "cpu")[0].values()]
+    cells = {(p.cell.lr, p.cell.weight_decay, p.cell.seed): p for p in cells if p.cell.task == "z2"}
+
+    def keep(*of, score):
+        scores = [{"token_accuracy": score, "sequence_accuracy": 0.0, "loss": 1.0}] * 3
+        result = {"params": 1, "linear_flops": 1, "scores": scores, "validation": score, "train_loss": 1.0, "seconds": 1.0}
+        result |= {"diverged": False, "steps_done": 10, "restarts": 0}
+        with ResultStore(small / "out") as store:
+            for run in of:
+                store.add(make_row(cells[run], result))
+
+    keep((1e-2, 0, 0), (1e-2, 0, 1), (1e-2, 0, 2), (2e-2, 0.1, 1), score=0.5)
+    said = command("law", "--status", "--out", small / "out", "--workers", 1)[1]
+    assert "z2 7 3 4" in said
+    assert "3 done, 11 left" in said
+    assert "Of those done 2 count as long as the rates that are best so far stay the best." in said
+    assert "Stored besides, at rates that are not the best: 1." in said
+    keep((1e-2, 0.1, 0), (2e-2, 0, 0), score=0.1)
+    keep((2e-2, 0.1, 0), score=0.9)
+    said = command("law", "--status", "--out", small / "out", "--workers", 1)[1]
+    assert "z2 7 5 2" in said
+    assert "as long as" not in said
+    assert "not the best: 2." in said
