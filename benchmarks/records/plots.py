@@ -128,8 +128,8 @@ class Panel:
         """Whether the columns' names are too long to stand below them."""
         return max(map(len, self.columns)) > 5
 
-    def draw(self, axes) -> None:
-        """Draws it into empty axes."""
+    def draw(self, axes, size: float = 8.5) -> None:
+        """Draws it into empty axes, words in points."""
         from matplotlib import colormaps
         from matplotlib.patches import Rectangle
 
@@ -140,7 +140,7 @@ class Panel:
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour))
                 ink = "white" if share is not None and share > 0.6 else "black"
                 weight = "bold" if (row, column) in self.bold else "normal"
-                axes.text(x, y, word, ha="center", va="center", size=8.5, color=ink, weight=weight)
+                axes.text(x, y, word, ha="center", va="center", size=size, color=ink, weight=weight)
         places = [self.rows.index(row) for column in self.columns if (row := (self.borders or {}).get(column)) in self.rows]
         if len(places) == len(self.columns):
             edges = [(x + side, y - 0.5) for x, y in enumerate(places) for side in (-0.5, 0.5)]
@@ -164,20 +164,31 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels one below the other, with a title and a note."""
+    """Panels one below the other, or beside each other with the same rows, with a title and a note."""
 
     title: str
     note: str
     panels: list[Panel]
+    beside: bool = False
 
     def draw(self, path: Path | BinaryIO) -> None:
         """Draws all panels."""
         heights = [len(panel.rows) + 1.5 + 4 * panel.slanted for panel in self.panels]
-        with picture(path, 1.1 + 0.3 * sum(heights), self.title, self.note) as figure:
-            axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        height = max(heights) if self.beside else sum(heights)
+        with picture(path, 1.1 + 0.3 * height, self.title, self.note, told=self.text) as figure:
+            if self.beside:
+                axes = figure.subplots(1, len(heights), squeeze=False)[0]
+            else:
+                axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
             for panel, place in zip(self.panels, axes):
-                panel.draw(place)
+                panel.draw(place, 7.5 if self.beside else 8.5)
+                place.tick_params(labelleft=not self.beside or place is axes[0])
 
     def table(self) -> str:
         """All panels' tables."""
         return "\n".join(panel.table() for panel in self.panels)
+
+    @property
+    def text(self) -> str:
+        """All that it says, which its PNG file bears too: whether one is of these rows."""
+        return f"{self.title}\n\n{self.table()}\n{self.note}"

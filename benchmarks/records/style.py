@@ -44,6 +44,7 @@ MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":", "-.")
 LEADER = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "alpha": 0.6, "relpos": (0, 0.5)}
 DOTTED = (0, (1, 3))
+TOLD = "Description"  # of a PNG file's texts
 
 
 def variant_styles(variants: Sequence[str]) -> dict[str, dict]:
@@ -64,16 +65,20 @@ def variant_styles(variants: Sequence[str]) -> dict[str, dict]:
 
 
 @contextmanager
-def picture(path: Path | BinaryIO, height: float, title: str, note: str = "", width: float = WIDTH) -> Iterator:
+def picture(
+    path: Path | BinaryIO, height: float, title: str, note: str = "", width: float = WIDTH, told: str = ""
+) -> Iterator:
     """A figure that is written when the block ends, to a PNG file, replaced if it is there, or to what takes its bytes.
 
-    Height and width are inches, 100 pixels each where a page shows it. The note below says settings, seeds, what marks mean.
+    Height and width are inches, 100 pixels each where a page shows it. The note below says settings, seeds, what marks mean;
+    what is `told` goes into the file, unseen, for `read_told`.
     """
     # imported here, as it is slow; the canvas needs no display
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=200)
@@ -84,8 +89,22 @@ def picture(path: Path | BinaryIO, height: float, title: str, note: str = "", wi
         yield figure
         drawn = BytesIO()
         figure.savefig(drawn, format="png")
+    info = PngInfo()
+    if told:
+        info.add_itxt(TOLD, told, zip=True)
     # 256 colours are enough for lines and letters, and a third of the bytes
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "png", optimize=True)
+    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(path, "png", optimize=True, pnginfo=info)
+
+
+def read_told(path: Path) -> str:
+    """What a picture tells, in words; nothing, if the file is not there."""
+    from PIL import Image
+
+    if not path.exists():
+        return ""
+    with Image.open(path) as image:
+        return image.text.get(TOLD, "")
 
 
 def keep_picture(path: Path, draw: Callable[[BinaryIO], None], say: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
-"""Writes the tables of README and docs from stored rows, between markers: `python -m benchmarks.report.documents`.
+"""Writes the tables and the studies' figures of README and docs from stored rows: `python -m benchmarks.report.documents`.
 
 A marker names a folder of `benchmarks/results`, `<!-- rows: s3-seeds -->` ... `<!-- /rows -->`, and behind it a task or one of
-`KINDS`: `<!-- rows: quick s3 -->`. A test compares pages and rows.
+`KINDS`: `<!-- rows: quick s3 -->`. A figure is drawn if it is not there, or tells something else than the rows. Tests compare
+pages and figures with rows.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import pandas as pd
 
 from benchmarks.compare.presets import MAD_TASKS
 from benchmarks.records.fields import read_fields
+from benchmarks.records.plots import Figure
 from benchmarks.records.store import read_folder
-from benchmarks.records.summary import SOLVED, Line, compare
+from benchmarks.records.style import read_told
+from benchmarks.records.summary import SOLVED, Comparison, Line, compare, summarise
 from benchmarks.records.tables import grows, short
 from benchmarks.tasks import get_task
 
@@ -115,14 +118,19 @@ def _block_sizes(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A mixer's runs on a group, at its best learning rate, and what they keep at each length."""
+    """A mixer's runs on a group by a recipe, at its best learning rate, and what they keep at each length."""
 
     task: str
     variant: str
-    runs: list[dict]
+    runs: list[dict]  # with what they keep at lengths that they were not scored at in training
     rates: int  # that were tried
     right: list[int]  # runs with every sequence right, by length
     tokens: list[list[float]]  # token accuracy of each run, by length
+
+    @property
+    def louder(self) -> bool:
+        """Whether it is by louder noise."""
+        return self.runs[0]["curriculum"] == "louder"
 
 
 def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
@@ -138,14 +146,21 @@ def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
         dict(zip(zip(fresh.key, fresh.length), fresh[column])) for column in ("sequence_accuracy", "token_accuracy")
     )
     lengths, tested_once, found = sorted(table.length.unique()), set(table.key), []
-    for (variant, task), runs in best_runs(rows).items():
-        keys, own = [run["key"] for run in runs], [row for row in rows if (row["variant"], row["task"]) == (variant, task)]
+    recipes: dict[str, list[dict]] = {}
+    for row in rows:
+        recipes.setdefault(row["curriculum"], []).append(row)
+    best = {(recipe, *of): runs for recipe, by in recipes.items() for of, runs in best_runs(by).items()}
+    for (recipe, variant, task), runs in best.items():
+        keys = [run["key"] for run in runs]
+        own = [row for row in recipes[recipe] if (row["variant"], row["task"]) == (variant, task)]
         if not any(row["key"] in tested_once for row in own):
             continue
         if missing := [f"{key} @{n}" for key in keys for n in lengths if (key, n) not in tokens]:
             raise ValueError(f"{name}/lengths.csv lacks runs of {variant} on {task}: {', '.join(missing)}; score them.")
         right = [sum(sequences[key, n] == 1 for key in keys) for n in lengths]
         tested = [[tokens[key, n] for key in keys] for n in lengths]
+        more = [{f"sequence_accuracy_{n // max(run['lengths'])}x": sequences[run["key"], n] for n in lengths} for run in runs]
+        runs = [{**run, **scores} for run, scores in zip(runs, more)]
         found.append(_Kept(task, variant, runs, len({row["lr"] for row in own}), right, tested))
     return lengths, table.examples.iloc[0], found
 
@@ -153,17 +168,43 @@ def _kept(name: str) -> tuple[list[int], int, list[_Kept]]:
 def _lengths(name: str) -> str:
     """How many seeds of a mixer get every sequence of a group right, by test length, a group and mixer a row."""
     lengths, examples, kept = _kept(name)
+    told = len({k.louder for k in kept}) > 1
+    kept.sort(key=lambda k: (k.task, k.louder, -k.right[0]))
+    return _length_table([(f"`{k.variant}`" + ", louder" * (told and k.louder), k) for k in kept], lengths, examples)
+
+
+def _start(name: str) -> str:
+    """The same of mixers that begin in a learned state (`<name>-start`), beside the same that read BOS in its place."""
+    lengths, examples, kept = _kept(name)
+    base = name.removesuffix("-start")
+    others = [k for folder in (base, f"{base}-louder") if (RESULTS / folder).exists() for k in _kept(folder)[2]]
+    with_bos = {(k.task, k.variant, k.louder): k for k in others}
     lines = []
-    for k in sorted(kept, key=lambda k: (k.task, -k.right[0])):
+    for k in sorted(kept, key=lambda k: (k.louder, k.task)):
+        recipe = ", louder" * k.louder
+        lines.append((f"`{k.variant}`{recipe}", k))
+        if other := with_bos.get((k.task, k.variant.removesuffix("-start"), k.louder)):
+            lines.append((f"`{other.variant}`{recipe}, with BOS", other))
+    return _length_table(lines, lengths, examples)
+
+
+def _length_table(named: list[tuple[str, _Kept]], lengths: list[int], examples: int) -> str:
+    lines = []
+    for label, k in named:
         cells = {f"length {n:,}": f"{count} of {len(k.runs)}" for n, count in zip(lengths, k.right)}
         told = {f"tokens @{n:,}": _cell(values) for n, values in list(zip(lengths, k.tokens))[1:2]}
         lr = f"{k.runs[0]['lr']:g}" + f", best of {k.rates}" * (k.rates > 1)
         size = {"state": str(k.runs[0]["state_size"]), "FLOPs a token": f"{k.runs[0]['mixer_flops']:,}"}
-        seconds = f"{median(run['seconds'] for run in k.runs):.0f}"
-        lines.append({"": f"{k.task.upper()}, `{k.variant}`", **cells, **told, "lr": lr, **size, "s": seconds})
+        seconds = _seconds([run["seconds"] for run in k.runs])
+        lines.append({"": f"{k.task.upper()}, {label}", **cells, **told, "lr": lr, **size, "s": seconds})
     note = f"Seeds with all of {examples} sequences right; tokens: accuracy, median and range."
-    note += " FLOPs of the whole mixer; s: training, median."
+    note += " FLOPs of the whole mixer; s: training, median and range."
     return f"{_markdown(lines)}\n{note}\n"
+
+
+def _seconds(values: list[float]) -> str:
+    low, middle, high = (f"{value:.0f}" for value in (min(values), median(values), max(values)))
+    return middle + f" ({low}-{high})" * (low != high)
 
 
 def _headline(name: str) -> str:
@@ -518,6 +559,34 @@ def _norms_cpu(name: str) -> str:
     return f"{_markdown(rows)}\n{note} {first.device}, {first.threads} thread; commit {first.commit}.\n"
 
 
+def _own_rates(name: str) -> str:
+    """Mixers of one comparison that each ran at a learning rate of its own, in one table."""
+    rows = list(read_folder(RESULTS / name).values())
+    return _compared([(compare(rows)[0], summarise(rows))], rows, "each mixer's own {}")
+
+
+def _compared(tables: list[tuple[Comparison, list[Line]]], rows: list[dict], at: str) -> str:
+    # a table each, best first, of lines that ran `at` a rate
+    text = ""
+    for c, lines in tables:
+        table = []
+        for line in lines:
+            row = {"mixer": _name(line), "parameters": short(line["mixer_params"]), "state": grows(line)}
+            row |= {"solved": f"{line.solved} of {line.seeds}"}
+            row |= {f"@{length}": cell for length, cell in zip(c.lengths, _scores(line, "token_accuracy"))}
+            row |= {"lr": f"{line['lr']:g}"} | ({"decay": f"{line['weight_decay']:g}"} if c.decays else {})
+            table.append({**row, "s": f"{line.seconds:.0f}"})
+        text += f"{get_task(c.task).title}. {c.description}.\n\n{_markdown(table)}\n"
+    devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
+    several = any(line.seeds > 1 for _, lines in tables for line in lines)
+    seeds = "median and range of seeds" if several else "one seed"
+    rates = at.format("rate" + " and weight decay" * any(c.decays for c, _ in tables))
+    return (
+        f"{text}Token accuracy at each length, {seeds}, at {rates}; solved: {SOLVED:g} or more at {tables[0][0].lengths[0]}; "
+        f"s: seconds of training{', median' * several}. {devices}.\n"
+    )
+
+
 KINDS = {
     "norms": _norms,
     "norms-cpu": _norms_cpu,
@@ -530,6 +599,7 @@ KINDS = {
     "mad": _mad,
     "rounding": _rounding,
     "lengths": _lengths,
+    "start": _start,
     "headline": _headline,
     "gpu": _gpu,
     "gpu-peers": _gpu_peers,
@@ -543,6 +613,7 @@ KINDS = {
     "convolution": _convolution,
     "tasks": _tasks,
     "block-sizes": _block_sizes,
+    "own-rates": _own_rates,
 }
 
 
@@ -558,29 +629,26 @@ def stored_table(name: str, kind: str | None = None) -> str:
     if kind in KINDS:
         return KINDS[kind](name)
     rows = [row for row in read_folder(RESULTS / name).values() if kind in (None, row["task"])]
-    comparisons, text = compare(rows), ""
-    for c in comparisons:
-        table = []
-        for line in c.lines:
-            row = {"mixer": _name(line), "parameters": short(line["mixer_params"]), "state": grows(line)}
-            row |= {"solved": f"{line.solved} of {line.seeds}"}
-            row |= {f"@{length}": cell for length, cell in zip(c.lengths, _scores(line, "token_accuracy"))}
-            row |= {"lr": f"{line['lr']:g}"} | ({"decay": f"{line['weight_decay']:g}"} if c.decays else {})
-            table.append({**row, "s": f"{line.seconds:.0f}"})
-        text += f"{get_task(c.task).title}. {c.description}.\n\n{_markdown(table)}\n"
-    devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread" for row in rows}))
-    several = any(line.seeds > 1 for c in comparisons for line in c.lines)
-    seeds = "median and range of seeds" if several else "one seed"
-    rates = "rate" + " and weight decay" * any(c.decays for c in comparisons)
-    return (
-        f"{text}Token accuracy at each length, {seeds}, at the {rates} of those tried that did best on validation "
-        f"data; solved: {SOLVED:g} or more at {c.lengths[0]}; s: seconds of training{', median' * several}. {devices}.\n"
-    )
+    return _compared([(c, c.lines) for c in compare(rows)], rows, "the {} of those tried that did best on validation data")
 
 
 def fill(text: str) -> str:
     """A document with the tables between its markers as the rows are now."""
     return MARKED.sub(lambda match: f"{match[1]}{stored_table(match[2], match[3])}{match[4]}", text)
+
+
+def figures() -> dict[Path, Figure]:
+    """The studies' figures that are stored, by file, as the rows are now."""
+    from benchmarks.studies.figures import law, mad, state_tracking
+
+    older = _kept("tracking")[2]
+    groups = {k.task for k in older}
+    held = [run for k in (*older, *_kept("tracking-louder")[2]) if k.task in groups for run in k.runs]
+    return {
+        RESULTS / "tracking" / "state_tracking.png": state_tracking(held),
+        RESULTS / "tracking" / "law.png": law(_law_rows("tracking")),
+        RESULTS / "mad" / "mad.png": mad(list(read_folder(RESULTS / "mad").values())),
+    }
 
 
 def main() -> None:
@@ -590,6 +658,10 @@ def main() -> None:
         if new != old:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
+    for path, figure in figures().items():
+        if read_told(path) != figure.text:
+            figure.draw(path)
+            print(f"drew {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -64,11 +64,54 @@ def in_order_of_law(groups: Iterable[str]) -> list[str]:
     return sorted(groups, key=lambda task: (smallest_block(task), find_group(task).order, task))
 
 
-def state_tracking(rows: list[dict]) -> Figure:
+def solved(rows: list[dict]) -> Figure:
     """Seeds that solved each group at the training length, and at 8 times that."""
     note = f"Seeds of which at least {SOLVED:.0%} of tokens are right, at each mixer's best learning rate on validation data."
     panels = _solved_panels(rows, {name: name for name in _in_order(row["variant"] for row in rows)})
     return Figure("Groups that are learned, and kept", note, panels)
+
+
+LOUDER = ", louder"  # behind a mixer's name: by that curriculum
+
+
+def state_tracking(rows: list[dict]) -> Figure:
+    r"""Seeds that make no error on any group at the lengths that all rows were tested at, side by side.
+
+    Mixers that keep more, for longer, come first; what they do by louder noise stands above what they do by the older recipe.
+
+    Example:
+        >>> from benchmarks.studies.figures import state_tracking
+        >>> row = {"task": "s3", "lengths": (16, 32), "seed": 0, "lr": 0.1, "weight_decay": 0.0, "finished": ""}
+        >>> row |= {"validation_token_accuracy": 1.0, "sequence_accuracy_1x": 1.0, "sequence_accuracy_8x": 0.99}
+        >>> figure = state_tracking([{**row, "variant": "lstm", "curriculum": by} for by in ("restarting", "louder")])
+        >>> [(panel.title, panel.rows, panel.cells["lstm", "s3"]) for panel in figure.panels]
+        [('length 32', ['lstm, louder', 'lstm'], (1.0, '1/1')), ('length 256', ['lstm, louder', 'lstm'], (0.0, '0/1'))]
+    """
+    found = best_runs([{**row, "variant": row["variant"] + LOUDER * (row["curriculum"] == "louder")} for row in rows])
+    columns = {k: f"sequence_accuracy_{k}x" for k in (1, 8, 256)}
+    columns = {k: name for k, name in columns.items() if all(row.get(name) is not None for row in rows)}
+    exact = {k: {of: sum(run[name] == 1 for run in runs) for of, runs in found.items()} for k, name in columns.items()}
+
+    def score(label: str) -> list[float]:
+        return [sum(n / len(found[of]) for of, n in exact[k].items() if of[0] == label) for k in reversed(columns)]
+
+    def best(label: str) -> list[float]:
+        mixer = label.removesuffix(LOUDER)
+        return max(score(other) for other, _ in found if other.removesuffix(LOUDER) == mixer)
+
+    names = sorted({label for label, _ in found}, key=lambda label: (label.removesuffix(LOUDER), not label.endswith(LOUDER)))
+    labels = sorted(names, key=best, reverse=True)
+    panels = []
+    for k, counts in exact.items():
+        cells = {of: (n / len(found[of]), f"{n}/{len(found[of])}") for of, n in counts.items()}
+        tasks = in_order_of_law({task for _, task in found})
+        panels.append(Panel(f"length {k * max(rows[0]['lengths']):,}", labels, tasks, cells))
+    note = (
+        "Seeds with every sequence right, at each mixer's best on validation data of the learning rates that it ran with. "
+        f"Trained up to length {max(rows[0]['lengths'])}. Louder: by noise that grows as long as it is borne. Grey: not run, "
+        "or not tested at all lengths."
+    )
+    return Figure("Groups that are held without an error", note, panels, beside=True)
 
 
 def smallest_block(task: str) -> int:
@@ -170,4 +213,10 @@ def mad(rows: list[dict]) -> Figure:
     return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", list(best), tasks, cells)])
 
 
-FIGURES: dict[str, Callable[[list[dict]], Figure]] = {"state_tracking": state_tracking, "law": law, "mad": mad}
+# of studies, and of parts that have one of their own: one layer's law is none of two layers
+FIGURES: dict[str, Callable[[list[dict]], Figure]] = {
+    "state_tracking": state_tracking,
+    "law": law,
+    "law-depth": solved,
+    "mad": mad,
+}

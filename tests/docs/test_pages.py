@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from fresh import ROOT, run_fresh
 
-from benchmarks.report.documents import KINDS, MARKED, fill, pages
+from benchmarks.records.style import read_told
+from benchmarks.report.documents import KINDS, MARKED, figures, fill, pages
 
 README = ROOT / "README.md"
 # ```python and ```bash are run; ```sh is only shown: it takes long, or needs a network, a GPU or several processes
@@ -64,6 +65,14 @@ def test_readme_is_one_screen():
 def test_tables_are_the_stored_rows(path):
     """`python -m benchmarks.report.documents` would change nothing."""
     assert fill(path.read_text()) == path.read_text()
+
+
+def test_figures_of_studies_are_the_stored_rows():
+    """Each tells what the rows do, and stands on a page; `python -m benchmarks.report.documents` would draw none."""
+    text = "".join(path.read_text() for path in pages())
+    for path, figure in figures().items():
+        assert read_told(path) == figure.text, path
+        assert f"{path.relative_to(ROOT)})" in text
 
 
 def test_some_pages_have_tables():

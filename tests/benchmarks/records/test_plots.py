@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks.records.plots import BLANK, Panel, draw, draw_curves
+from benchmarks.records.plots import Figure as Panels
+from benchmarks.records.style import read_told
 from benchmarks.records.summary import summarise
 
 
@@ -90,3 +92,19 @@ def test_a_panel_shows_shares_as_colours_with_words_that_can_be_read():
         "| lstm | 0.50 | 1.00 |",
         "| bdlru-m4 |  | 0.10 |",
     ]
+
+
+def test_panels_beside_each_other_share_their_rows_names(figures, tmp_path):
+    """The file bears all that they say, for who does not see it, and to be known by."""
+    panels = [Panel(title, ["lstm"], ["s3"], {("lstm", "s3"): (1.0, word)}) for title, word in (("32", "5/5"), ("256", "4/5"))]
+    for beside in (True, False):
+        figure = Panels("title", "note", panels, beside)
+        figure.draw(tmp_path / "a.png")
+        first, second = figures[-1].axes
+        named = [axes.yaxis.get_tick_params()["labelleft"] for axes in (first, second)]
+        assert named == [True, not beside]
+        assert (first.get_position().y0 == second.get_position().y0) == beside
+        assert read_told(tmp_path / "a.png") == figure.text
+    assert "| lstm | 5/5 |" in figure.text
+    assert "| lstm | 4/5 |" in figure.text
+    assert read_told(tmp_path / "none.png") == ""

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.lm.report import read
+from benchmarks.records.plots import Figure, Panel
 from benchmarks.records.store import ResultStore
 from benchmarks.report import documents
 
@@ -60,13 +61,15 @@ def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
     with ResultStore(tmp_path / "kept") as store:
         for variant, task, seed in (("lstm", "s3", 0), ("lstm", "s3", 1), ("gla", "s3", 0)):
-            store.add(make_row(variant, 1.0, seed, task=task, mixer_flops="99", finished="2026-11-27"))
+            more = {"mixer_flops": "99", "finished": "2026-11-27", "seconds": str((8.6, 12.4)[seed])}
+            store.add(make_row(variant, 1.0, seed, task=task, **more))
     run = "lstm-0.003-{}-s3,2026-11-27".format
     lines = [f"{run(seed)},{n},256,{token},{token}" for seed, token in ((0, 1.0), (1, 0.5)) for n in (32, 256)]
     head = "key,finished,length,examples,token_accuracy,sequence_accuracy"
     (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *lines]))
     table = documents.stored_table("kept", "lengths").splitlines()
     assert [line[:44] for line in table if "`" in line] == ["| S3, `lstm` | 1 of 2 | 1 of 2 | 0.750 (0.50"]
+    assert [line.split(" | ")[-1] for line in table if "`" in line] == ["10 (9-12) |"]
     repeated = [line.replace("2026", "2025") for line in lines]
     for kept, words in ((lines[:-1], "1-s3 @256"), ([*lines[:-1], repeated[-1]], "1-s3 @256"), (repeated, "0-s3 @32, .*")):
         (tmp_path / "kept" / "lengths.csv").write_text("\n".join([head, *kept]))
@@ -93,6 +96,56 @@ def test_the_headline_has_a_row_of_louder_noise(make_row, tmp_path, monkeypatch)
     expected = [["`gla`", "1/0", "1/0"], ["`gla`, louder", "1/0", "1/0"], ["`hgrn`", "1/0", "3/0 of 3"]]
     assert sorted(rows) == [*expected, ["`lstm`, of 2", "2/0", ""]]
     assert "Seeds (of 1, if not said)" in table
+
+
+def test_a_learned_start_stands_beside_bos(make_row, tmp_path, monkeypatch):
+    """Of the same recipe, from the folder of that; recipes of one folder are told apart."""
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    head = "key,finished,length,examples,token_accuracy,sequence_accuracy"
+    start, older, louder = "bdlru-m3-sinh-start", ("bdlru-m3-sinh", "restarting"), ("bdlru-m3-sinh", "louder")
+    stored = {"kept": [older], "kept-louder": [louder], "kept-start": [(start, "restarting"), (start, "louder")]}
+    stored["kept"].append(("lstm", "restarting"))
+    for folder, runs in stored.items():
+        with ResultStore(tmp_path / folder) as store:
+            for variant, recipe in runs:
+                for seed in range(1 + (recipe == "louder")):
+                    more = {"curriculum": recipe, "key": f"{variant}-{recipe}-{seed}", "finished": "2026-11-27"}
+                    store.add(make_row(variant, 1.0, seed, task="s4", mixer_flops="99", **more))
+            lines = [f"{key},2026-11-27,{n},256,1.0,1.0" for key in store.rows for n in (32, 256)]
+        (tmp_path / folder / "lengths.csv").write_text("\n".join([head, *lines]))
+    rows = [line.split(" | ")[:2] for line in documents.stored_table("kept-start", "start").splitlines() if "`" in line]
+    assert rows == [
+        ["| S4, `bdlru-m3-sinh-start`", "1 of 1"],
+        ["| S4, `bdlru-m3-sinh`, with BOS", "1 of 1"],
+        ["| S4, `bdlru-m3-sinh-start`, louder", "2 of 2"],
+        ["| S4, `bdlru-m3-sinh`, louder, with BOS", "2 of 2"],
+    ]
+    rows = [line.split(" | ")[:2] for line in documents.stored_table("kept-start", "lengths").splitlines() if "`" in line]
+    assert rows == [["| S4, `bdlru-m3-sinh-start`", "1 of 1"], ["| S4, `bdlru-m3-sinh-start`, louder", "2 of 2"]]
+
+
+def test_mixers_at_rates_of_their_own_are_one_table(make_row, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    with ResultStore(tmp_path / "own") as store:
+        for variant, value, lr in (("gla", 0.5, "0.01"), ("lstm", 1.0, "0.02"), ("hgrn", 0.7, "0.02")):
+            store.add(make_row(variant, value, lr=lr))
+    assert documents.stored_table("own").count("| mixer |") == 2
+    text = documents.stored_table("own", "own-rates")
+    rows = [[line.split(" | ")[i] for i in (0, -2)] for line in text.splitlines() if "| 64 |" in line]
+    assert rows == [["| lstm", "0.02"], ["| hgrn", "0.02"], ["| gla", "0.01"]]
+    assert "Token accuracy at each length, one seed, at each mixer's own rate; solved:" in text
+
+
+def test_a_figure_is_drawn_anew_if_its_rows_say_something_else(tmp_path, monkeypatch, capsys):
+    figures = [
+        Figure("title", "note", [Panel("", ["lstm"], ["s3"], {("lstm", "s3"): (1.0, word)})]) for word in ("1/1", "2/2")
+    ]
+    monkeypatch.setattr(documents, "pages", list)
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    for figure, drawn in ((0, True), (0, False), (1, True)):
+        monkeypatch.setattr(documents, "figures", lambda figure=figures[figure]: {tmp_path / "a.png": figure})
+        documents.main()
+        assert (capsys.readouterr().out == "drew a.png\n") == drawn
 
 
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):

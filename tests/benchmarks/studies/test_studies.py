@@ -161,10 +161,32 @@ def test_each_mixer_is_shown_at_its_best_rate_and_decay():
     assert mad.panels[0].columns == ["recall", "compression"]  # in MAD's order
     chance = get_task("compression").chance
     assert f"1 to 3 seed(s), medians. Guessing: recall {get_task('recall').chance:.2f}, compression {chance:.2f}." in mad.note
-    first, kept = FIGURES["state_tracking"]([row(0, kept=0.1), row(1, first=figures.SOLVED)]).panels
+    first, kept = FIGURES["law-depth"]([row(0, kept=0.1), row(1, first=figures.SOLVED)]).panels
     assert first.cells["bdlru-m3-sinh", "s3"] == (1.0, "2/2")
     assert kept.cells["bdlru-m3-sinh", "s3"] == (0.5, "1/2")
     assert "| bdlru-m3-sinh | 1/2 |" in kept.table()
+
+
+def test_state_tracking_is_every_sequence_right_at_the_lengths_that_all_have():
+    """Mixers that keep more come first, each recipe beside the other, at the rate that was its best by it."""
+
+    def run(variant, recipe, *exact, task="s3", **more):
+        scores = dict(zip(("sequence_accuracy_1x", "sequence_accuracy_8x", "sequence_accuracy_256x"), exact))
+        return row(0, variant=variant, curriculum=recipe, task=task, lengths=(4, 32), **scores, **more)
+
+    rows = [run("lstm", "restarting", 1, 1, 1), run("pd_ssm", "restarting", 1, 0, 0), run("pd_ssm", "louder", 1, 1, 0.999)]
+    rows += [run("gla", "louder", 1, 1, 1), run("gla", "restarting", 0, 0, 0), run("gla", "louder", 1, 1, 1, task="z5")]
+    rows += [run("gla", "louder", 0.5, 0, 0, lr=0.5, first=0.9)]
+    panels = FIGURES["state_tracking"](rows).panels
+    assert [panel.title for panel in panels] == ["length 32", "length 256", "length 8,192"]
+    for panel in panels:
+        assert panel.rows == ["gla, louder", "gla", "lstm", "pd_ssm, louder", "pd_ssm"]
+        assert panel.columns == ["s3", "z5"]
+        assert panel.cells["gla, louder", "s3"] == (1.0, "1/1")
+        assert ("gla", "z5") not in panel.cells
+    assert [panel.cells["pd_ssm, louder", "s3"][1] for panel in panels] == ["1/1", "1/1", "0/1"]
+    del rows[0]["sequence_accuracy_256x"]
+    assert [panel.title for panel in FIGURES["state_tracking"](rows).panels] == ["length 32", "length 256"]
 
 
 def test_one_layer_never_needs_more_than_one_block():
