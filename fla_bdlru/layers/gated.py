@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 
@@ -233,15 +233,24 @@ class GatedRecurrence(Mixer):
             self.gates,
             hidden_states,
             lambda g: self.scan(v, g, last_state, use_cache, cu_seqlens, cp_context),
+            read=self.read_by_gates,
             recompute=self.recompute_gates,
             is_random=self.may_draw_gates(),
             can_trace=cp_context is None,
         )
         return self.project_out(readout, hidden_states), state["recurrent_state"], state["conv_state"]
 
+    def has_own_gates(self) -> bool:
+        """Whether a subclass or its user makes the logits."""
+        return type(self).gates is not GatedRecurrence.gates or "gates" in self.__dict__
+
+    def read_by_gates(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules by name that hold what logits are made with."""
+        return self.named_modules() if self.has_own_gates() else self.a_proj.named_modules(prefix="a_proj")
+
     def may_draw_gates(self) -> bool:
         """Whether logits may depend on random numbers: by LoRA's dropout, or by whatever a hook or a subclass does."""
-        if type(self).gates is not GatedRecurrence.gates or "gates" in self.__dict__:
+        if self.has_own_gates():
             return True
         proj = self.a_proj
         hooked = proj._forward_hooks or proj._forward_pre_hooks or "forward" in proj.__dict__  # torch 2.8: no vars

@@ -4,6 +4,9 @@ import pytest
 import torch
 from fla.models.utils import Cache
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.func import functional_call
 
 from fla_bdlru.layers import BDLRU, HLRU
 from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
@@ -167,6 +170,110 @@ def test_backward_twice_and_an_input_that_changed():
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         o.backward()
+
+
+def spectral(layer):
+    nn.utils.parametrizations.spectral_norm(layer.a_proj)
+
+
+def own_gates(layer):
+    layer.gates = lambda x: 2 * type(layer).gates(layer, x)
+
+
+@pytest.mark.parametrize("name, change", [*((name, None) for name in LAYERS), ("bdlru", lora), ("hlru", own_gates)])
+def test_parameters_of_a_functional_call(name, change):
+    """The layer has its own again when the backward computes with those of the call."""
+    results = []
+    for recompute in (True, False):
+        layer = build(name, recompute, change)
+        others = {key: (1.5 * p.detach()).requires_grad_() for key, p in layer.named_parameters()}
+        own, x = dict(layer.named_parameters()), torch.randn(B, T, D, generator=torch.Generator().manual_seed(2))
+        torch.manual_seed(3)
+        o = functional_call(layer, others, (x,))[0]
+        results.append(dict(zip(others, torch.autograd.grad(o.square().sum(), list(others.values())))))
+        assert all(p is own[key] for key, p in layer.named_parameters())
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("key", ["weight", "bias"])
+def test_parameters_that_changed(key):
+    """An optimiser's step before the backward, that autograd itself need not see."""
+    layer = build("bdlru", True)
+    o = layer(torch.randn(B, T, D))[0].sum()
+    with torch.no_grad():
+        getattr(layer.a_proj, key).add_(1)
+    with pytest.raises(RuntimeError, match=f"a_proj.{key} has been modified by an inplace operation since the forward"):
+        o.backward()
+
+
+class Dropping(BDLRU):
+    """A layer of a user's own, whose gates depend on the mode."""
+
+    def gates(self, hidden_states):
+        return nn.functional.dropout(super().gates(hidden_states), 0.5, self.training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_forward(training):
+    results = []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        layer = Dropping(D, recompute_gates=recompute).train(training)
+        o = layer(torch.randn(B, T, D))[0].square().sum()
+        layer.train(not training)
+        o.backward()
+        assert layer.training is layer.a_proj.training is not training
+        results.append({key: p.grad for key, p in layer.named_parameters()})
+    assert_equal(*results)
+
+
+def test_a_norm_that_changes_at_every_call():
+    """Two forwards and two backwards: vectors that the gates write to are no error."""
+    layer = build("bdlru", True, spectral)
+    o = sum(layer(torch.randn(B, T, D))[0].sum() for _ in range(2))
+    o.backward(retain_graph=True)
+    o.backward()
+
+
+def test_a_projection_that_is_sharded_on_its_own(tmp_path):
+    """The backward finds it sharded or whole, as FSDP will have it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        layer, plain = build("bdlru", True), build("bdlru", False)
+        for part in (layer.a_proj, layer):
+            fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
+        x = torch.randn(2, B, T, D)
+        for each in (layer, plain):
+            (each(x[0])[0] + each(x[1])[0]).square().sum().backward()
+        assert torch.equal(layer.a_proj.weight.grad.full_tensor(), plain.a_proj.weight.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Tempered(BDLRU):
+    def recur(self, v, g, **options):
+        return super().recur(v, 2 * g, **options)
+
+
+class Doubled(BDLRU):
+    def recur(self, v, g, **options):
+        o, state = super().recur(v, g, **options)
+        return o + super().recur(o, -g, **options)[0], state
+
+
+class Overwritten(BDLRU):
+    def recur(self, v, g, **options):
+        return super().recur(v, g.mul_(2), **options)
+
+
+@pytest.mark.parametrize("cls", [Tempered, Doubled, Overwritten])
+def test_a_subclass_that_changes_the_logits(cls):
+    results = []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        layer = cls(D, recompute_gates=recompute)
+        results.append(run(layer))
+    assert_equal(*results)
 
 
 @pytest.mark.parametrize("name", ["bdlru", "hlru"])
