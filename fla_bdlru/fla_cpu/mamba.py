@@ -46,6 +46,16 @@ def _activate(layer, x):
     return F.silu(x) if layer.activation in SWISH and torch._C._are_functorch_transforms_active() else layer.act(x)
 
 
+def _mask_for(x, attention_mask):
+    """Mamba's mask for x [B, T, D], one for every sequence of it; Mamba2 of FLA drops a mask of another shape."""
+    if attention_mask is None:
+        return None
+    (B, T), shape = x.shape[:2], attention_mask.shape
+    if len(shape) != 2 or shape[0] not in (1, B) or shape[1] not in (1, T):
+        raise ValueError(f"Mamba takes an attention_mask of shape [B, T] = {[B, T]} or [1, T]; got {list(shape)}.")
+    return attention_mask.expand(B, T)
+
+
 def _mask(x, attention_mask):
     if attention_mask is None or attention_mask.shape != x.shape[:2]:
         return x
@@ -76,7 +86,7 @@ def _selective_scan(x, dt, A, B, C, last_state):
 def mamba_slow_forward(self, input_states, last_state=None, use_cache=False, attention_mask=None, **kwargs):
     """`fla.layers.mamba.Mamba.slow_forward`: output, convolution state [B, D, W] and SSM state [B, D, N]."""
     _check("Mamba", input_states, last_state, kwargs.get("cu_seqlens"))
-    attention_mask = attention_mask if last_state is None else None
+    attention_mask = _mask_for(input_states, attention_mask) if last_state is None else None
     x, gate = self.in_proj(input_states).chunk(2, -1)
     x, conv_state = _convolve(self, _mask(x, attention_mask), last_state, use_cache)
     x = _mask(x, attention_mask)

@@ -43,6 +43,16 @@ def our_forward(layer, *args):
     return (layer.slow_forward if isinstance(layer, Mamba) else layer.torch_forward)(*args)
 
 
+def test_mamba_takes_one_mask_for_all_and_refuses_others():
+    layer, x, mask = make(Mamba, "plain"), torch.randn(2, 6, 12), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    torch.nn.init.normal_(layer.conv1d.bias)
+    assert torch.equal(layer(x, attention_mask=mask)[0], layer(x, attention_mask=mask.expand(2, -1))[0])
+    assert torch.allclose(layer(x, attention_mask=mask)[0], fla_forward(layer, x, None, False, mask)[0], atol=1e-5)
+    for wrong in (torch.ones(2, 7), torch.ones(3, 6), torch.ones(6), torch.ones(2, 1, 6)):
+        with pytest.raises(ValueError, match=r"shape \[B, T\] = \[2, 6\] or \[1, T\]; got"):
+            layer(x, attention_mask=wrong)
+
+
 @each_case
 @pytest.mark.parametrize("T", [1, 3, 8, 19])
 def test_forward_agrees_with_fla(with_gradients, close, cls, name, T):
