@@ -9,12 +9,19 @@ from torch import nn
 
 from fla_bdlru.layers.gated import GatedRecurrence
 
+# parameters that FLA 0.6's layers mark
+FLA_MARKS = {
+    *("A_log", "A_log_atk", "D", "D_log", "L", "Mu_log", "dt_bias", "dt_bias_atk"),
+    *("lambda_params", "log_atk_scale", "log_factor", "mu_bias"),
+}
+
 
 def decaying_parameters(model: nn.Module) -> list[str]:
     r"""Names of the parameters that weight decay is for: not biases, norms and what a layer has marked.
 
-    The mark is `_no_weight_decay`; FLA's Mamba sets it, too. Ours, on the gates' bias and on `h0`, a learned initial state,
-    is set anew here: sharding loses it, and so does `copy.deepcopy`, as `torch.optim.swa_utils.AveragedModel` copies. What
+    The mark is `_no_weight_decay`; FLA's layers set it, too, Mamba among them. Theirs and ours, on the gates' bias and on
+    `h0`, a learned initial state, are set anew here: sharding loses them, and so does `copy.deepcopy`, as
+    `torch.optim.swa_utils.AveragedModel` copies. What
     transformers' `Trainer` has for this goes by names, does not know `h0` and lets it decay.
 
     Args:
@@ -33,6 +40,10 @@ def decaying_parameters(model: nn.Module) -> list[str]:
     for layer in model.modules():
         if isinstance(layer, GatedRecurrence):
             layer.mark_parameters()
+        elif any(cls.__module__.startswith(("fla.", "mamba_ssm.")) for cls in type(layer).__mro__):
+            for name in FLA_MARKS & layer._parameters.keys():
+                if layer._parameters[name] is not None:
+                    layer._parameters[name]._no_weight_decay = True
         if type(layer).__name__ == "FullyShardedDataParallel":
             raise ValueError(
                 "model is wrapped by FullyShardedDataParallel (FSDP1), whose parameters are flat: find the names before it is "

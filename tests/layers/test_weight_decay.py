@@ -1,9 +1,13 @@
 """Weight decay leaves the gates' bias and a learned start alone: in copies, after sharding and with transformers' Trainer."""
 
 import copy
+import re
+from pathlib import Path
 
+import fla.layers
 import pytest
 import torch
+from fla.layers import Mamba, Mamba2
 from fla.models import GLAConfig, GLAForCausalLM, MambaConfig, MambaForCausalLM
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -11,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM
 from fla_bdlru.layers import HLRU
-from fla_bdlru.layers.weight_decay import decaying_parameters, weight_decay_groups
+from fla_bdlru.layers.weight_decay import FLA_MARKS, decaying_parameters, weight_decay_groups
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 20, "intermediate_size": 16}
 
@@ -64,6 +68,21 @@ def test_flat_parameters_are_refused(tmp_path, use_orig_params):
 def test_what_others_have_marked():
     model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=20, state_size=4))
     assert not any(name.endswith(("A_log", "D")) for name in decaying_parameters(model))
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: Mamba(16, 4), lambda: Mamba2(head_dim=8, hidden_size=16, state_size=4, D_has_hdim=True)]
+)
+def test_what_others_have_marked_in_copies(layer):
+    layer = layer()
+    expected = [name for name, p in layer.named_parameters() if p.ndim > 1 and not hasattr(p, "_no_weight_decay")]
+    assert not any(name.endswith(("A_log", "D")) for name in expected)
+    assert decaying_parameters(copy.deepcopy(layer)) == decaying_parameters(layer) == expected
+
+
+def test_whatever_fla_marks_is_known():
+    sources = (path.read_text() for path in Path(fla.layers.__file__).parent.glob("*.py"))
+    assert {name for source in sources for name in re.findall(r"self\.(\w+)\._no_weight_decay", source)} == FLA_MARKS
 
 
 def test_groups():
