@@ -48,6 +48,7 @@ def register() -> None:
     for operation, implementations in {None: table.ENTRY_POINTS, **table.OPERATIONS}.items():
         register_dispatched(operation, implementations)
     wrap_functions(table.WRAPPED)
+    wrap_functions(table.TRACEABLE, traceable=True)
     wrap_functions(table.TRACED, while_tracing=True)
     for target, arguments in table.AGAIN.items():
         again.keep_graph(target, *arguments)

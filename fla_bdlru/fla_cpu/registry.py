@@ -146,15 +146,22 @@ def register_dispatched(operation: str | None, table: Mapping[str, Callable]) ->
         register(operation)(_make_backend(methods))
 
 
-def wrap(original: Callable | None, implementation: Callable, missing: str = "", while_tracing: bool = False) -> Callable:
+def wrap(
+    original: Callable | None,
+    implementation: Callable,
+    missing: str = "",
+    while_tracing: bool = False,
+    traceable: bool = False,
+) -> Callable:
     """Puts `implementation`, of the same parameters, in front of `original` for CPU tensors.
 
     `original` may be `None`, if its package is not installed; where it would have to run, `missing` is what the `ImportError`
-    says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile`, `torch.export` or `torch.func` transforms it.
+    says. With `while_tracing` it gets CPU tensors, too, unless `torch.compile`, `torch.export` or `torch.func` transforms it;
+    `traceable` says that `torch.compile` may look into `implementation`, though not into `original`.
     """
     implementation = shapes_too(implementation)
     # torch.compiler.disable leaves its mark in the attributes
-    updated = () if while_tracing else functools.WRAPPER_UPDATES
+    updated = () if while_tracing or traceable else functools.WRAPPER_UPDATES
 
     @functools.wraps(original or implementation, updated=updated)
     def wrapper(*args, **kwargs):
@@ -169,7 +176,7 @@ def wrap(original: Callable | None, implementation: Callable, missing: str = "",
     return wrapper
 
 
-def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tracing: bool = False) -> None:
+def wrap_functions(table: Mapping[str, Callable], package: str = "fla", **options: bool) -> None:
     """Wraps functions and methods, under every name that a module of `package` holds them by; see `wrap`."""
     wrappers = {}
     for target, implementation in table.items():
@@ -180,8 +187,8 @@ def wrap_functions(table: Mapping[str, Callable], package: str = "fla", while_tr
             continue
         if hasattr(original, "_fla_bdlru_original"):
             continue
-        wrapper = wrap(original, by_name(original, implementation), while_tracing=while_tracing)
-        patch(target, wrapper, WHY_TRACED if while_tracing else WHY)
+        wrapper = wrap(original, by_name(original, implementation), **options)
+        patch(target, wrapper, WHY_TRACED if options.get("while_tracing") else WHY)
         # The original is kept beside its id so that the id stays its own.
         wrappers[id(original)] = (original, wrapper)
     for module_name, module in list(sys.modules.items()):

@@ -79,7 +79,6 @@ WRAPPED = {
         *(activation.gelu_fwd, activation.gelu_bwd, activation.bias_gelu, activation.bias_gelu_bwd),
         *(activation.relu_bwd, activation.sqrelu_fwd, activation.sqrelu_bwd),
     ),
-    **activation.glu("sigmoidglu", activation.sigmoid),
     **_alike("fla.ops.utils.index", documents.prepare_chunk_indices),
     **_alike("fla.modules.token_shift", convolution.token_shift_fwd, convolution.token_shift_bwd),
     "fla.modules.fused_cross_entropy.ops:FusedCrossEntropyLoss.forward": loss.cross_entropy_loss_forward,
@@ -110,6 +109,9 @@ WRAPPED = {
     "fla.layers.mamba2:Mamba2.torch_forward": mamba.mamba2_torch_forward,
     "fla.layers.mamba3:Mamba3.forward": mamba.mamba3_forward,
 }
+
+# Those that are part of a graph of `torch.compile`, too.
+TRACEABLE = activation.glu("sigmoidglu", activation.sigmoid)
 
 # FLA keeps its dispatch out of `torch.compile`, a graph break a call: while a tracer is at work, its modules go past it. Its
 # ops stay outside of graphs, where their loops over time would be unrolled.

@@ -248,6 +248,15 @@ def test_gated_activations_then_linear(check, dtype, name):
         check(fn, lambda x, y, w, b: F.linear(reference(x, y), w, b), inputs, dtype)
 
 
+@pytest.mark.parametrize("name", ["swiglu", "sigmoidglu", "powglu"])
+def test_gated_activations_in_one_graph(name):
+    x, y, w = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5), (2, 5), (3, 5)))
+    for fn, inputs in ((getattr(activations, name), (x, y)), (getattr(activations, f"{name}_linear"), (x, y, w, None))):
+        compiled, eager = torch.compile(fn, backend="aot_eager", fullgraph=True)(*inputs), fn(*inputs)
+        torch.testing.assert_close(compiled, eager)
+        torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), x)[0] for o in (compiled, eager)))
+
+
 def rotate(x, cos, sin, positions, interleaved):
     """x: [T, H, D] of one sequence; positions below zero give zero."""
     R = cos.shape[-1]

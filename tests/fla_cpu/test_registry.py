@@ -16,7 +16,7 @@ from fla_bdlru import fla_cpu
 from fla_bdlru.fla_cpu import cpu_backend, is_enabled, registry, table
 from fla_bdlru.patches import resolve
 
-TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACED}
+TARGETS = {**table.ENTRY_POINTS, **table.WRAPPED, **table.TRACEABLE, **table.TRACED}
 OPERATIONS = {target: f for implementations in table.OPERATIONS.values() for target, f in implementations.items()}
 
 
@@ -81,7 +81,7 @@ def test_entry_points_take_cpu_tensors_only(target):
     assert entry._get_sorted_backends()[0] is backend
 
 
-@pytest.mark.parametrize("target", [*table.WRAPPED, *table.TRACED])
+@pytest.mark.parametrize("target", [*table.WRAPPED, *table.TRACEABLE, *table.TRACED])
 def test_wrapped_functions_are_held_under_every_name(target):
     _, name, wrapper = resolve(target)
     original = wrapper._fla_bdlru_original
