@@ -156,4 +156,4 @@ def fused_k_rwkv7(k, a, ka, cu_seqlens):
 
 def gate_output_correction(o, r, k, r_k, v, g):
     weight = (upcast(r) * upcast(k) * upcast(r_k)).sum(-1, keepdim=True)
-    return ((upcast(o) + (weight * upcast(v)).view(o.shape)) * upcast(g)).to(o.dtype)
+    return ((upcast(o) + (weight * upcast(v)).reshape(o.shape)) * upcast(g)).to(o.dtype)

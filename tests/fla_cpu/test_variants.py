@@ -169,6 +169,8 @@ def test_rwkv7_pointwise(check):
 
     inputs = [rand(B, T, 8), rand(B, T, 2, 4), rand(B, T, 2, 4), rand(2, 4), rand(B, T, 2, 4), rand(B, T, 8)]
     check(gate_output_correction, corrected, inputs)
+    inputs[4] = inputs[4].transpose(1, 2).contiguous().transpose(1, 2)
+    check(lambda o, r, k, r_k, v, g: gate_output_correction(o, r, k, r_k, v.mT.contiguous().mT, g), corrected, inputs)
 
 
 def test_rwkv7_pointwise_in_half_precision():
@@ -249,6 +251,27 @@ def test_abc_is_gsa_with_an_additive_gate(check, op):
         return torch.einsum("bthm,bthmv->bthv", looks, values)
 
     check(lambda *xs: op(*xs)[0], reference, inputs)
+
+
+def test_abc_from_a_state(check):
+    """As FLA's `naive_recurrent_abc`, whose gradients FLA's kernels do not have: they leave out those by way of the state."""
+    inputs = [rand(B, T, H, K), rand(B, T, H, K), rand(B, T, H, V), rand(B, T, H, M), rand(B, H, K, M), rand(B, H, M, V)]
+
+    def reference(q, k, v, s, hk, hv):
+        z, outputs = s.logcumsumexp(1), []
+        gates, weights = (torch.cat([z[:, :1], z[:, :-1]], 1) - z).exp(), (s - z).exp()
+        for t in range(T):
+            hk = hk * gates[:, t, :, None] + k[:, t, ..., None] * weights[:, t, :, None]
+            hv = hv * gates[:, t, ..., None] + weights[:, t, ..., None] * v[:, t, :, None]
+            looks = (torch.einsum("bhk,bhkm->bhm", q[:, t], hk) * K**-0.5).softmax(-1)
+            outputs.append(torch.einsum("bhm,bhmv->bhv", looks, hv))
+        return torch.stack(outputs, 1), hk, hv
+
+    def ours(q, k, v, s, hk, hv):
+        o, states = chunk_abc(q, k, v, s, (hk, hv), True)
+        return o, *states
+
+    check(ours, reference, inputs)
 
 
 @each_packing
