@@ -35,7 +35,8 @@ class BDLRU(GatedRecurrence):
             Whether gates depend on the input (`a_proj`); if not they are learned constants (`a_proj.bias`). Default: `True`.
         gate_bias (str, Optional):
             How the bias of the gates starts: `"uniform"` (zero, as in the paper) or `"memory"` (near the identity, time
-            constants spread log-uniformly over `memory_range`). Default: `"uniform"`.
+            constants spread log-uniformly over `memory_range`). With `gate_norm="none"` it is rounded down in the dtype
+            of the moment: after `.to(torch.bfloat16)`, which may round up, call `reset_parameters()`. Default: `"uniform"`.
         memory_range (tuple[float, float], Optional):
             Shortest and longest time constant of `gate_bias="memory"`, in steps. Default: `(2.0, 1024.0)`.
         use_short_conv (bool, Optional):

@@ -56,7 +56,8 @@ class LSTM(Mixer):
         if state is None:
             state = x.new_zeros(num_seqs, 2, self.num_channels)
         if x.numel() == 0:  # nn.LSTM refuses empty sequences: their state stays
-            return x.new_zeros(*x.shape[:2], self.num_channels), state
+            nothing = [t.flatten()[:0].to(x.dtype) for t in (x, *self.lstm.parameters())]  # of all, for their gradients
+            return torch.cat(nothing).view(*x.shape[:2], self.num_channels), state
         if cu_seqlens is None:
             return self.run_from(x, state.to(x.dtype))
         lengths = cu_seqlens.diff().cpu()

@@ -433,10 +433,13 @@ def test_memory_bias_without_a_norm_is_rounded_down(cls, dtype):
         layer = cls(D, gate_bias="memory", gate_norm="none", memory_range=(2.0, 1e5))
     finally:
         torch.set_default_dtype(before)
-    gates = layer.a_proj.bias.detach().double().view(layer.gate_shape)
-    assert layer.a_proj.bias.dtype == dtype
-    assert (gates[..., :-1, :].sum(-2) < 1).all()
-    assert (gates <= layer.initial_gates()).all()
+    later = cls(D, gate_bias="memory", gate_norm="none", memory_range=(2.0, 1e5)).to(dtype)
+    later.reset_parameters()
+    for each in (layer, later):
+        gates = each.a_proj.bias.detach().double().view(each.gate_shape)
+        assert each.a_proj.bias.dtype == dtype
+        assert (gates[..., :-1, :].sum(-2) < 1).all()
+        assert (gates <= each.initial_gates()).all()
 
 
 @pytest.mark.parametrize("cls", [BDLRU, HLRU])
@@ -586,6 +589,10 @@ def test_no_tokens(name, batch):
         assert layer(x[:, :0], past_key_values=cache, use_cache=True)[0].shape == (batch, 0, D)
     for key in ("recurrent_state", "conv_state"):
         assert before[key] is cache[0][key] is None or torch.equal(cache[0][key], before[key])
+    x.requires_grad_()
+    layer.train()(x[:, :0])[0].sum().backward()  # without a token gradients are zeros, as DDP needs them
+    for key, p in {"x": x, **dict(layer.named_parameters())}.items():
+        assert torch.equal(p.grad, torch.zeros_like(p)), key
 
 
 SHARED = [

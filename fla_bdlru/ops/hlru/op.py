@@ -138,7 +138,7 @@ def hlru_window(
             past = initial_state[..., : order - 1].transpose(1, 2).flip(1).to(o.dtype)
         x = torch.cat([past, o], 1)
         if T == 0:
-            return o.new_empty(B, 0, order, N)
+            return o[:, :, None].expand(B, 0, order, N)  # with its graph
         if is_traced():  # of views that overlap a tracer would ask for T >= order
             return torch.stack([x.narrow(1, order - 1 - lag, T) for lag in range(order)], 2)
         return x.unfold(1, order, 1).transpose(2, 3).flip(2)  # one copy, whose gradient is one sum
