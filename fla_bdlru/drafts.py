@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from fla.layers import ForgettingAttention
 
 from fla_bdlru.decoding import rewind_cache
 from fla_bdlru.mixers.cache_name import cache_of
@@ -69,18 +70,23 @@ class Assistant:
     ) -> None:
         self.model, self.probabilities, self.do_sample = model, probabilities, do_sample
         self.mask = None if mask is None else mask.to(model.device)
+        self.asks_for_mask = any(isinstance(module, ForgettingAttention) for module in model.modules())  # behind a cache
         self.caches: list[Cache] = []
 
     def __call__(self, ids: torch.Tensor, lengths: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `Lookup`'s."""
         length, ids, q = int(lengths.min()), ids.clone(), []
+        if self.mask is None and self.asks_for_mask:
+            self.mask = ids.new_ones(len(ids), 1, device=self.model.device)
         self.caches = [cache for cache in self.caches if cache.get_seq_length() < length][-1:]
-        for at in range(length, length + most):
+        first = self.caches[-1].get_seq_length() + 1 if self.caches else length  # below it where a whole draft was accepted
+        for at in range(first, length + most) if most else ():
             cache = rewind_cache(self.caches[-1], 0) if self.caches else None  # another one, which the next token changes
-            new = ids[:, 0 if cache is None else cache.get_seq_length() : at].to(self.model.device)
+            new = ids[:, 0 if cache is None else at - 1 : at].to(self.model.device)  # one by one, as some layers ask for
             seen = {"attention_mask": stretched(self.mask, at), "past_key_values": cache}
             out = self.model(new, **seen, use_cache=True, logits_to_keep=1)
             self.caches.append(cache_of(out))
-            q.append(self.probabilities(ids[:, :at], out.logits[:, -1]))
-            ids[:, at] = torch.where(lengths > at, ids[:, at], draw(q[-1], self.do_sample))
+            if at >= length:
+                q.append(self.probabilities(ids[:, :at], out.logits[:, -1]))
+                ids[:, at] = torch.where(lengths > at, ids[:, at], draw(q[-1], self.do_sample))
         return ids[:, length : length + most], torch.stack(q, 1) if q else None
