@@ -84,8 +84,8 @@ class SpeculativeDecoding:
 
     Raises:
         ValueError: on numbers that are not positive or an assistant that is not FLA's; while generating on another vocabulary,
-            beams, a mask with other than left padding, options of `generate` that a draft does not go together with, and
-            layers that cannot be rewound.
+            beams, a mask with other than left padding, a cache that holds the whole prompt, options of `generate` that a draft
+            does not go together with, and layers that cannot be rewound.
 
     Source: Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding", arXiv 2211.17192.
 
@@ -216,6 +216,11 @@ class Text:
     def read_prompt(self, cache: Cache | None) -> None:
         """Puts all of the prompt but its last token, which goes in with the first draft, behind what a given cache holds."""
         self.cache, done = cache, 0 if cache is None else cache.get_seq_length()
+        if done >= self.start:
+            raise ValueError(
+                f"The cache holds {done} tokens, the prompt has {self.start}; pass a cache of fewer tokens than the prompt, "
+                "which starts with them (rewind_cache takes tokens back), or no cache."
+            )
         pieces = self.ids[:, done:-1].split(self.config.prefill_chunk_size or self.start, 1)
         for piece in pieces if done < self.start - 1 else ():
             done += piece.shape[1]

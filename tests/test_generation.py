@@ -297,6 +297,9 @@ def test_errors():
         SpeculativeDecoding(other.model)
     with pytest.raises(ValueError, match=r"num_tokens must be .*; got 0"):
         SpeculativeDecoding(num_tokens=0)
+    for held in (one, one.repeat(1, 2)):  # none of the prompt is left to read
+        cache, message = model(held, use_cache=True).past_key_values, f"holds {held.shape[1]} tokens, the prompt has 5; pass a"
+        refused(message, past_key_values=cache)
     # layers that keep no states; FLA's window of attention, which has dropped keys
     drafts = {"custom_generate": SpeculativeDecoding(build("small"))}
     delta_net = {"mixer": ["gated_deltanet", "native"], "mixer_config": {"gated_deltanet": {"num_heads": 2, "head_dim": 8}}}
