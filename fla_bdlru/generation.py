@@ -196,7 +196,7 @@ class Text:
     ) -> None:
         self.model, self.mask, self.config, self.do_sample = model, mask, config, bool(config.do_sample)
         self.logits_processor, self.stopping_criteria = logits_processor, stopping_criteria
-        self.ids, self.start = input_ids.to(model.device), input_ids.shape[1]
+        self.ids, self.start = input_ids.to(model.device, torch.long), input_ids.shape[1]
         self.lengths, self.ends = self.ids.new_full((len(input_ids),), self.start), self.ids.new_zeros(len(input_ids))
         self.pad_token = None
         if any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):

@@ -257,6 +257,16 @@ def test_a_prompt_is_read_in_chunks():
     assert lengths == [8, 1, 3, 3, 2, 1]
 
 
+@pytest.mark.parametrize("assistant", [True, False], ids=["assistant", "text"])
+def test_prompts_of_int32(assistant):
+    """They give what `generate` gives, and of its type."""
+    model, prompt = build("bdlru"), torch.tensor([[1, 3, 4, 3]], dtype=torch.int32)
+    decoding = SpeculativeDecoding(model if assistant else None)
+    out, plain = (model.generate(prompt, max_new_tokens=4, custom_generate=custom) for custom in (decoding, None))
+    assert torch.equal(out, plain)
+    assert out.dtype == plain.dtype
+
+
 def test_lookup():
     """The longest run of last tokens that stood before, the latest of them with enough behind it."""
     text = torch.tensor([[9, 1, 2, 3, 4, 1, 2, 5, 8, 1, 2]])
