@@ -67,8 +67,8 @@ class MambaProtocol(GatedRecurrence):
                 Outputs of shape `[B, T, d_model]`.
 
         Raises:
-            ValueError: if `seq_idx` comes with `inference_params` but without `cu_seqlens`, is of another shape, or as the
-                op does.
+            ValueError: if `seq_idx` comes with `inference_params` but without `cu_seqlens`, is of another shape, if
+                `inference_params` holds fewer sequences than come, or as the op does.
         """
         check_hidden_states(hidden_states, self.hidden_size)
         shape = hidden_states.shape
@@ -137,6 +137,12 @@ class MambaProtocol(GatedRecurrence):
         memory, first = inference_params.key_value_memory_dict, inference_params.batch_size_offset
         if self.layer_idx not in memory:
             memory[self.layer_idx] = self.allocate_inference_cache(first + num_seqs, inference_params.max_seqlen)
+        held = len(memory[self.layer_idx][1])
+        if first + num_seqs > held:
+            raise ValueError(
+                f"inference_params holds states of {held} sequences; got a batch of {num_seqs} from batch_size_offset={first} "
+                "on. Pass a new InferenceParams; to keep this one, empty its key_value_memory_dict and set seqlen_offset to 0."
+            )
         return tuple(None if state is None else state[first : first + num_seqs] for state in memory[self.layer_idx])
 
     def _advance(self, hidden_states, states, cu_seqlens):

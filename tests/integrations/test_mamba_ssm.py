@@ -345,6 +345,19 @@ def test_a_part_of_a_batch_makes_place_for_those_before():
         torch.testing.assert_close(torch.cat(logits, 1), model(x[2:]).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_that_grew_is_refused():
+    """`reset` keeps the states, and their number of sequences; emptied, `inference_params` takes any."""
+    model, x = build("bdlru-conv-gate"), tokens(3, 4)
+    with torch.no_grad():
+        params = InferenceParams(max_seqlen=4, max_batch_size=3)
+        model(x[:2], inference_params=params)
+        params.reset(max_seqlen=4, max_batch_size=3)
+        with pytest.raises(ValueError, match=r"holds states of 2 sequences; got a batch of 3 from batch_size_offset=0 on"):
+            model(x, inference_params=params)
+        params.key_value_memory_dict.clear()
+        assert torch.equal(model(x, inference_params=params).logits, model(x).logits)
+
+
 def test_a_layer_is_built_where_and_as_it_is_asked_for():
     layer = integration.build_layer("HLRU", D, layer_idx=3, device="meta", dtype=torch.float16, order=2)
     assert (layer.layer_idx, layer.order) == (3, 2)
