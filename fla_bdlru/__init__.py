@@ -48,7 +48,8 @@ def _set_up() -> str | None:
         return None
     hook.install_hook()
     globals()["fla_cpu"].register()
-    for name in ("unfused", "decoding", "mixers.cache_name", "mixers.saved_configs", "integrations.mamba_ssm"):
+    parts = ("mixers.cache_name", "mixers.packing", "mixers.saved_configs")
+    for name in ("unfused", "decoding", *parts, "integrations.mamba_ssm"):
         importlib.import_module(f"fla_bdlru.{name}").install_hook()
     return None
 

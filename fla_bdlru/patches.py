@@ -7,8 +7,11 @@ is then refused, where FLA alone would build its own layers in silence. `fla_bdl
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from typing import Any, NamedTuple
 
 from fla_bdlru.ops.common.checks import read_switch
@@ -96,6 +99,32 @@ def wrap(target: str, new: Callable, why: str) -> None:
 
     wrapper._fla_bdlru_reasons = (*reasons, why)
     patch(target, wrapper, why)
+
+
+class _Finder(MetaPathFinder):
+    """Finds a module as Python does, and has it extended once it is executed."""
+
+    def __init__(self, name: str, extend: Callable[[], None]) -> None:
+        self.name = name
+        self.extend = extend
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (execute(module), self.extend())
+        return spec
+
+
+def when_imported(name: str, extend: Callable[[], None]) -> None:
+    """Calls `extend`, which may be called again, whenever a module has been executed, and now where it is loaded already."""
+    if name in sys.modules:
+        extend()
+    if not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, extend))
+        record("sys.meta_path", f"`{name}` is extended when it is imported")
 
 
 def make_table() -> str:

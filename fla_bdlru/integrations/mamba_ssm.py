@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +29,7 @@ from fla_bdlru.layers.base import check_choice, check_hidden_states
 from fla_bdlru.layers.gated import GatedRecurrence
 from fla_bdlru.mixers.packing import boundaries
 from fla_bdlru.mixers.registry import check_arguments
-from fla_bdlru.patches import record, wrap
+from fla_bdlru.patches import when_imported, wrap
 
 MODULE = "mamba_ssm.models.mixer_seq_simple"
 # what create_block builds in our layer's stead, as small as it can be
@@ -254,23 +252,6 @@ def layer_norm_fn(
     return layer_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
 
 
-class _Finder(MetaPathFinder):
-    """Finds mamba_ssm's module as Python does, and has it extended once it is executed."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != MODULE:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None:
-            execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (execute(module), extend(module))
-        return spec
-
-
 def install_hook() -> None:
     """Makes mamba_ssm know `"BDLRU"` and `"HLRU"`, now or when it is imported; `import fla_bdlru` calls it."""
-    if MODULE in sys.modules:
-        extend(sys.modules[MODULE])
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-        record("sys.meta_path", f"`{MODULE}` is extended when it is imported")
+    when_imported(MODULE, lambda: extend(sys.modules[MODULE]))

@@ -8,6 +8,7 @@ mixers this package knows turns it into `cu_seqlens`, or refuses it by name.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import fla.layers
@@ -17,9 +18,11 @@ from torch import nn
 from fla_bdlru.layers.base import Mixer, check_attention_mask
 from fla_bdlru.mixers.arguments import heed_arguments
 from fla_bdlru.ops.common.checks import check_tensor
+from fla_bdlru.patches import when_imported, wrap
 
 if TYPE_CHECKING:
     from fla.models.modeling_utils import FLAPreTrainedModel
+    from transformers import Trainer
 
 # what a padding-free collator gives, the surest first; the lengths' other half says nothing new
 FIELDS = ("cu_seq_lens_q", "seq_idx", "position_ids")
@@ -144,3 +147,21 @@ def _pack_inputs(model: FLAPreTrainedModel, args: tuple, kwargs: dict[str, Any])
             "documents (cu_seqlens, position_ids); pad the documents to rows and pass attention_mask."
         )
     return args, kwargs
+
+
+def _add_fields(original: Callable, self: Trainer) -> None:
+    original(self)
+    model = self.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's
+    if hasattr(base, "_cannot_pack"):
+        self._signature_columns += [name for name in ("cu_seqlens", *DROPPED) if name not in self._signature_columns]
+
+
+def install_hook() -> None:
+    """Has `Trainer` keep the columns that say where documents begin, once it is imported; `import fla_bdlru` calls it.
+
+    A `forward` that named `position_ids` would have `generate` make some.
+    """
+    why = "of a dataset it keeps the columns that `forward` names, and hooks take `position_ids` and other names of documents"
+    target = "transformers.trainer:Trainer._set_signature_columns_if_needed"
+    when_imported("transformers.trainer", lambda: wrap(target, _add_fields, why))

@@ -5,6 +5,7 @@ import copy
 import fla.layers.attn
 import pytest
 import torch
+from datasets import Dataset
 from fla.models import (
     GatedDeltaNetConfig,
     GatedDeltaNetForCausalLM,
@@ -13,7 +14,8 @@ from fla.models import (
     TransformerConfig,
     TransformerForCausalLM,
 )
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments, default_data_collator
 from usage import lively
 
 from fla_bdlru.integrations.lrnnx import LAYERS as LRNNX_LAYERS
@@ -191,6 +193,30 @@ def test_trainer_with_the_collator(tmp_path):
     (total / sum(len(doc) - 1 for doc in docs)).backward()
     for found, parameter in zip(model.parameters(), expected.parameters()):
         torch.testing.assert_close(found, parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["native", "gated_deltanet", "peft"])
+def test_trainer_keeps_the_columns_of_packed_documents(name, tmp_path):
+    """A dataset that is packed already, under Trainer's default of dropping what `forward` does not name."""
+    model, docs = MODELS["native" if name == "peft" else name]().eval(), draw(*LENGTHS)
+    row, positions = torch.cat(docs), torch.cat([torch.arange(n) for n in LENGTHS])
+    columns = {"input_ids": row.tolist(), "position_ids": positions.tolist(), "labels": row.tolist(), "stray": 1}
+    expected = model(row[None], position_ids=positions[None], labels=row[None], use_cache=False).loss.item()
+    run_together = model(row[None], labels=row[None], use_cache=False).loss.item()
+    if name == "peft":
+        model = get_peft_model(model, LoraConfig(target_modules=["o_proj"], task_type="CAUSAL_LM"))
+    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, arguments, eval_dataset=Dataset.from_list([columns]), data_collator=default_data_collator)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    assert abs(run_together - expected) > 1e-2 * expected
+    assert "stray" not in trainer._signature_columns
+
+
+def test_trainer_drops_columns_for_other_models_as_before(tmp_path):
+    model = TransformerForCausalLM(TransformerConfig(**SIZES, num_heads=4))
+    trainer = Trainer(model, TrainingArguments(tmp_path, report_to=[], use_cpu=True))
+    trainer._set_signature_columns_if_needed()
+    assert "position_ids" not in trainer._signature_columns
 
 
 @each_model
