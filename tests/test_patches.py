@@ -1,6 +1,7 @@
 """What the import changes in other libraries: the record is whole, and it can be done without."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -102,6 +103,36 @@ for name in ("past_key_values", "cache"):
     assert swapped == "True ['HLRU', 'HLRU']"
     assert finite == "True"
     assert continued == ["True"] * 3  # native models know their cache by either name, patched or not
+
+
+def test_without_patches_native_models_are_what_they_are_and_plain_fla_refuses_what_was_swapped(tmp_path):
+    out = run(
+        f"""
+import fla_bdlru, torch
+from fla.models import GLAConfig, GLAForCausalLM
+from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, swap_mixers
+from safetensors.torch import load_file, save_file
+fla_bdlru.fla_cpu.register()
+sizes = {{"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50}}
+own = BDLRUForCausalLM(BDLRUConfig(**sizes, initializer_range=0.3, gate_bias="memory")).eval()
+row = torch.randint(0, 50, (1, 8))
+packed = own(row, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]), use_cache=False).logits
+print(torch.allclose(packed[:, 3:], own(row[:, 3:], use_cache=False).logits, atol=1e-4))
+hybrid = BDLRUForCausalLM(BDLRUConfig(**sizes, initializer_range=0.3, attn={{"layers": [1], "num_heads": 2}})).eval()
+padded = hybrid(row, attention_mask=torch.tensor([[1] * 5 + [0] * 3])).logits[:, :5]
+print(torch.allclose(padded, hybrid(row[:, :5], use_cache=False).logits, atol=1e-4))
+folder = {str(tmp_path)!r}
+own.save_pretrained(folder)
+weights = load_file(folder + "/model.safetensors")
+save_file({{k: v for k, v in weights.items() if "a_proj.bias" not in k}}, folder + "/model.safetensors", {{"format": "pt"}})
+again = BDLRUForCausalLM.from_pretrained(folder).model.layers[0].attn.a_proj.bias
+print(torch.equal(again, own.model.layers[0].attn.a_proj.bias), again._no_weight_decay)
+swap_mixers(GLAForCausalLM(GLAConfig(**sizes, num_heads=2)), "bdlru").save_pretrained(folder + "/swapped")
+""",
+        FLA_BDLRU_PATCHES="0",
+    )
+    assert [line for line in out.splitlines() if not line.startswith("[")] == ["True", "True", "True True"]  # of DeepSpeed's
+    assert json.loads((tmp_path / "swapped/config.json").read_text())["attn_implementation"] == "fla_bdlru"
 
 
 @pytest.mark.parametrize("value, enabled", [("", True), ("1", True), ("0", False)])

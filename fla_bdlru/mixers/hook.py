@@ -25,6 +25,7 @@ from fla_bdlru.mixers.arguments import heed_arguments
 from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
+from fla_bdlru.mixers.saved_configs import MARK
 from fla_bdlru.patches import record, wrap
 
 MODEL = "fla.models.modeling_utils:FLAPreTrainedModel"
@@ -163,6 +164,14 @@ def fill_missing(layer: nn.Module) -> None:
                 missing[key]._is_hf_initialized = True
 
 
+def reset_gates(model: FLAPreTrainedModel) -> None:
+    """Starts the gates of a model's layers, and learned states, where no checkpoint has them; done again, it is idle."""
+    for layer in (module for module in model.modules() if isinstance(module, GatedRecurrence)):
+        starts = {id(parameter) for parameter in layer.mark_parameters()}
+        if not all(is_initialized(layer, name, p) for name, p in layer.named_parameters() if id(p) in starts):
+            layer.reset_parameters()
+
+
 def check_stray(config: PreTrainedConfig, names: set[str]) -> None:
     """Raises `ValueError` for an argument of a mixer beside `mixer_config`, where FLA's configs take what they do not know."""
     if getattr(config, "transformers_version", None) is not None:  # saved, and trained without it
@@ -245,6 +254,9 @@ def swap_mixers(
             stack.enter_context(_restored_on_error(each))
             if mixer is not None:
                 each.mixer, each.mixer_config = mixer, mixer_config
+            vars(each).pop("attn_implementation", None)
+            if names_mixers(each):
+                each.attn_implementation = MARK  # by the hand of `to_dict`, too, but for `FLA_BDLRU_PATCHES=0`
         resolve_mixers(config, config.num_hidden_layers)
         swaps = [(part, swap) for part in parts if _blocks(part) is not None for swap in plan_swaps(part)]
         for part, swap in swaps:
@@ -264,13 +276,16 @@ def device_of(block: nn.Module, model: FLAPreTrainedModel) -> torch.device:
     return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
 
+_WRITTEN = ("mixer", "mixer_config", "attn_implementation")
+
+
 @contextmanager
 def _restored_on_error(config: PreTrainedConfig) -> Iterator[None]:
-    before = {name: vars(config)[name] for name in ("mixer", "mixer_config") if name in vars(config)}
+    before = {name: vars(config)[name] for name in _WRITTEN if name in vars(config)}
     try:
         yield
     except BaseException:
-        for name in ("mixer", "mixer_config"):
+        for name in _WRITTEN:
             vars(config).pop(name, None)
         vars(config).update(before)
         raise
@@ -494,10 +509,7 @@ def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> Non
     for layer in (module for module in self.modules() if hasattr(module, "_built_as")):
         if not isinstance(layer, GatedRecurrence):
             fill_missing(layer)
-    for layer in (module for module in self.modules() if isinstance(module, GatedRecurrence)):
-        starts = {id(parameter) for parameter in layer.mark_parameters()}
-        if not all(is_initialized(layer, name, p) for name, p in layer.named_parameters() if id(p) in starts):
-            layer.reset_parameters()
+    reset_gates(self)
     for layer in (module for module in self.modules() if hasattr(module, "_is_swapped")):
         keep_from(self, layer)
     initialize_weights(self)

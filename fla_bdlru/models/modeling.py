@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
 from fla_bdlru.layers.base import check_choice, check_number, check_switch
 from fla_bdlru.mixers.cache_name import RENAMED, heed_cache, prepare_inputs
+from fla_bdlru.mixers.hook import prepare, reset_gates
 from fla_bdlru.mixers.registry import mixer_arguments, plain
 from fla_bdlru.ops.common.checks import check_count, check_integer
 
@@ -245,8 +246,15 @@ class RecurrentPreTrainedModel(FLAPreTrainedModel):
     _no_split_modules = ["RecurrentBlock"]  # noqa: RUF012
 
     def post_init(self) -> None:
+        """With what the hook does for FLA's models, which is not there under `FLA_BDLRU_PATCHES=0`; done again, it is idle."""
         heed_cache(self)
         super().post_init()
+        prepare(self)
+
+    def initialize_weights(self) -> None:
+        """As above, for the gates' start."""
+        reset_gates(self)
+        super().initialize_weights()
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
