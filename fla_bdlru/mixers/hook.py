@@ -108,7 +108,7 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
-        if any(parameter.is_meta for parameter in layer.parameters()):
+        if any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers())):
             layer._built_as = (name, config.hidden_size, layer_idx, arguments)
         else:
             keep_init(layer, name)
@@ -140,6 +140,12 @@ def keep_from(model: FLAPreTrainedModel, layer: nn.Module) -> None:
         layer._is_hf_initialized = True
 
 
+def _tensors(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    # buffers that are not saved are in no checkpoint; the parameters of our own layers are drawn by them and `_init_weights`
+    own = [] if isinstance(layer, GatedRecurrence) else layer.named_parameters()
+    return [*own, *layer.named_buffers()]
+
+
 def fill_missing(layer: nn.Module) -> None:
     """Gives a layer that was made on the meta device what its constructor draws, where a checkpoint has none of it.
 
@@ -147,7 +153,7 @@ def fill_missing(layer: nn.Module) -> None:
     """
     # before that the flags of modules say nothing: RWKV-6 sets them on the meta device, too
     by_module = getattr(layer, "_is_filled", False)
-    blank = {name: p for name, p in layer.named_parameters() if not p.is_meta}
+    blank = {name: tensor for name, tensor in _tensors(layer) if not tensor.is_meta}
     missing = {name: p for name, p in blank.items() if not is_initialized(layer, name, p, by_module)}
     layer._is_filled = bool(blank)
     if not missing:
@@ -156,7 +162,7 @@ def fill_missing(layer: nn.Module) -> None:
     with torch.device("cpu"):
         drawn = build_mixer(name, hidden_size, layer_idx, **arguments)
     keep_init(drawn, name)
-    for key, value in drawn.named_parameters():
+    for key, value in _tensors(drawn):
         if key in missing:
             with torch.no_grad():
                 missing[key].copy_(placed_as(value, missing[key]))
@@ -507,8 +513,7 @@ def _refuse_before(post_init: Callable, self: FLAPreTrainedModel) -> None:
 def _reset_before(initialize_weights: Callable, self: FLAPreTrainedModel) -> None:
     # what a checkpoint lacks comes here blank, and `_init_weights` would zero the gates' bias as any other
     for layer in (module for module in self.modules() if hasattr(module, "_built_as")):
-        if not isinstance(layer, GatedRecurrence):
-            fill_missing(layer)
+        fill_missing(layer)
     reset_gates(self)
     for layer in (module for module in self.modules() if hasattr(module, "_is_swapped")):
         keep_from(self, layer)

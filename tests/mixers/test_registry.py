@@ -175,6 +175,23 @@ def test_what_a_checkpoint_lacks_is_drawn_as_in_a_new_model(name, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), again.parameters()))
 
 
+@pytest.mark.parametrize("base", [nn.Module, BDLRU])
+def test_buffers_that_are_not_saved_are_there_after_loading(base, own_registry, tmp_path):
+    class Decay(base):
+        def __init__(self, hidden_size, layer_idx=None, rate=0.5):
+            super().__init__(*([] if base is nn.Module else [hidden_size]))
+            self.register_buffer("decay", torch.full((hidden_size,), rate), persistent=False)
+            self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    fla_bdlru.register_mixer("decay", Decay)
+    model = build(mixer="decay", mixer_config={"rate": 0.25})
+    model.save_pretrained(tmp_path)
+    loaded = TransformerForCausalLM.from_pretrained(tmp_path)
+    for layer, expected in zip(mixers_of(loaded), mixers_of(model)):
+        assert torch.equal(layer.decay, expected.decay)
+        assert all(torch.equal(p, q) for p, q in zip(layer.parameters(), expected.parameters()))
+
+
 def test_the_first_values_of_rwkv7_pass_through_swapped_layers():
     """Its layers after the first mix in the first one's values, which each block hands on."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 40, "intermediate_size": 64, "head_dim": 8}
