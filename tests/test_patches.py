@@ -181,6 +181,28 @@ def test_swapping_by_hand_where_head_and_model_have_a_config_each():
     assert model.config.mixer == model.model.config.mixer == "bdlru"
 
 
+def test_swapping_by_hand_leaves_the_config_of_another_model_alone():
+    config = GLAConfig(**SIZES)
+    teacher, student = GLAForCausalLM(config), GLAForCausalLM(config)
+    fla_bdlru.swap_mixers(student, "bdlru")
+    assert teacher.config is config
+    assert config.mixer is None
+    holders = [module for module in student.modules() if hasattr(module, "config")]
+    assert student.config.mixer == "bdlru"
+    assert all(module.config is student.config for module in holders)
+
+
+def test_what_is_given_is_not_what_is_kept():
+    """A dictionary that is changed for the next model is not the last one's."""
+    arguments, names = {"gate_norm": "softmax"}, ["bdlru", "native"]
+    built = GLAForCausalLM(GLAConfig(**SIZES, mixer=names, mixer_config=arguments))
+    swapped = fla_bdlru.swap_mixers(GLAForCausalLM(GLAConfig(**SIZES)), names, arguments)
+    arguments["gate_norm"], names[1] = "tanh", "hlru"
+    for model in (built, swapped):
+        assert model.config.mixer_config == {"gate_norm": "softmax"}
+        assert model.config.mixer == ["bdlru", "native"]
+
+
 def test_a_swapped_layer_lies_where_its_block_does():
     """A model may be spread over devices; here all but one block are on none."""
     model = GLAForCausalLM(GLAConfig(**SIZES)).to("meta")

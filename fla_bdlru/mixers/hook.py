@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import fla.models
@@ -196,6 +197,8 @@ def check_stray(config: PreTrainedConfig, names: set[str]) -> None:
 
 def swap_blocks(model: FLAPreTrainedModel) -> None:
     """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; raises as `plan_swaps`."""
+    for field in {"mixer", "mixer_config"} & vars(model.config).keys():  # whoever gave them may change his later
+        setattr(model.config, field, deepcopy(getattr(model.config, field)))
     for swap in plan_swaps(model):
         swap.apply()
     _freeze_idle(model)
@@ -235,7 +238,7 @@ def swap_mixers(
 
     Returns:
         FLAPreTrainedModel:
-            The same model.
+            The same model, with a config of its own.
 
     Raises:
         ValueError: if `model` is not one of FLA's, neither the argument nor the config names a mixer, a field is wrong, the
@@ -251,19 +254,17 @@ def swap_mixers(
     """
     if not isinstance(model, FLAPreTrainedModel):
         raise ValueError(f"model must be a model of flash-linear-attention; got {type(model).__name__}.")
-    config = model.config
-    if mixer is None and getattr(config, "mixer", None) is None:
+    if mixer is None and getattr(model.config, "mixer", None) is None:
         raise ValueError("mixer=None: the config of the model names none either; pass a name or a list of names.")
     parts = [module for module in model.modules() if isinstance(module, FLAPreTrainedModel)]
-    with ExitStack() as stack:
+    with _own_configs(model):
         for each in {id(part.config): part.config for part in parts}.values():  # a head may hold a copy
-            stack.enter_context(_restored_on_error(each))
             if mixer is not None:
-                each.mixer, each.mixer_config = mixer, mixer_config
+                each.mixer, each.mixer_config = deepcopy(mixer), deepcopy(mixer_config)
             vars(each).pop("attn_implementation", None)
             if names_mixers(each):
                 each.attn_implementation = MARK  # by the hand of `to_dict`, too, but for `FLA_BDLRU_PATCHES=0`
-        resolve_mixers(config, config.num_hidden_layers)
+        resolve_mixers(model.config, model.config.num_hidden_layers)
         swaps = [(part, swap) for part in parts if _blocks(part) is not None for swap in plan_swaps(part)]
         for part, swap in swaps:
             swap.layer.to(device=device_of(swap.block, part), dtype=next(part.parameters()).dtype).train(part.training)
@@ -282,18 +283,19 @@ def device_of(block: nn.Module, model: FLAPreTrainedModel) -> torch.device:
     return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
 
-_WRITTEN = ("mixer", "mixer_config", "attn_implementation")
-
-
 @contextmanager
-def _restored_on_error(config: PreTrainedConfig) -> Iterator[None]:
-    before = {name: vars(config)[name] for name in _WRITTEN if name in vars(config)}
+def _own_configs(model: FLAPreTrainedModel) -> Iterator[None]:
+    """Puts copies in the place of a model's configs, which another model may share; takes them back on an error."""
+    held = [module for module in model.modules() if isinstance(vars(module).get("config"), PreTrainedConfig)]
+    configs = [module.config for module in held]
+    copies = {id(config): deepcopy(config) for config in configs}
+    for module, config in zip(held, configs):
+        module.config = copies[id(config)]
     try:
         yield
     except BaseException:
-        for name in _WRITTEN:
-            vars(config).pop(name, None)
-        vars(config).update(before)
+        for module, config in zip(held, configs):
+            module.config = config
         raise
 
 
