@@ -59,13 +59,13 @@ class Swap(NamedTuple):
 
     def apply(self) -> None:
         """Puts the layer there."""
-        self.layer._is_swapped = True
         setattr(self.block, self.slot, self.layer)
 
 
-def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
+def plan_swaps(model: FLAPreTrainedModel, anew: bool = True) -> list[Swap]:
     """The new mixers of the blocks that `model` itself holds, as its config's `mixer` says; changes nothing.
 
+    Without `anew`, blocks that hold just that mixer by an earlier swap keep it.
     Layers that `config.attn` gives to attention stay attention, and so do the cross-decoder layers of YOCO.
 
     Raises:
@@ -98,8 +98,8 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
             continue
         block = _unwrapped(block)
         slot = _slot(block)
+        held = getattr(block, slot or "", None)
         if name == NATIVE:
-            held = getattr(block, slot or "", None)
             if hasattr(held, "_is_swapped"):
                 raise ValueError(
                     f"mixer={config.mixer!r}: layer {layer_idx} holds {type(held).__name__} by an earlier swap, and its own "
@@ -108,7 +108,10 @@ def plan_swaps(model: FLAPreTrainedModel) -> list[Swap]:
             continue
         if slot is None:
             raise ValueError(f"mixer={name!r}: {type(block).__name__} of {type(model).__name__} has no mixer to swap.")
+        if not anew and getattr(held, "_is_swapped", None) == (name, arguments):
+            continue
         layer = build_mixer(name, config.hidden_size, layer_idx=layer_idx, **arguments)
+        layer._is_swapped = (name, arguments)
         if any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers())):
             layer._built_as = (name, config.hidden_size, layer_idx, arguments)
         else:
@@ -199,7 +202,7 @@ def swap_blocks(model: FLAPreTrainedModel) -> None:
     """Replaces the mixers of the blocks that `model` itself holds, as its config's `mixer` says; raises as `plan_swaps`."""
     for field in {"mixer", "mixer_config"} & vars(model.config).keys():  # whoever gave them may change his later
         setattr(model.config, field, deepcopy(getattr(model.config, field)))
-    for swap in plan_swaps(model):
+    for swap in plan_swaps(model, anew=False):
         swap.apply()
     _freeze_idle(model)
 
@@ -318,6 +321,8 @@ def prepare(model: FLAPreTrainedModel) -> None:
         heed_arguments(model)
         model.register_forward_pre_hook(check_call, with_kwargs=True)
         model.register_forward_hook(return_given_cache, with_kwargs=True)
+        taken = inspect.signature(model.forward).parameters.values()
+        model._takes_use_cache = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)
         model.init_continuous_batching = refuse_continuous_batching
         model._is_prepared = True
     heed_documents(model)
@@ -372,8 +377,11 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
     if model.training and asked and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         check_checkpointing(cache)
         # blocks that are run again in the backward would find what they left there
-        kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)} | {"use_cache": False}
-    if (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None:
+        kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)}
+        if model._takes_use_cache:
+            kwargs["use_cache"] = False
+    unneeded = (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None
+    if unneeded and model._takes_use_cache:  # a head of one's own may not, and the model in it turns it off
         kwargs["use_cache"] = False
     check_context_parallel(model, args, kwargs)
     if cache is not None and isinstance(cache, Cache) and continues_in_window(model, args, kwargs, cache):
@@ -406,8 +414,9 @@ def return_given_cache(model: FLAPreTrainedModel, args: tuple, kwargs: dict, out
         return None
     if isinstance(output, tuple):
         return tuple(cache._copy_of if part is cache else part for part in output)
-    for name in [name for name, part in output.items() if part is cache]:
-        output[name] = cache._copy_of
+    if isinstance(output, dict):
+        for name in [name for name, part in output.items() if part is cache]:
+            output[name] = cache._copy_of
     return None
 
 

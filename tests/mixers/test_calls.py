@@ -5,11 +5,14 @@ import torch
 from fla.models import (
     GatedDeltaNetConfig,
     GatedDeltaNetForCausalLM,
+    GLAConfig,
+    GLAModel,
     RWKV7Config,
     RWKV7ForCausalLM,
     TransformerConfig,
     TransformerForCausalLM,
 )
+from fla.models.gla.modeling_gla import GLAPreTrainedModel
 from fla.models.utils import Cache
 from transformers import DynamicCache
 from usage import lively
@@ -267,6 +270,37 @@ def test_a_forward_that_hands_on_what_it_gets():
     assert argument_names(Own) == argument_names(BDLRUForCausalLM)
     with pytest.raises(ValueError, match="attention_mask has padding after tokens"):
         model(tokens, torch.tensor([[1] * 7, [1] * 4 + [0] * 3]), None, Cache())
+
+
+class Scorer(GLAPreTrainedModel):
+    """A head of one's own, which takes neither `use_cache` nor any other argument, and returns a tensor."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = GLAModel(config)
+        self.score = torch.nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, labels=None, past_key_values=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask, past_key_values=past_key_values)[0]
+        scores = self.score(hidden[:, -1])[:, 0]
+        return scores if labels is None else ((scores - labels) ** 2).mean()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_head_of_ones_own(training):
+    config = GLAConfig(
+        **{**SIZES, "num_heads": 2}, mixer=["bdlru", "attn"], mixer_config={"bdlru": {}, "attn": {"num_heads": 2}}
+    )
+    model, tokens = lively(Scorer(config)).train(training), torch.randint(3, 40, (2, 7))
+    scores = model(tokens)
+    assert scores.shape == (2,)
+    assert model(tokens, labels=torch.zeros(2)).item() == pytest.approx((scores**2).mean().item(), rel=1e-4)
+    assert model(tokens, torch.tensor([[1] * 7, [1] * 4 + [0] * 3])).shape == (2,)  # a cache would misread this mask
+    with torch.no_grad():
+        cache = model.model.eval()(tokens[:, :3], use_cache=True).past_key_values
+        model.train(training)
+        torch.testing.assert_close(model(tokens[:, 3:], past_key_values=cache), scores)
 
 
 def test_token_ids_under_the_debug_flag(monkeypatch):

@@ -104,6 +104,21 @@ def test_a_start_that_a_folder_lacks_is_drawn_in_mamba2_too(tmp_path):
         assert torch.equal(before.mixer.a_proj.bias, after.mixer.a_proj.bias)
 
 
+def test_a_second_post_init_draws_no_mixer_anew():
+    """transformers' documentation has a model call it after parts were added."""
+    model = mixed().model
+    before = [block.attn for block in model.layers]
+    weights = {name: p.clone() for name, p in trained(model).named_parameters()}
+    model.post_init()
+    assert [block.attn for block in model.layers] == before
+    model.config.mixer_config[3] = None
+    model.config.mixer = [*model.config.mixer[:2], "hlru", "native"]
+    model.post_init()
+    assert [type(block.attn).__name__ for block in model.layers] == ["GatedDeltaNet", "LSTM", "HLRU", "Attention"]
+    assert [a is b.attn for a, b in zip(before, model.layers)] == [True, True, False, True]
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters() if "layers.2" not in name)
+
+
 class LowRank(BDLRU):
     """Gates by way of a few channels."""
 
