@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,16 @@ def test_the_record_is_printed_and_says_why_without_a_warning_of_flas():
     targets = [entry.target for entry in patches.RECORD]
     assert "fla.ops.gla.chunk:chunk_gla" in targets
     assert "transformers.configuration_utils:PreTrainedConfig.to_dict" in targets
+
+
+def test_the_page_names_every_change():
+    """By its attribute, or its module; kernels and parts that are called whole have a row each."""
+    page = (ROOT / "docs" / "patches.md").read_text()
+    rows = ("on CPU tensors", "a part with hooks, an adapter")
+    for target, why in patches.RECORD:
+        names = why.split("`")[1].split(".")[:1] if target == "sys.meta_path" else [re.split("[.:]", target)[-1]]
+        assert why.startswith(rows) or re.search(rf"[`.]{names[0]}[`.]", page) or f"| {names[0]}" in page, (target, why)
+    assert all(row in page for row in ("for CPU tensors", "a part with hooks, an adapter"))
 
 
 def test_without_patches_a_config_with_mixer_is_refused_and_mixers_are_swapped_by_hand():
