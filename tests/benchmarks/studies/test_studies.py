@@ -114,7 +114,8 @@ def test_every_grid_can_be_read(name):
 def test_stored_rows_are_those_of_the_studies():
     """Of a study and its parts; of the groups' two studies, which lie together, ten seeds."""
     quiet()
-    asked, of = {}, [studies.Study(name, part) for name in ("state_tracking", "law") for part in (None, *studies._parts(name))]
+    asked = {}
+    of = [studies.Study(name, part) for name in ("state_tracking", "law", "mad") for part in (None, *studies._parts(name))]
     for study in of:
         if study.stored is None:
             continue
@@ -123,7 +124,7 @@ def test_stored_rows_are_those_of_the_studies():
             grid, _ = plan(part.task, part.mixers, part.match, part.budget, settings, "cpu")
             asked.setdefault(study.stored.name, set()).update(p.cell.key for p in grid)
     parts = ["a5-2500", "depth", "louder", "lower-rates", "noise", "noise-2", "start", "state"]
-    assert sorted(asked) == ["tracking", *(f"tracking-{part}" for part in parts)]
+    assert sorted(asked) == ["mad", "tracking", *(f"tracking-{part}" for part in parts)]
     for name, keys in asked.items():
         stored = read_folder(studies.FOLDER.parent / "results" / name)
         assert stored.keys() <= keys, name
