@@ -87,13 +87,17 @@ def join_labels(*labels: str) -> str:
 
 
 def merge(grids: list[list[Planned]]) -> dict[str, Planned]:
-    """The cells of several grids by key; one that stands in more than one is run once and bears all labels."""
+    """The cells of several grids by key; one that stands in more than one is run once and bears all labels.
+
+    It is among those that all rates try, if one of the grids has it there, so what a grid names by itself is run.
+    """
     cells: dict[str, Planned] = {}
     for planned in (p for grid in grids for p in grid):
         before = cells.get(planned.cell.key)
-        cells[planned.cell.key] = (
-            planned if before is None else replace(before, matched=join_labels(before.matched, planned.matched))
-        )
+        if before is not None:
+            labels, tries = join_labels(before.matched, planned.matched), before.tries or planned.tries
+            planned = replace(before, matched=labels, tries=tries)
+        cells[planned.cell.key] = planned
     return cells
 
 
@@ -112,7 +116,12 @@ def narrow(planned: dict[str, Planned], rows: dict[str, dict]) -> tuple[dict[str
         known += tried
         found = [rows[p.cell.key] for p in tried if p.cell.key in rows]
         unknown = len(found) < len(tried)
-        best = best_lines(found)[0].runs[0] if found else vars(tried[0].cell)
+        seeds: dict[tuple, set[int]] = {}
+        for p in tried:
+            seeds.setdefault((p.cell.lr, p.cell.weight_decay), set()).add(p.cell.seed)
+        common = set.intersection(*seeds.values())  # another grid may give one rate more
+        compared = [row for row in found if row["seed"] in common] or found
+        best = best_lines(compared)[0].runs[0] if found else vars(tried[0].cell)
         at_best = [p for p in rest if (p.cell.lr, p.cell.weight_decay) == (best["lr"], best["weight_decay"])]
         (later if unknown else known).extend(at_best)
     return {p.cell.key: p for p in sorted(known, key=lambda p: p.turn)}, later

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import benchmarks.compare.settings
 from benchmarks.compare.__main__ import app
 from benchmarks.compare.models import ALL_VARIANTS, DEFAULT_VARIANTS
+from benchmarks.compare.plan import merge, narrow, plan
 from benchmarks.compare.presets import get_preset
 from benchmarks.compare.settings import lay_out, parse_field, read_sweep
 from benchmarks.records.fields import FieldError
@@ -347,3 +349,18 @@ def test_make_compare_runs_six_mixers_over_three_seeds():
     (part,) = read_sweep(Path(benchmarks.compare.settings.__file__).parent / "first.toml")
     assert (part.task, len(part.mixers), part.settings.seeds) == ("s4", 6, (0, 1, 2))
     assert "--grid benchmarks/compare/first.toml" in Path("Makefile").read_text()
+
+
+def test_what_a_grid_names_by_itself_is_run_and_rates_are_compared_on_the_seeds_of_all(make_row):
+    """Beside a grid of which one seed tries the rates, in either order."""
+    settings = replace(get_preset("quick", "s3"), lrs=(1e-2, 1e-4), seeds=(0, 1), tune=1)
+    grids = [
+        plan("s3", ("lstm",), "params", None, one, "cpu")[0] for one in (settings, replace(settings, lrs=(1e-4,), tune=0))
+    ]
+    for both in (grids, grids[::-1]):
+        cells = merge(both)
+        assert {(p.cell.lr, p.cell.seed) for p in narrow(cells, {})[0].values()} == {(1e-2, 0), (1e-4, 0), (1e-4, 1)}
+        rows = {key: {**make_row("lstm", 0.9 if p.cell.lr == 1e-2 else 0.5), **vars(p.cell)} for key, p in cells.items()}
+        rows = {key: row | {"validation_token_accuracy": 0.9 if row["lr"] == 1e-2 else 0.5} for key, row in rows.items()}
+        del rows[next(key for key, p in cells.items() if (p.cell.lr, p.cell.seed) == (1e-2, 1))]
+        assert {(p.cell.lr, p.cell.seed) for p in narrow(cells, rows)[0].values()} >= {(1e-2, 1)}
