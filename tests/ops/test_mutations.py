@@ -64,9 +64,15 @@ MUTATIONS = {
     ),
     "the denominator has no gradient": (
         "gpu.gates",
-        "return df * (u - pulled)",
-        "return df * u",
+        "return q * (df * (u - pulled))",
+        "return q * (df * u)",
         lambda: cases.test_gate_norms("bdlru", "sigmoid", None),
+    ),
+    "square's gradient forgets the sign": (
+        "gpu.gates",
+        "tl.abs(df) * u - df * pulled",
+        "tl.abs(df) * u - tl.abs(df) * pulled",
+        lambda: cases.test_gate_norms("bdlru", "square", None),
     ),
     "the state that enters a chunk is ignored": (
         "bdlru.kernels",
