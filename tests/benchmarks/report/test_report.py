@@ -61,7 +61,7 @@ def test_learning_curves_are_told_the_curriculum(make_row, tmp_path, monkeypatch
             store.add(make_row("lstm", 0.5, task=task, **more), [(1, 32, 0.01, 1.0, 0.5)])
     page = make_report(tmp_path)
     assert drawn == ["stages", "restarting"]
-    assert "the same batches unless a curriculum is adaptive or\nrestarting" in page
+    assert "the same batches where the curriculum is stages: in\nothers lengths come with each mixer's own accuracy" in page
 
 
 def test_names_are_escaped(make_row, tmp_path):
