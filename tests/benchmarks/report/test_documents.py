@@ -151,13 +151,13 @@ def test_a_figure_is_drawn_anew_if_its_rows_say_something_else(tmp_path, monkeyp
 def test_rounding_pairs_runs_by_key(make_row, tmp_path, monkeypatch):
     """What not all machines have does not count."""
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
-    for name, values in {"a": (1.0, 0.5, 0.2), "b": (0.5, 0.75), "c": (1.0, 1.0, 1.0)}.items():
+    for name, values in {"a": (1.0, 0.5, 0.2), "b": (0.25, 0.75), "c": (1.0, 1.0, 1.0)}.items():
         with ResultStore(tmp_path / "rounding" / name) as store:
             for seed, value in enumerate(values):
                 store.add(make_row("lstm", value, seed))
     rows = [line.split(" | ") for line in documents.stored_table("rounding", "rounding").splitlines()]
-    assert rows[2][2:5] == ["1 of 2; 0.375 (0.25-0.50)", "0 of 2; 0.312 (0.25-0.38)", "2 of 2; 0.500"]
-    assert rows[2][5:] == ["0.500", "0.250 |"]
+    assert rows[2][2:5] == ["1 of 2; 0.375 (0.25-0.50)", "0 of 2; 0.250 (0.12-0.38)", "2 of 2; 0.500"]
+    assert rows[2][5:] == ["0.750", "0.375 |"]
 
 
 def test_language_models_say_all_commits_sizes_and_groups():
