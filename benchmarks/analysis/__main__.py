@@ -14,7 +14,7 @@ from benchmarks import run_command
 
 KINDS = ("overview", "accuracy", "spectra", "memory", "flops", "gate-norms", "gates", "blocks", "block-size", "lm")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(help=__doc__.splitlines()[0])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HARDER = "--task s5 --preset tracking --mixers bdlru-m5-sinh,lstm"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _device(name: str, ray_address: str | None) -> str:
@@ -135,13 +135,14 @@ def _compare(console: Console, parts: list[Part], machine: Workers, out: Path, w
     from benchmarks.compare.models import quiet
     from benchmarks.compare.plan import join_labels, make_row, merge, narrow, plan
     from benchmarks.compare.run import Interrupted, WorkerDied, run_cells
-    from benchmarks.records.store import ResultStore, unwritten
+    from benchmarks.records.store import ResultStore, check_whole, unwritten
 
     quiet()
     with ExitStack() as stack:
         try:
             grids = [plan(p.task, p.mixers, p.match, p.budget, p.settings, machine.device) for p in parts]
             store = stack.enter_context(ResultStore(out))
+            check_whole(store.rows.values(), store.path)
         except ValueError as error:
             return _error(console, error)
         laid_out = merge([grid for grid, _ in grids])

@@ -45,6 +45,7 @@ from typing import Any
 from benchmarks.compare.presets import PRESETS, Preset, get_preset
 from benchmarks.records.cell import CURRICULA, MATCHES, RESTARTING, SWEPT
 from benchmarks.records.fields import Accepts, FieldError, Refused, nearest, one_of, read_fields, real, whole
+from benchmarks.records.naming import parse_name
 
 
 def _name(value: Any) -> str:
@@ -63,7 +64,9 @@ def _mixer(value: Any) -> str:
     from benchmarks.compare.models import ALL_VARIANTS, get_variant
     from fla_bdlru import available_mixers
 
-    return _known(get_variant, _name(value), (*ALL_VARIANTS, *available_mixers()))
+    name = _known(get_variant, _name(value), (*ALL_VARIANTS, *available_mixers()))
+    ours = parse_name(name)
+    return ours.name if ours else name  # rows go by it, and by one name for one model
 
 
 def _known(find: Callable[[str], Any], name: str, names: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.records.store import ResultStore
 
 GO_ON = "The same command goes on from there."
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(help=__doc__)
@@ -180,7 +180,7 @@ def _train_all(
     from benchmarks.lm.models import measure
     from benchmarks.lm.report import COLUMNS, CURVE_COLUMNS, model_row
     from benchmarks.lm.train import train
-    from benchmarks.records.store import ResultStore
+    from benchmarks.records.store import ResultStore, check_whole
 
     PartialState(cpu=device == "cpu")  # joins the processes of torchrun: gloo on a CPU, NCCL on GPUs
     store, failed, is_main = ResultStore(out, "lm", COLUMNS, CURVE_COLUMNS), 0, _is_main()
@@ -189,6 +189,7 @@ def _train_all(
         if is_main:
             try:
                 stack.enter_context(store)
+                check_whole(store.rows.values(), store.path)
                 answer[0] = [run.key for run in runs if rerun or run.key not in store.rows]
             except ValueError as error:
                 answer[1] = str(error)

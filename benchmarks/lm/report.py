@@ -27,6 +27,7 @@ from benchmarks.records.store import (
     WHOLE,
     WHOLES,
     Column,
+    check_whole,
     read_rows,
     several,
 )
@@ -115,8 +116,12 @@ def model_row(run: Run, sizes: Sizes, corpus: Corpus, result: dict, device: str)
 
 
 def read(paths: list[Path]) -> list[dict]:
-    """The rows of files, each run once."""
-    return list({key: row for path in paths for key, row in read_rows(path, COLUMNS)[0].items()}.values())
+    """The rows of files, each run once. ValueError, if a file is not ours, or a row lacks a value."""
+    rows = {}
+    for path in paths:
+        rows |= (own := read_rows(path, COLUMNS)[0])
+        check_whole(own.values(), path)
+    return list(rows.values())
 
 
 def rank_models(rows: list[dict]) -> list[Line]:
@@ -229,4 +234,4 @@ def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Pa
         for axes in rest:
             axes.set(xlabel="training tokens", ylabel="validation loss")
             axes.xaxis.set_major_formatter("{x:,.0f}")
-            plot_ranges(axes, learning)
+            plot_ranges(axes, learning, apart=False)

@@ -39,6 +39,11 @@ class Ours:
     args: dict  # the layer's other arguments, those that are not its defaults
 
     @property
+    def name(self) -> str:
+        """The one name of its variant, without what is its default, parts in the order of `SUFFIXES`."""
+        return "-".join((self.family, f"m{self.size}", *(part for part in SUFFIXES if self._has(part))))
+
+    @property
     def norm(self) -> str:
         """Its gate norm."""
         return self.args.get("gate_norm", "softmax")
@@ -51,8 +56,11 @@ class Ours:
     @property
     def label(self) -> str:
         """Everything but the gate norm, for a legend."""
-        parts = [suffix for suffix, args in SUFFIXES.items() if suffix not in GATE_NORMS and args.items() <= self.args.items()]
+        parts = [part for part in SUFFIXES if part not in GATE_NORMS and self._has(part)]
         return ", ".join((f"{FAMILIES[self.family]}, m = {self.size}", *parts))
+
+    def _has(self, suffix: str) -> bool:
+        return SUFFIXES[suffix].items() <= self.args.items()
 
 
 def parse_name(variant: str) -> Ours | None:

@@ -76,6 +76,9 @@ LATER_COLUMNS = {*LATER, "matched", "mixer_flops", "recurrent_flops", "flops_per
 LATER_COLUMNS |= {name for name in SCORED if name.endswith(("_32x", "_256x"))}
 LATER_COLUMNS |= {"match", "budget", "backbone", "min_lr_ratio", "beta1", "beta2", "clip"}  # of language models
 LATER_COLUMNS |= {"torch_compile", "gradient_checkpointing"}
+# what a row of a file cannot lack, where there is such a column; of language models the last line's, too
+NEEDED = {"key", *NAMES, "validation_token_accuracy", "diverged", "seconds", "finished"} - set(LATER)
+NEEDED |= {"name", "loss", "perplexity", "bits_per_byte", "loss_by_position", "validation_loss", "length"}
 CURVE_COLUMNS = ("step", "length", "lr", "loss", "token_accuracy")
 
 
@@ -128,16 +131,31 @@ def read_rows(path: str | Path, columns: Mapping[str, Column] = COLUMNS) -> tupl
     return rows, broken
 
 
+def check_whole(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """ValueError, if one of a file's rows has nothing where every table and picture looks: a cell that somebody emptied."""
+    for row in rows:
+        needed = [name for name in row if name in NEEDED]
+        if row.get("lengths") and row["eval_lengths"]:
+            needed += [f"token_accuracy_{length // max(row['lengths'])}x" for length in row["eval_lengths"]]
+        empty = [name for name in needed if row[name] in (None, "", ())]
+        if empty:
+            raise ValueError(f"{path}: run {row['key']!r} has no {', '.join(empty)}; fill it in, or delete the line.")
+
+
 def read_folder(folder: str | Path, needed: bool = True) -> dict[str, dict[str, Any]]:
     """All finished runs of a folder, from every `compare*.csv` in it, or of one such file, by key.
 
     Of rows with one key the one that finished last counts, with what all of them were `matched` by (an older row that does not
-    say stays comparable with others that do not). ValueError, if there is none but one is `needed`, or it has other columns.
+    say stays comparable with others that do not). ValueError, if there is none but one is `needed`, it has other columns, or a
+    row lacks a value.
     """
     paths = [Path(folder)] if Path(folder).is_file() else sorted(Path(folder).glob("compare*.csv"))
     if needed and not paths:
         raise ValueError(f"folder={str(folder)!r} holds no results; expected one with a compare.csv, or compare-*.csv.")
-    rows = [row for path in paths for row in read_rows(path)[0].values()]
+    rows = []
+    for path in paths:
+        rows += (own := read_rows(path)[0].values())
+        check_whole(own, path)
     found: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["finished"]):
         before = found.get(row["key"], row)["matched"].split("; ")

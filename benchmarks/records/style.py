@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import BinaryIO
 
+from benchmarks import missing_package
 from benchmarks.records.store import write_file
 from benchmarks.records.summary import OURS
 
@@ -113,7 +114,7 @@ def keep_picture(path: Path, draw: Callable[[BinaryIO], None], say: Callable[[st
     try:
         draw(image)
     except ModuleNotFoundError as error:
-        say(f"no picture, as {error.name} is not installed: pip install {'pillow' if error.name == 'PIL' else error.name}")
+        say(f"no picture, as {missing_package(error)}")
         return
     write_file(path, image.getvalue())
     say(f"picture: {path}")
@@ -186,10 +187,12 @@ def label_points(axes, points: dict[str, tuple[float, Sequence[float], str]]) ->
             for dx, dy, ha, va in SIDES
         ]
         boxes = [text.get_window_extent(renderer) for text in texts]
-        # a name above or below stands beside another point sooner than one at the side
+        # a name above or below stands beside another point sooner than one at the side; at a corner it is the last choice
         covered = [
-            _shared(box, taken) + 2 * (_area(box) - _shared(box, [axes.bbox])) + 0.1 * _area(box) * (dx == 0)
-            for box, (dx, *_) in zip(boxes, SIDES)
+            _shared(box, taken)
+            + 2 * (_area(box) - _shared(box, [axes.bbox]))
+            + 0.1 * _area(box) * ((dx == 0) + 2 * (dx * dy != 0))
+            for box, (dx, dy, *_) in zip(boxes, SIDES)
         ]
         best = covered.index(min(covered))
         taken += [boxes[best]] * 2  # a name on a name is worse than on a point
@@ -197,7 +200,11 @@ def label_points(axes, points: dict[str, tuple[float, Sequence[float], str]]) ->
             text.remove()
 
 
-SIDES = ((7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"))
+# beside a point, above and below, and at its corners: how far off in points, and which part of a name stands there
+SIDES = (
+    *((7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top")),
+    *((x, y, ha, va) for y, va in ((5, "bottom"), (-5, "top")) for x, ha in ((5, "left"), (-5, "right"))),
+)
 
 
 def _look(name: str, colour: str) -> dict:
@@ -213,17 +220,20 @@ def _shared(box, others) -> float:
     return sum(_area(part) for other in others if (part := box.intersection(box, other)) is not None)
 
 
-def plot_ranges(axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], styles=None, labels=True) -> None:
+def plot_ranges(
+    axes, series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], styles=None, labels=True, apart=True
+) -> None:
     """Draws a line per name through the medians over seeds, with a bar from the lowest to the highest seed.
 
-    `series` has, by name, x and for each x the values of the seeds; the x axis has its scale already.
+    `series` has, by name, x and for each x the values of the seeds; the x axis has its scale already. Lines stand `apart`,
+    each a little beside its x, so that equal ones are seen: not where x is read off.
     """
     styles = styles or variant_styles(list(series))
     every = [x for xs, _ in series.values() for x in xs]
     logarithmic, reach = axes.get_xscale() == "log", 0.012 * (max(every) - min(every))
     ends = {}
     for place, (name, (xs, values)) in enumerate(series.items()):
-        shift = (place - (len(series) - 1) / 2) * min(1.0, 8 / len(series))  # equal lines stand beside each other
+        shift = apart * (place - (len(series) - 1) / 2) * min(1.0, 8 / len(series))
         moved = [x * 2 ** (0.03 * shift) if logarithmic else x + shift * reach for x in xs]
         middle = [median(v) for v in values]
         below, above = [m - min(v) for m, v in zip(middle, values)], [max(v) - m for m, v in zip(middle, values)]

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def make_report(folder: str | Path) -> str:
     """The page, HTML that loads nothing: an overview, then tables and pictures of each comparison, and of language models.
 
-    The folder has `compare.csv` or `compare-*.csv`, `lm.csv` or `lm-*.csv`, and `curves/` if there. Its subfolders are read,
-    too; runs of two folders are not compared. ValueError, if it holds no results, or a file that is not ours.
+    The folder has `compare.csv` or `compare-*.csv`, `lm.csv` or `lm-*.csv`, and `curves/` if there. Folders right in it
+    are read, too; runs of two folders are not compared. ValueError, if it holds no results, or a file that is not ours.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -99,7 +99,9 @@ def draw_gates(panels: Sequence[tuple[str, torch.Tensor]], title: str, note: str
             exact = are_permutations(matrices)
             for i in (~exact).nonzero().flatten().tolist():
                 corner = (i % COLUMNS * (m + 1) - 0.9, i // COLUMNS * (m + 1) - 0.9)
-                axes.add_patch(Rectangle(corner, m + 0.8, m + 0.8, fill=False, edgecolor="#E69F00", linewidth=1.6))
+                axes.add_patch(
+                    Rectangle(corner, m + 0.8, m + 0.8, fill=False, edgecolor="#E69F00", linewidth=1.6, clip_on=False)
+                )
             axes.imshow(grid.numpy(), cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
             axes.set_facecolor("#c9ced4")  # between the tiles
             axes.set_title(f"{words}\n{exact.sum()} of {n} letters are signed permutations", loc="left", size=9)

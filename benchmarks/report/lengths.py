@@ -20,7 +20,7 @@ from benchmarks import run_command
 RUN = ("key", "task", "variant", "seed", "lr", "finished")  # of a row
 COLUMNS = (*RUN, "length", "examples", "token_accuracy", "sequence_accuracy")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(help=__doc__)

@@ -37,7 +37,7 @@ QUICK = "quick"  # the part of a study that is run here, whatever is stored
 STORED = {"state_tracking": "tracking", "law": "tracking", "mad": "mad", "lm": "lm"}
 HOUR = 3600
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(help=__doc__)

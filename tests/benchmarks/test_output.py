@@ -1,6 +1,9 @@
 """What commands print: no line about other libraries that nobody who runs a comparison can act upon."""
 
 import logging
+import sys
+
+import pytest
 
 import benchmarks
 
@@ -17,3 +20,13 @@ def test_how_fla_names_its_cache_is_not_told():
     finally:
         logger.removeHandler(handler)
     assert told == ["another line"]
+
+
+@pytest.mark.parametrize("module, package", [("jinja2", "jinja2"), ("yaml", "pyyaml")])
+def test_a_package_that_is_missing_is_a_line_that_says_what_installs_it(module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stop:
+        benchmarks.run_command(lambda: __import__(module))
+    assert str(stop.value) == f"Error: {module} is not installed: pip install {package}"
+    with pytest.raises(ModuleNotFoundError):  # a fault of ours
+        benchmarks.run_command(lambda: __import__("benchmarks.no_such"))

@@ -53,6 +53,12 @@ def test_all_mixers_and_the_nearest_name():
             parse_field(name, value, name)
 
 
+def test_a_model_by_another_name_is_the_same_mixer():
+    assert parse_field("mixers", "bdlru-m4-softmax,hlru-m2-conv-silu,lstm", "") == ("bdlru-m4", "hlru-m2-silu-conv", "lstm")
+    with pytest.raises(FieldError, match="expected different names of mixers"):
+        parse_field("mixers", "bdlru-m4,bdlru-m4-softmax", "--mixers")
+
+
 def test_every_combination_is_a_part(write):
     parts = read_sweep(write(GRID))
     found = [(p.task, p.match, p.settings.width, p.settings.mlp_width, p.settings.steps, p.settings.lrs) for p in parts]

@@ -34,5 +34,14 @@ def test_a_suffix_is_an_argument_that_changes_the_layer(cls, suffix):
     assert (default == value) == (suffix == "softmax")
 
 
+@pytest.mark.parametrize(
+    "name, only",
+    [("bdlru-m4-softmax", "bdlru-m4"), ("hlru-m2-conv-silu", "hlru-m2-silu-conv"), ("bdlru-m5-square-start",) * 2],
+)
+def test_a_model_has_one_name(name, only):
+    assert parse_name(name).name == only
+    assert parse_name(only) == parse_name(name)
+
+
 def test_every_gate_norm_is_a_suffix():
     assert SUFFIXES.keys() >= set(GATE_NORMS)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records.store import COLUMNS, LATER_COLUMNS, ResultStore, read_folder, read_row, read_rows, write_row
+from benchmarks.lm.report import COLUMNS as lm_columns
+from benchmarks.records.store import (
+    COLUMNS,
+    LATER_COLUMNS,
+    ResultStore,
+    check_whole,
+    read_folder,
+    read_row,
+    read_rows,
+    write_row,
+)
 
 
 def fill(folder, keys):
@@ -33,10 +43,10 @@ def test_rows_and_curves_come_back(tmp_path):
     assert (tmp_path / "curves" / "two.csv").read_text() == "step,length,lr,loss,token_accuracy\n1,4,0.1,2.0,0.5\n"
 
 
-def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(tmp_path):
+def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(make_row, tmp_path):
     for name, finished, matched, task in (("new", "2", "params 9; state 4", "s4"), ("old", "1", "", "s3")):
         with ResultStore(tmp_path / name) as store:
-            store.add({"key": "one", "task": task, "finished": finished, "matched": matched})
+            store.add(make_row("gla", 0.5, key="one", task=task, finished=finished, matched=matched))
         (tmp_path / name / "compare.csv").rename(tmp_path / f"compare-{name}.csv")
     (row,) = read_folder(tmp_path).values()
     assert row["task"] == "s4"
@@ -45,13 +55,34 @@ def test_a_folder_of_several_files_keeps_the_last_row_and_every_label(tmp_path):
         read_folder(tmp_path / "old")
 
 
+@pytest.mark.parametrize("name", ["lr", "seed", "lengths", "mixer_args", "seconds", "token_accuracy_2x"])
+def test_a_value_that_somebody_deleted_is_named(name, make_row, tmp_path):
+    with ResultStore(tmp_path) as store:
+        store.add(make_row("gla", 0.5, state_size=""))  # a state that grows
+        store.add(make_row("lstm", 0.5, eval_lengths="32", token_accuracy_2x="", key="one"))
+    assert len(read_folder(tmp_path)) == 2
+    with ResultStore(tmp_path) as store:
+        store.add({**store.rows["one"], "eval_lengths": (32, 64), "token_accuracy_2x": 0.5, name: None})
+    message = rf"compare\.csv: run 'one' has no {name}; fill it in, or delete the line"
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["name", "seed", "bits_per_byte", "loss_by_position", "seconds"])
+def test_so_it_is_in_a_row_of_a_language_model(name):
+    row = next(iter(read_rows("benchmarks/results/lm-quick.csv", lm_columns)[0].values()))
+    check_whole([row], "lm.csv")
+    with pytest.raises(ValueError, match=rf"lm\.csv: run '{row['key']}' has no {name};"):
+        check_whole([{**row, name: None}], "lm.csv")
+
+
 def test_a_row_with_the_same_key_is_replaced(tmp_path):
     fill(tmp_path, ["one"])
     with ResultStore(tmp_path) as store:
         store.add({"key": "one", "task": "s5", "seconds": 1.239})
         held = dict(store.rows)
     assert (held["one"]["task"], held["one"]["seconds"]) == ("s5", 1.24)
-    assert held == read_folder(tmp_path)  # as it will be read again
+    assert held == read_rows(tmp_path / "compare.csv")[0]  # as it will be read again
     assert (tmp_path / "compare.csv").read_text().count("\none,") == 1
 
 

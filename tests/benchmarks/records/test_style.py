@@ -75,6 +75,14 @@ def test_equal_lines_stand_beside_each_other_and_every_one_is_named():
     assert Image.open(file).mode == "P"  # few bytes
 
 
+def test_lines_whose_x_is_read_off_stand_at_it():
+    figure = Figure()
+    axes = figure.subplots()
+    series = {name: ([0, 1000], [[1.0], [0.9]]) for name in ("lstm", "gla")}
+    plot_ranges(axes, series, apart=False)
+    assert [container.lines[0].get_xdata().tolist() for container in axes.containers] == [[0, 1000]] * 2
+
+
 def test_names_beside_points_stand_on_no_other_name_point_or_range():
     points = {
         "lstm": (57, [0.5, 1.0, 1.0], "k"),

@@ -95,6 +95,7 @@ def test_letters_that_forget_are_framed(figures, tmp_path):
     (axes,) = figures[0].axes
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert [round((frame.get_x() + 0.9) / 3) for frame in frames] == [1, 3, 4]
+    assert not any(frame.get_clip_on() for frame in frames)  # whole at the edges, too
     assert axes.get_title("left") == "a model\n2 of 5 letters are signed permutations"
 
 
