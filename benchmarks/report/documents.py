@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.compare.presets import MAD_TASKS
 from benchmarks.records.fields import read_fields
+from benchmarks.records.naming import parse_name, task_label
 from benchmarks.records.plots import Figure
 from benchmarks.records.store import read_folder
 from benchmarks.records.style import read_told
@@ -255,6 +256,25 @@ def _law(name: str) -> str:
     from benchmarks.studies.figures import law
 
     return law(_law_rows(name)).table()
+
+
+def _depth(name: str) -> str:
+    """What more than one layer holds that one of the same blocks cannot (`benchmarks.studies law --only depth`)."""
+    from benchmarks.studies.figures import in_order_of_law, smallest_block
+
+    rows = list(read_folder(RESULTS / name).values())
+    found = []
+    for task in in_order_of_law({row["task"] for row in rows}):
+        of = [row for row in rows if row["task"] == task]
+        for line in sorted(summarise(of), key=lambda line: parse_name(line.variant).size):
+            ours = parse_name(line.variant)
+            cells = {"": f"{task_label(task)}, `{line.variant}`"}
+            cells["one layer asks for"] = f"m = {smallest_block(task, signed=ours.norm != 'softmax')}"
+            for i in (0, -1):
+                cells[f"learned, {line.lengths[i]}"] = f"{sum(x >= SOLVED for x in line.tokens[i])} of {line.seeds}"
+            found.append({**cells, f"tokens @{line.lengths[-1]}": _cell(line.tokens[-1])})
+    note = f"Layers: {rows[0]['layers']}. Learned: seeds with at least {SOLVED:.0%} of tokens right; tokens: median and range."
+    return f"{_markdown(found)}\n{note}\n"
 
 
 def _law_counts(name: str) -> str:
@@ -596,6 +616,7 @@ KINDS = {
     "memory": _memory,
     "law": _law,
     "law-counts": _law_counts,
+    "depth": _depth,
     "mad": _mad,
     "rounding": _rounding,
     "lengths": _lengths,

@@ -114,17 +114,19 @@ def state_tracking(rows: list[dict]) -> Figure:
     return Figure("Groups that are held without an error", note, panels, beside=True)
 
 
-def smallest_block(task: str) -> int:
-    r"""The smallest block size with which one layer of BD-LRU with signed gates can hold a group, by the law.
+def smallest_block(task: str, signed: bool = True) -> int:
+    r"""The smallest block size with which one layer of BD-LRU can hold a group, by the law: with signed gates, or softmax.
 
-    That is the largest orbit of its smallest signed permutations, as blocks are as many as needed; Q8 is also a quotient of a
-    group of signed permutations of two things, twice (docs: groups).
+    That is the largest orbit of its smallest permutations, signed or plain, as blocks are as many as needed; Q8 is also a
+    quotient of a group of permutations of half as many things, twice (docs: groups).
 
     Example:
         >>> from benchmarks.studies.figures import smallest_block
         >>> assert [smallest_block(g) for g in ("z2", "z4", "q8", "z6", "s4", "a5")] == [1, 2, 2, 3, 3, 5]
+        >>> assert [smallest_block(g, signed=False) for g in ("z2", "z4", "q8", "z6", "s4", "a5")] == [2, 4, 4, 3, 4, 5]
     """
-    return 2 if task == "q8" else max(orbit.size for orbit in find_group(task).orbits(signed=True))
+    size = max(orbit.size for orbit in find_group(task).orbits(signed=signed))
+    return size // 2 if task == "q8" else size
 
 
 def law(rows: list[dict]) -> Figure:

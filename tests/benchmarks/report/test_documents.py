@@ -56,6 +56,23 @@ def test_the_law_is_of_one_rate(make_row, tmp_path, monkeypatch):
     assert "below it 0 of 1 cells" in text
 
 
+def test_depth_says_what_one_layer_would_ask_for(table):
+    """With softmax gates more than with signed ones; groups in the law's order, then the smaller blocks."""
+    rows, text = table(
+        "depth",
+        ("bdlru-m2", "q8", (1.0, 0.5, 0.995)),
+        ("bdlru-m1-sinh", "q8", (0.9,)),
+        ("bdlru-m2", "z4", (1.0,)),
+    )
+    assert rows[0] == ["", "one layer asks for", "learned, 32", "learned, 64", "tokens @64"]
+    assert rows[2:] == [
+        ["Z4, `bdlru-m2`", "m = 4", "1 of 1", "0 of 1", "0.500"],
+        ["Q8, `bdlru-m1-sinh`", "m = 2", "0 of 1", "0 of 1", "0.450"],
+        ["Q8, `bdlru-m2`", "m = 4", "2 of 3", "0 of 3", "0.497 (0.25-0.50)"],
+    ]
+    assert "Layers: 1. Learned: seeds with at least 99% of tokens right" in text
+
+
 def test_lengths_that_lack_a_run_are_an_error(make_row, tmp_path, monkeypatch):
     """A group with a new seed that was not scored at other lengths would be gone from the table."""
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
