@@ -223,7 +223,8 @@ class GatedRecurrence(Mixer):
     def flops_per_token(self) -> int:
         """Floating-point operations of one step of the forward pass, a multiply-add counted as two.
 
-        Projections and the recurrence are counted in full, the gates' norm as three operations per logit.
+        Projections and the recurrence are counted in full, the gates' norm as three operations per logit, what an output gate
+        and a short convolution's activation do element by element not at all.
         """
         return linear_flops_per_token(self) + 2 * self.conv_state_size() + 5 * self.num_gates()
 
