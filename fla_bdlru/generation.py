@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 
 from fla_bdlru.decoding import rewind_cache
 from fla_bdlru.drafts import Assistant, Lookup, draw, stretched
-from fla_bdlru.mixers.cache_name import CACHE, cache_of, given_cache
+from fla_bdlru.mixers.cache_name import CACHE, cache_of, check_prefix, given_cache
 from fla_bdlru.ops.common.checks import check_count
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class SpeculativeDecoding:
 
     Raises:
         ValueError: on numbers that are not positive or an assistant that is not FLA's; while generating on another vocabulary,
-            beams, a mask with other than left padding, a cache that holds the whole prompt, options of `generate` that a draft
-            does not go together with, and layers that cannot be rewound.
+            beams, a mask with other than left padding or of more tokens than the prompt, a cache that holds all of the prompt,
+            options of `generate` that a draft does not go together with, and layers that cannot be rewound.
 
     Source: Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding", arXiv 2211.17192.
 
@@ -167,6 +167,13 @@ class SpeculativeDecoding:
             )
         if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
             raise ValueError("Speculative decoding needs a prompt of tokens: pass input_ids, not inputs_embeds.")
+        mask, length = model_kwargs.get("attention_mask"), input_ids.shape[1]
+        masked = getattr(config, "_mask_length", length) if mask is None else mask.shape[-1]  # one of ones is left out
+        if masked > length:
+            raise ValueError(
+                f"attention_mask is of {masked} tokens, input_ids of {length}; speculative decoding looks at the whole text: "
+                "pass the tokens that the cache holds, too."
+            )
         refused = [(name, True) for name in ("output_attentions", "output_hidden_states") if getattr(config, name)]
         refused += [] if config.use_cache else [("use_cache", config.use_cache)]
         refused += [("num_beams", config.num_beams)] if (config.num_beams or 1) > 1 else []
@@ -215,12 +222,10 @@ class Text:
 
     def read_prompt(self, cache: Cache | None) -> None:
         """Puts all of the prompt but its last token, which goes in with the first draft, behind what a given cache holds."""
-        self.cache, done = cache, 0 if cache is None else cache.get_seq_length()
-        if done >= self.start:
-            raise ValueError(
-                f"The cache holds {done} tokens, the prompt has {self.start}; pass a cache of fewer tokens than the prompt, "
-                "which starts with them (rewind_cache takes tokens back), or no cache."
-            )
+        self.cache, done = cache, 0
+        if cache is not None:
+            check_prefix(cache, self.start)
+            done = cache.get_seq_length()
         pieces = self.ids[:, done:-1].split(self.config.prefill_chunk_size or self.start, 1)
         for piece in pieces if done < self.start - 1 else ():
             done += piece.shape[1]

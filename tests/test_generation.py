@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fla_bdlru import BDLRUConfig, BDLRUForCausalLM, HLRUConfig, HLRUForCausalLM, SpeculativeDecoding
 from fla_bdlru.drafts import Assistant, Lookup
+from fla_bdlru.mixers.cache_name import RENAMED
 
 VOCAB, EOS, PAD = 24, 2, 0
 SIZES = {"hidden_size": 16, "vocab_size": VOCAB, "intermediate_size": 16, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -310,6 +311,17 @@ def test_errors():
     for held in (one, one.repeat(1, 2)):  # none of the prompt is left to read
         cache, message = model(held, use_cache=True).past_key_values, f"holds {held.shape[1]} tokens, the prompt has 5; pass a"
         refused(message, past_key_values=cache)
+        if RENAMED:
+            refused(message, past_key_values=cache, custom_generate=None)
+    cache, new = model(one[:, :3], use_cache=True).past_key_values, one[:, 3:]
+    for masked in (1, 0):  # transformers leaves out a mask of ones
+        mask = torch.tensor([[masked, 1, 1, 1, 1]])
+        refused(
+            "attention_mask is of 5 tokens, input_ids of 2; .* pass the tokens",
+            new,
+            past_key_values=cache,
+            attention_mask=mask,
+        )
     # layers that keep no states; FLA's window of attention, which has dropped keys
     drafts = {"custom_generate": SpeculativeDecoding(build("small"))}
     delta_net = {"mixer": ["gated_deltanet", "native"], "mixer_config": {"gated_deltanet": {"num_heads": 2, "head_dim": 8}}}

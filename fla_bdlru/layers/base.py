@@ -125,8 +125,7 @@ class Mixer(nn.Module):
             plain = cu_seqlens is None and cp_context is None
             check_step_states(num_steps, q_len, attention_mask, past_key_values is not None and use_cache and plain)
         elif attention_mask is not None and cu_seqlens is None and hidden_states.numel():
-            unpad = fla_part("fla.layers.utils", "unpad_hidden_states")
-            packed = unpad(hidden_states, None, as_it_is_now(attention_mask), q_len)
+            packed = unpad(hidden_states, of_this_call(attention_mask), q_len)
             # where nothing is padded, rows stay side by side: kernels go through what is packed a token after the other
             if is_traced() or len(packed[1]) < batch_size * q_len:
                 hidden_states, indices, cu_seqlens = packed
@@ -144,7 +143,7 @@ class Mixer(nn.Module):
             state = update(self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=q_len)
             state["step_states"] = step_states
         if indices is not None:
-            o = fla_part("fla.layers.utils", "repad_hidden_states")(o, indices, batch_size, q_len)
+            o = repad(o, indices, batch_size, q_len)
         return o, None, past_key_values
 
     def cached_states(self) -> tuple[str, ...]:
@@ -181,21 +180,43 @@ class Mixer(nn.Module):
         return check_cp_context(cp_context)
 
 
-def as_it_is_now(mask: torch.Tensor) -> torch.Tensor:
-    """The same mask, as another object whenever its contents may have changed.
+def of_this_call(mask: torch.Tensor) -> torch.Tensor:
+    """The same mask as an object of its own, which all layers share that a model hands it to.
 
-    FLA keeps what it has found out of a mask, and looks it up by the object: of one that is written to in place it would go on
-    to use what stood there before, and what it found in inference mode is of no use to autograd.
+    FLA keeps what it has found out of a mask, and looks it up by the object: of one that is written to in place, as where all
+    batches come into one buffer, it would go on to use what stood there before, and what it found in inference mode is of no
+    use to autograd. Not all writes are counted, so an object is good for one call.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or hasattr(mask, "_is_of_one_call"):
         return mask
-    if mask.is_inference():  # changes are not counted
-        return mask.view_as(mask)
-    now = mask._version, torch.is_inference_mode_enabled()
-    known = getattr(mask, "_as_it_is_now", None)
-    if known is None or known[0] != now:
-        known = mask._as_it_is_now = (now, mask.detach())
-    return known[1]
+    mask = mask.view_as(mask)
+    mask._is_of_one_call = True
+    return mask
+
+
+def _is_transformed() -> bool:
+    # by torch.func, which FLA's own functions for this do not know
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def unpad(x: torch.Tensor, mask: torch.Tensor, q_len: int) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    """The tokens `[1, N, D]` of x `[B, T, D]` that a mask keeps, their places among all, and where each row's begin.
+
+    `ValueError`, if `torch.vmap` maps over the mask, whose rows keep different numbers of tokens.
+    """
+    if not _is_transformed():
+        return fla_part("fla.layers.utils", "unpad_hidden_states")(x, None, mask, q_len)
+    if torch._C._functorch.is_batchedtensor(mask):
+        raise ValueError("attention_mask is mapped over by vmap, which needs equal lengths; pass None, or cu_seqlens.")
+    indices, cu_seqlens = fla_part("fla.layers.utils", "get_unpad_indices_and_cu")(mask, q_len)
+    return x.flatten(0, 1)[indices][None], indices, cu_seqlens
+
+
+def repad(o: torch.Tensor, indices: torch.Tensor, batch_size: int, q_len: int) -> torch.Tensor:
+    """The outputs `[B, T, D]` of what `unpad` returned, zeros elsewhere."""
+    if not _is_transformed():
+        return fla_part("fla.layers.utils", "repad_hidden_states")(o, indices, batch_size, q_len)
+    return o.new_zeros(batch_size * q_len, o.shape[-1]).index_put((indices,), o[0]).unflatten(0, (batch_size, q_len))
 
 
 def check_hidden_states(hidden_states: torch.Tensor, hidden_size: int) -> None:

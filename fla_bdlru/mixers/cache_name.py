@@ -54,6 +54,16 @@ def cache_of(outputs: ModelOutput) -> Cache | None:
     return getattr(outputs, CACHE)
 
 
+def check_prefix(cache: Cache, length: int) -> None:
+    """Raises `ValueError` unless a text of so many tokens goes on behind what `cache` holds."""
+    held = cache.get_seq_length()
+    if held >= length:
+        raise ValueError(
+            f"The cache holds {held} tokens, the prompt has {length}; pass a cache of fewer tokens than the prompt, which "
+            "starts with them (rewind_cache takes tokens back), or no cache."
+        )
+
+
 def heed_cache(model: FLAPreTrainedModel) -> None:
     """Makes a model whose `forward` knows `past_key_values` alone take `cache` too."""
     if not (hasattr(model, "_heeds_cache") or knows(model.forward, NEW)):
@@ -79,9 +89,11 @@ def prepare_inputs(
 ) -> dict[str, Any]:
     """transformers' `prepare_inputs_for_generation`, in FLA's place: the cache is called as each of the two calls it.
 
-    `generate` takes the arguments that stand in the signature.
+    `generate` takes the arguments that stand in the signature. ValueError, if a prompt is not longer than what a cache holds.
     """
-    cache = given_cache({**kwargs, NEW: cache})
+    cache, new = given_cache({**kwargs, NEW: cache}), kwargs.get("next_sequence_length")
+    if kwargs.get("is_first_iteration") and cache is not None and new is not None:
+        check_prefix(cache, cache.get_seq_length() + new)
     kwargs = {"use_cache": True} | {name: value for name, value in kwargs.items() if name != OLD}
     if (positions := kwargs.pop("cache_position", None)) is not None:
         kwargs.setdefault("next_sequence_length", len(positions))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from transformers.initialization import guard_torch_init_functions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.decoding import rewind_cache
-from fla_bdlru.layers.base import as_it_is_now
+from fla_bdlru.layers.base import of_this_call
 from fla_bdlru.layers.gated import GatedRecurrence, placed_as
 from fla_bdlru.mixers.arguments import heed_arguments
 from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache
@@ -119,7 +119,18 @@ def plan_swaps(model: FLAPreTrainedModel, anew: bool = True) -> list[Swap]:
         if type(block).__name__ == "RWKV7Block":
             layer.register_forward_hook(_pass_v_first, with_kwargs=True)
         swaps.append(Swap(block, slot, layer))
+    _check_first_values(config, blocks, mixers)
     return swaps
+
+
+def _check_first_values(config: PreTrainedConfig, blocks: Sequence[nn.Module], mixers: Sequence[tuple[str, dict]]) -> None:
+    # ValueError, where RWKV-7's own mixers would mix in the values of a first layer that another mixer took
+    own = [i for i, (name, _) in enumerate(mixers) if name == NATIVE and type(_unwrapped(blocks[i])).__name__ == "RWKV7Block"]
+    if own and mixers[0][0] != NATIVE:
+        raise ValueError(
+            f"mixer={config.mixer!r}: layer {own[0]} keeps RWKV-7's own mixer, which mixes in the first layer's values; name "
+            f"{NATIVE!r} for layer 0 too, or a mixer for every layer."
+        )
 
 
 def keep_init(layer: nn.Module, name: str) -> None:
@@ -392,7 +403,7 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
             )
         kwargs["attention_mask"] = None  # with which FLA's attention keeps those keys
     if torch.is_tensor(kwargs.get("attention_mask")):
-        kwargs["attention_mask"] = as_it_is_now(kwargs["attention_mask"])
+        kwargs["attention_mask"] = of_this_call(kwargs["attention_mask"])
     use_cache = kwargs.get("use_cache")
     if not (model.config.use_cache and not model.training if use_cache is None else use_cache):
         kwargs.update({name: copied(kwargs[name]) for name in (OLD, NEW) if isinstance(kwargs.get(name), Cache)})

@@ -6,11 +6,13 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from fla.models.utils import Cache
 from torch import nn
 
+from fla_bdlru import BDLRUConfig, BDLRUForCausalLM
 from fla_bdlru.layers import BDLRU, HLRU, LSTM, Bidirectional
 from fla_bdlru.layers.gate_bias import gate_logits, memory_gates_bdlru, memory_gates_hlru, time_constants
 from fla_bdlru.ops import GATE_NORMS, naive_recurrent_bdlru, normalize_gates
@@ -654,6 +656,32 @@ def test_a_mask_that_is_written_to_in_place(name):
             mask[0, :3] = 0
             o = layer(x, attention_mask=mask)[0]
             torch.testing.assert_close(o[0, 3:], layer(x[:1, 3:])[0][0])
+
+
+@each_layer
+def test_a_mask_whose_buffer_is_written_to(name):
+    """By what torch does not count: NumPy, collectives."""
+    layer, x, buffer = build(name).eval(), torch.randn(2, 6, D), np.ones((2, 6), np.int64)
+    mask, model = torch.from_numpy(buffer), BDLRUForCausalLM(BDLRUConfig(hidden_size=16, num_hidden_layers=2, vocab_size=30))
+    ids, model = torch.randint(3, 30, (2, 6)), model.eval()
+    for start in (2, 3):
+        buffer[:] = 1
+        buffer[0, :start] = 0
+        assert mask._version == 0
+        torch.testing.assert_close(layer(x, mask)[0][0, start:], layer(x[:1, start:])[0][0])
+        whole = model(ids, attention_mask=mask, use_cache=False).logits
+        torch.testing.assert_close(whole[0, start:], model(ids[:1, start:], use_cache=False).logits[0])
+
+
+def test_a_models_layers_share_what_is_found_in_a_mask(monkeypatch):
+    """One search a call, not one a layer."""
+    model = BDLRUForCausalLM(BDLRUConfig(hidden_size=16, num_hidden_layers=3, vocab_size=30)).eval()
+    ids, mask, found, nonzero = torch.randint(3, 30, (2, 6)), torch.ones(2, 6, dtype=torch.long), [], torch.nonzero
+    mask[0, :2] = 0
+    monkeypatch.setattr(torch, "nonzero", lambda *args, **kwargs: (found.append(1), nonzero(*args, **kwargs))[1])
+    for _ in range(2):
+        model(ids, attention_mask=mask, use_cache=False)
+    assert len(found) == 2
 
 
 @each_layer

@@ -183,6 +183,24 @@ def test_layers_in_ensembles_and_gradients_per_sample(layer, options):
     assert_close([(slope * weights).sum()], [(vjp(out, x)[1](weights)[0] * direction).sum()])
 
 
+@pytest.mark.parametrize("layer", [BDLRU, HLRU])
+@pytest.mark.parametrize("options", [{}, {"use_short_conv": True}], ids=str)
+def test_layers_on_padded_batches(layer, options):
+    layer, x, mask = layer(hidden_size=16, **options), torch.randn(3, 2, 7, 16), torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x, mask))[0].square().sum()
+
+    found = vmap(grad(loss), (None, 0))(parameters, x)
+    for i, one in enumerate(x):
+        expected = torch.autograd.grad(layer(one, mask)[0].square().sum(), list(layer.parameters()))
+        assert_close([found[name][i] for name in parameters], expected)
+    with pytest.raises(ValueError, match=r"attention_mask is mapped over by vmap, .*; pass None, or cu_seqlens"):
+        vmap(lambda x, mask: layer(x[None], mask[None])[0])(x[0], mask)
+
+
 class Logits(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
