@@ -31,8 +31,12 @@ class RecurrentForSequenceClassification(GenericForSequenceClassification, Recur
     accepts_loss_kwargs = False  # the loss is a mean of its own batch: Trainer divides it by the steps that it accumulates
 
     def __init__(self, config: RecurrentConfig) -> None:
-        super().__init__(config)
+        super(GenericForSequenceClassification, self).__init__(config)  # whose own asks AutoModel for the base
+        self.num_labels = config.num_labels
         self.loss_type = "ForSequenceClassification"  # which transformers would look for in the class's name
+        self.model = base_model(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
 
     @wraps(GenericForSequenceClassification.forward)  # whose signature tells Trainer the names of labels
     def forward(self, *args, **kwargs) -> SequenceClassifierOutputWithPast:
@@ -59,8 +63,15 @@ class RecurrentForTokenClassification(GenericForTokenClassification, RecurrentPr
     accepts_loss_kwargs = False  # as above
 
     def __init__(self, config: RecurrentConfig) -> None:
-        super().__init__(config)
+        super(GenericForTokenClassification, self).__init__(config)  # as above
+        self.num_labels = config.num_labels
         self.loss_type = "ForTokenClassification"
+        self.model = base_model(config)
+        rates = (getattr(config, field, None) for field in ("classifier_dropout", "hidden_dropout"))
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        bias = getattr(config, "token_classification_bias", True)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=bias)
+        self.post_init()
 
 
 class RecurrentForMaskedLM(RecurrentPreTrainedModel):

@@ -119,6 +119,45 @@ def test_a_language_models_weights_go_into_a_head(family, tmp_path):
 
 
 @each_family
+@each_head
+def test_heads_of_ones_own(family, head, bidirectional, tmp_path):
+    """Under a type of their own, which no Auto class knows; weights come from a language model of that type."""
+
+    class OwnConfig(getattr(fla_bdlru, f"{family}Config")):
+        model_type = f"own-{family}"
+
+    class Own(getattr(fla_bdlru, family + head)):
+        config_class = OwnConfig
+
+    class OwnForCausalLM(getattr(fla_bdlru, f"{family}ForCausalLM")):
+        config_class = OwnConfig
+
+    config = OwnConfig(**SIZES, bidirectional=bidirectional)
+    torch.manual_seed(0)
+    model = Own(config)
+    torch.manual_seed(0)
+    known = getattr(fla_bdlru, family + head)(getattr(fla_bdlru, f"{family}Config")(**SIZES, bidirectional=bidirectional))
+    assert list(model.state_dict()) == list(known.state_dict())
+    assert all(torch.equal(value, known.state_dict()[name]) for name, value in model.state_dict().items())
+    if not bidirectional:
+        trained = lively(OwnForCausalLM(config))
+        trained.save_pretrained(tmp_path)
+        weights = Own.from_pretrained(tmp_path).model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in trained.model.state_dict().items())
+
+
+@pytest.mark.parametrize("fields, rate, bias", [
+    ({}, 0.1, True),
+    ({"classifier_dropout": 0.3, "hidden_dropout": 0.2, "token_classification_bias": False}, 0.3, False),
+    ({"classifier_dropout": None, "hidden_dropout": 0.0}, 0.0, True),
+])  # fmt: skip
+def test_fields_of_the_head_for_tokens(fields, rate, bias):
+    """As transformers' heads read them."""
+    model = build("BDLRU", "ForTokenClassification", **fields)
+    assert (model.dropout.p, model.score.bias is not None) == (rate, bias)
+
+
+@each_family
 def test_a_masked_token_is_found_from_both_sides(family):
     """A row that is its own mirror image: the middle is told by what stands behind."""
     model = build(family, "ForMaskedLM", True, tie_word_embeddings=True)
