@@ -23,7 +23,7 @@ from fla_bdlru.decoding import rewind_cache
 from fla_bdlru.layers.base import of_this_call
 from fla_bdlru.layers.gated import GatedRecurrence, placed_as
 from fla_bdlru.mixers.arguments import heed_arguments
-from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache
+from fla_bdlru.mixers.cache_name import NEW, OLD, RENAMED, given_cache, heed_cache, knows
 from fla_bdlru.mixers.packing import heed_documents
 from fla_bdlru.mixers.registry import NATIVE, build_mixer, find_mixer, mixer_arguments, names_mixers, resolve_mixers
 from fla_bdlru.mixers.saved_configs import MARK
@@ -355,17 +355,17 @@ def _slot(block: nn.Module) -> str | None:
 
 
 def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """What is looked at before every call of a model: token ids (under `FLA_BDLRU_DEBUG=1`), the cache, `cp_context`.
+    """What is looked at before every call of a model: token ids (under `FLA_BDLRU_DEBUG=1`), the cache, labels, `cp_context`.
 
     With a cache FLA's attention takes every mask for left padding. So a mask that pads elsewhere turns the cache off, as do
-    `labels`, which need none, unless it is asked for. Without `use_cache` the layers get a copy of a cache, as FLA's attention
+    labels, which need none, unless it is asked for. Without `use_cache` the layers get a copy of a cache, as FLA's attention
     writes to it all the same.
 
     Raises:
         ValueError: for a cache that is not FLA's, token ids outside the vocabulary, which on a GPU are a device assert, a
             cache together with attention and a mask that pads elsewhere than on the left or leaves out what the cache holds,
-            several new tokens after a cache and padding before attention with a window, or as `check_checkpointing` and
-            `check_context_parallel`.
+            several new tokens after a cache and padding before attention with a window, or as `check_checkpointing`,
+            `check_labels` and `check_context_parallel`.
     """
     cache = given_cache(kwargs)
     if cache is not None and not isinstance(cache, (Cache, list, tuple)):  # which FLA puts an empty one in the place of
@@ -391,9 +391,11 @@ def check_call(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> tuple[tu
         kwargs = {name: value for name, value in kwargs.items() if name not in (OLD, NEW)}
         if model._takes_use_cache:
             kwargs["use_cache"] = False
-    unneeded = (misread or kwargs.get("labels") is not None) and not asked and kwargs.get("use_cache") is None
+    labelled = any(kwargs.get(name) is not None for name in ("labels", "shift_labels"))
+    unneeded = (misread or labelled) and not asked and kwargs.get("use_cache") is None
     if unneeded and model._takes_use_cache:  # a head of one's own may not, and the model in it turns it off
         kwargs["use_cache"] = False
+    check_labels(model, kwargs)
     check_context_parallel(model, args, kwargs)
     if cache is not None and isinstance(cache, Cache) and continues_in_window(model, args, kwargs, cache):
         if not kwargs["attention_mask"].all():
@@ -487,6 +489,18 @@ def misreads_mask(model: FLAPreTrainedModel, attention_mask: torch.Tensor | None
         return False
     mask = attention_mask.bool()
     return bool((mask[:, :-1] & ~mask[:, 1:]).any())
+
+
+def check_labels(model: FLAPreTrainedModel, kwargs: dict) -> None:
+    """Raises `ValueError` for `shift_labels` that come as far as the blocks: a loss that knows them hands them no further."""
+    if kwargs.get("shift_labels") is None or knows(model.forward, "shift_labels"):
+        return
+    base = getattr(model, model.base_model_prefix, model)
+    if _blocks(model) is not None or type(base).__name__ in _KEEPS_CONTEXT:
+        raise ValueError(
+            f"shift_labels would have no effect: neither {type(base).__name__} nor the head on top of it takes any. Pass "
+            "labels, which language models shift themselves."
+        )
 
 
 def check_context_parallel(model: FLAPreTrainedModel, args: tuple, kwargs: dict) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from fla.models.configuration_utils import AttentionConfig, AttentionConfigBase, validate_loss_config
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fla_bdlru.layers import BDLRU, HLRU, Bidirectional
@@ -285,8 +287,14 @@ def base_model(config: RecurrentConfig) -> RecurrentModel:
     return (BDLRUModel if isinstance(config, BDLRUConfig) else HLRUModel)(config)
 
 
+class Shifted(NamedTuple):
+    """Labels that are shifted already, in the place of `labels`: of all labels FLA's `forward` hands on those alone."""
+
+    shift_labels: torch.LongTensor
+
+
 class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerationMixin):
-    """A `RecurrentModel` with a language-modelling head; `forward` and generation are FLA's."""
+    """A `RecurrentModel` with a language-modelling head; generation is FLA's."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
     if RENAMED:
@@ -301,6 +309,53 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.criterion = None
         self.post_init()
+
+    @wraps(FLAForCausalLM.forward, assigned=())  # where Trainer finds the names of the labels that evaluation needs
+    def forward(self, *args, shift_labels: torch.LongTensor | None = None, **kwargs) -> tuple | CausalLMOutputWithPast:
+        r"""FLA's `forward`, which takes labels that are shifted already, too.
+
+        Args:
+            shift_labels (torch.LongTensor, Optional):
+                Labels `[B, T]`, each the token after its own, as slices of a sequence need them; -100 is ignored. They come
+                before `labels`, which the model shifts itself. Default: `None`.
+            *args, **kwargs:
+                As in FLA: `input_ids`, `attention_mask`, `inputs_embeds`, `past_key_values`, `labels`, `use_cache`,
+                `output_hidden_states`, `return_dict`, `logits_to_keep`, `num_items_in_batch`, `cu_seqlens`, ...
+
+        Returns:
+            tuple | CausalLMOutputWithPast:
+                `loss` where there are labels, a mean or a sum over `num_items_in_batch`; `logits` `[B, T, V]`, of which
+                `logits_to_keep` counts without labels only; the cache and `hidden_states`.
+
+        Raises:
+            ValueError: if `shift_labels` is of another shape.
+
+        Example:
+            >>> import torch
+            >>> from fla_bdlru import BDLRUConfig, BDLRUForCausalLM
+            >>> model = BDLRUForCausalLM(BDLRUConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50))
+            >>> text = torch.randint(0, 50, (2, 9))
+            >>> loss = model(text[:, :-1], shift_labels=text[:, 1:]).loss
+            >>> assert torch.allclose(loss, model(text, labels=text).loss)
+        """
+        if shift_labels is not None:
+            kwargs["labels"] = Shifted(shift_labels)
+        return super().forward(*args, **kwargs)
+
+    def _compute_logits_and_loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.LongTensor | Shifted | None = None,
+        *args,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if isinstance(labels, Shifted):
+            labels, shift_labels = None, labels.shift_labels
+        if shift_labels is not None and shift_labels.shape != hidden_states.shape[:2]:
+            shape = list(hidden_states.shape[:2])
+            raise ValueError(f"shift_labels must have shape {shape}, as the tokens; got {list(shift_labels.shape)}.")
+        return super()._compute_logits_and_loss(hidden_states, labels, *args, shift_labels=shift_labels, **kwargs)
 
 
 class BDLRUConfig(RecurrentConfig):

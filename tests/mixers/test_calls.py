@@ -7,6 +7,8 @@ from fla.models import (
     GatedDeltaNetForCausalLM,
     GLAConfig,
     GLAModel,
+    LinearAttentionConfig,
+    LinearAttentionForCausalLM,
     RWKV7Config,
     RWKV7ForCausalLM,
     TransformerConfig,
@@ -22,7 +24,7 @@ from fla_bdlru.layers import BDLRU, HLRU, LSTM
 from fla_bdlru.mixers.arguments import argument_names
 from fla_bdlru.mixers.cache_name import cache_of
 from fla_bdlru.mixers.packing import documents
-from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM
+from fla_bdlru.models import BDLRUConfig, BDLRUForCausalLM, BDLRUForTokenClassification
 
 SIZES = {"hidden_size": 32, "num_heads": 4, "vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 64}
 NATIVE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 40}
@@ -134,6 +136,41 @@ def test_the_loss_of_padded_rows():
     assert out.past_key_values is None
     assert model(tokens, labels=labels, use_cache=True).past_key_values is not None
     assert model(tokens).past_key_values is not None
+
+
+@torch.no_grad()
+def test_shifted_labels_of_padded_rows():
+    """They turn the cache off as `labels` do."""
+    model = lively(BDLRUForCausalLM(BDLRUConfig(**NATIVE, attn={"layers": [1], "num_heads": 2}))).eval()
+    tokens, mask = torch.randint(3, 40, (2, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    labels = tokens.masked_fill(mask == 0, -100)
+    shifted = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], 1)
+    for given in ({"attention_mask": mask}, {}):
+        out = model(tokens, shift_labels=shifted, **given)
+        torch.testing.assert_close(out.loss, model(tokens, labels=labels, **given).loss)
+        assert out.past_key_values is None
+    assert model(tokens, shift_labels=shifted, use_cache=True).past_key_values is not None
+
+
+@pytest.mark.parametrize("mixer", ["bdlru", "gated_deltanet"])
+def test_shifted_labels_where_no_loss_takes_them(mixer):
+    """FLA's RWKV-7 takes them; its other models take any keyword and drop it."""
+    tokens = torch.randint(3, 40, (2, 7))
+    rwkv7 = lively(RWKV7ForCausalLM(RWKV7Config(**{**SIZES, "num_heads": None}, head_dim=8, mixer=mixer)))
+    shifted = torch.cat([tokens[:, 1:], torch.full((2, 1), -100)], 1)
+    torch.testing.assert_close(rwkv7(tokens, shift_labels=shifted).loss, rwkv7(tokens, labels=tokens).loss)
+    linear = LinearAttentionForCausalLM(LinearAttentionConfig(**SIZES, mixer=mixer))
+    for model, base in ((hybrid(mixer), "TransformerModel"), (linear, "LinearAttentionModel")):
+        message = f"shift_labels would have no effect: neither {base} nor the head on top of it takes any. Pass labels"
+        for labels in ({}, {"labels": tokens}):
+            with pytest.raises(ValueError, match=message):
+                model(tokens, shift_labels=shifted, **labels)
+        with pytest.raises(ValueError, match=message):
+            model.model(tokens, shift_labels=shifted)
+        assert model(tokens, labels=tokens, shift_labels=None).loss > 0
+    head = BDLRUForTokenClassification(BDLRUConfig(**NATIVE))
+    with pytest.raises(ValueError, match="neither BDLRUModel nor the head on top of it takes any"):
+        head(tokens, labels=tokens % 2, shift_labels=shifted % 2)
 
 
 @torch.no_grad()

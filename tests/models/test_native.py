@@ -9,7 +9,9 @@ import pytest
 import torch
 from fla.modules import GatedMLP
 from fresh import run_fresh
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils.generic import find_labels
 from usage import lively, train
 
 from fla_bdlru.layers import BDLRU, HLRU
@@ -76,8 +78,46 @@ def test_a_model_equals_its_parts(name, fused, act):
         logits = norm(model.model.norm, h) @ model.lm_head.weight.T
         out = model(x, labels=x)
     torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-4)
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
     torch.testing.assert_close(out.loss, loss, rtol=1e-4, atol=1e-4)
+
+
+LOSSES = {
+    "fused": {},
+    "plain": {"fuse_cross_entropy": False},
+    "linear": {"fuse_cross_entropy": False, "fuse_linear_cross_entropy": True},
+    "hybrid": {"attn": {"layers": [1], "num_heads": 2}},
+}
+each_loss = pytest.mark.parametrize("fields", LOSSES.values(), ids=LOSSES)
+
+
+@each_family
+@each_loss
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_labels_that_are_shifted_already(name, fields, checkpointing):
+    """As slices of a sequence have them: the last token has a label, too. Beside `labels` they are the ones that count."""
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    model = lively(CausalLM(Config(**SIZES, **options, **fields)))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    x, shifted = torch.randint(0, 40, (2, 7)), torch.randint(0, 40, (2, 7))
+    shifted[0, :3] = -100
+    loss = cross_entropy(model(x).logits.flatten(0, 1), shifted.flatten())
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for given in ({}, {"labels": x}, {"logits_to_keep": 1}, {"return_dict": False}):
+        model.zero_grad()
+        out = model(x, shift_labels=shifted, **given)
+        torch.testing.assert_close(out[0], loss, rtol=1e-4, atol=1e-5)
+        out[0].backward()
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        torch.testing.assert_close(grads, expected, rtol=1e-3, atol=1e-5)
+    out = model.eval()(x, shift_labels=shifted, num_items_in_batch=torch.tensor(22))
+    torch.testing.assert_close(out.loss, loss / 2, rtol=1e-4, atol=1e-5)  # 11 labels
+    assert out.past_key_values is None
+    assert find_labels(CausalLM) == ["labels"]  # Trainer evaluates no loss where one of them is missing
+    with pytest.raises(ValueError, match=r"shift_labels must have shape \[2, 7\], as the tokens; got \[2, 6\]"):
+        model(x, shift_labels=shifted[:, 1:])
 
 
 @each_family
