@@ -109,13 +109,16 @@ class RecurrentForMaskedLM(RecurrentPreTrainedModel):
     ) -> MaskedLMOutput:
         """Logits `[B, T, V]`, and the loss where `labels` `[B, T]`, not shifted, are not -100.
 
-        The loss is a mean, or a sum over `num_items_in_batch`, which Trainer counts over the batches that it accumulates.
+        The loss is a mean, or a sum over `num_items_in_batch`, which Trainer counts over the batches that it accumulates; 0
+        without a row.
         """
         kwargs["return_dict"] = True
         out = self.model(input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states, **kwargs)
         logits = self.lm_head(out.last_hidden_state)
         loss = None
         if labels is not None:
+            if not logits.numel():
+                num_items_in_batch = 1  # a sum, where a mean over nothing is not a number
             how = {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(logits, labels, **how)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)

@@ -324,8 +324,8 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
 
         Returns:
             tuple | CausalLMOutputWithPast:
-                `loss` where there are labels, a mean or a sum over `num_items_in_batch`; `logits` `[B, T, V]`, of which
-                `logits_to_keep` counts without labels only; the cache and `hidden_states`.
+                `loss` where there are labels, a mean or a sum over `num_items_in_batch`, and 0 without a row; `logits`
+                `[B, T, V]`, of which `logits_to_keep` counts without labels only; the cache and `hidden_states`.
 
         Raises:
             ValueError: if `shift_labels` is of another shape.
@@ -355,7 +355,14 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, FLAForCausalLM, FLAGenerati
         if shift_labels is not None and shift_labels.shape != hidden_states.shape[:2]:
             shape = list(hidden_states.shape[:2])
             raise ValueError(f"shift_labels must have shape {shape}, as the tokens; got {list(shift_labels.shape)}.")
-        return super()._compute_logits_and_loss(hidden_states, labels, *args, shift_labels=shift_labels, **kwargs)
+        if (labels is None and shift_labels is None) or hidden_states.numel():
+            return super()._compute_logits_and_loss(hidden_states, labels, *args, shift_labels=shift_labels, **kwargs)
+        # a mean over nothing is not a number: the sum over a token of zeros without a label, which has a gradient
+        token = hidden_states.sum((0, 1), keepdim=True)
+        unlabelled = torch.full_like(token[..., 0], getattr(self.criterion, "ignore_index", -100), dtype=torch.long)
+        kwargs |= {"shift_labels": unlabelled, "num_items_in_batch": 1}
+        loss, logits = super()._compute_logits_and_loss(token, None, *args, **kwargs)
+        return loss, None if logits is None else self.lm_head(hidden_states)
 
 
 class BDLRUConfig(RecurrentConfig):

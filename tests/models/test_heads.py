@@ -110,6 +110,19 @@ def test_hidden_states_of_masked_models(family):
 
 
 @each_family
+def test_the_loss_of_no_rows(family):
+    """With a gradient for every parameter, which DDP waits for."""
+    model, x = build(family, "ForMaskedLM", True), torch.randint(1, 30, (2, 4))
+    for rows in (x[:0], x[:, :0]):
+        for number in (None, torch.tensor(5)):
+            model.zero_grad()
+            out = model(rows, labels=rows, num_items_in_batch=number)
+            assert (out.loss.item(), out.loss.dtype, out.logits.shape) == (0.0, torch.float32, (*rows.shape, 30))
+            out.loss.backward()
+            assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@each_family
 def test_a_language_models_weights_go_into_a_head(family, tmp_path):
     build(family, "ForCausalLM").save_pretrained(tmp_path)
     model = AUTO["ForSequenceClassification"].from_pretrained(tmp_path, num_labels=5)

@@ -121,6 +121,27 @@ def test_labels_that_are_shifted_already(name, fields, checkpointing):
 
 
 @each_family
+@pytest.mark.parametrize("fields", [*list(LOSSES.values())[:3], {"use_l2warp": True}], ids=[*list(LOSSES)[:3], "l2warp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_of_no_rows(name, fields, dtype):
+    """Of the type that other ranks have, and with a gradient for every parameter, which DDP waits for."""
+    Config, _, CausalLM, _, options = FAMILIES[name]
+    model, x = lively(CausalLM(Config(**SIZES, **options, **fields))).to(dtype), torch.randint(0, 40, (2, 7))
+    like = model(x, labels=x)
+    for rows in (x[:0], x[:, :0]):
+        for given in ({"labels": rows}, {"shift_labels": rows}, {"labels": rows, "num_items_in_batch": torch.tensor(5)}):
+            model.zero_grad()
+            out = model(rows, **given)
+            assert (out.loss.item(), out.loss.dtype, out.loss.shape) == (0.0, like.loss.dtype, ())
+            assert (out.logits is None) == (like.logits is None)
+            assert out.logits is None or out.logits.shape == (*rows.shape, 40)
+            out.loss.backward()
+            assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    loss = model(x, labels=torch.full_like(x, -100)).loss  # rows without labels are left to FLA: torch's NaN, or 0 where fused
+    assert loss.isnan() if like.logits is not None else loss == 0
+
+
+@each_family
 def test_defaults_and_what_they_make(name):
     Config, Model, _, _, options = FAMILIES[name]
     config = Config()
