@@ -67,7 +67,7 @@ def best_and_worst(folder: str | Path, rows: Sequence[dict]) -> pd.DataFrame:
     for row in (best,) if worst is best else (best, worst):
         matrices = letter_matrices(folder, row)
         scores = ", ".join(f"{row[f'token_accuracy_{n // trained}x']:.2f} at {n}" for n in (trained, longest))
-        words = f"{row['variant']}, seed {row['seed']}: {scores}"
+        words = f"{row['variant']}, seed {row['seed']}, lr {row['lr']:g}: {scores}"
         found += [
             (words, letter, " ".join(f"{entry:.3f}" for entry in matrix.flatten())) for letter, matrix in enumerate(matrices)
         ]

@@ -64,19 +64,20 @@ def test_spectra_are_summarised_by_how_often_an_eigenvalue_occurs():
 def test_gates_are_of_the_run_that_holds_longest_and_of_the_worst(make_row, monkeypatch):
     scores = {0: (1.0, 0.2), 1: (0.9, 0.8), 2: (0.1, 0.3)}
     rows = [
-        make_row("bdlru-m2", short, seed, mixer="bdlru", token_accuracy_2x=str(long)) for seed, (short, long) in scores.items()
+        make_row("bdlru-m2", short, seed, f"0.0{seed}", mixer="bdlru", token_accuracy_2x=str(long))
+        for seed, (short, long) in scores.items()
     ]
     monkeypatch.setattr(gates, "letter_matrices", lambda folder, row: torch.stack([EXACT, LEAKY]))
     panels = gates.read_panels(gates.best_and_worst("", [*rows, make_row("lstm", 1.0, mixer="lstm")]))
     assert [words for words, _ in panels] == [
-        "bdlru-m2, seed 1: 0.90 at 32, 0.80 at 64",
-        "bdlru-m2, seed 2: 0.10 at 32, 0.30 at 64",
+        "bdlru-m2, seed 1, lr 0.01: 0.90 at 32, 0.80 at 64",
+        "bdlru-m2, seed 2, lr 0.02: 0.10 at 32, 0.30 at 64",
     ]
     assert panels[0][1].tolist() == torch.stack([EXACT, LEAKY]).double().mul(1000).round().div(1000).tolist()
     assert gates.best_and_worst("", rows[:1]).empty
     alike = [make_row("bdlru-m2", 1.0, seed, mixer="bdlru", token_accuracy_2x=kept) for seed, kept in enumerate("1011")]
     told = [words.partition(":")[0] for words, _ in gates.read_panels(gates.best_and_worst("", alike))]
-    assert told == ["bdlru-m2, seed 0", "bdlru-m2, seed 1"]  # all learn it, and one loses it
+    assert told == ["bdlru-m2, seed 0, lr 0.003", "bdlru-m2, seed 1, lr 0.003"]  # all learn it, and one loses it
     ((_, matrices),) = gates.read_panels(gates.best_and_worst("", alike[2:]))
     assert len(matrices) == 2  # no letter twice
 
