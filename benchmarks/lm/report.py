@@ -230,6 +230,10 @@ def draw_models(lines: list[Line], curves: pd.DataFrame, settings: str, path: Pa
         by_position.axvline(trained, color=OTHER, linewidth=1.2, linestyle=DOTTED)
         by_position.set(xlabel=f"position in a window of {longest}, by octave", ylabel="loss, nats a token")
         losses = {name: [[loss for _, loss in seeds] for seeds in found] for name, found in octaves.items()}
+        if len(lines) > 1:  # they fall alike, by far more than they are apart
+            middle = [median(median(seeds) for seeds in at) for at in zip(*losses.values())]
+            losses = {name: [[x - m for x in seeds] for seeds, m in zip(of, middle)] for name, of in losses.items()}
+            by_position.set_ylabel("loss less the models' median")
         plot_ranges(by_position, {name: (ends, values) for name, values in losses.items()})
         for axes in rest:
             axes.set(xlabel="training tokens", ylabel="validation loss")

@@ -22,13 +22,12 @@ from benchmarks.records.naming import parse_name, task_label
 from benchmarks.records.plots import Figure
 from benchmarks.records.store import read_folder
 from benchmarks.records.style import read_told
-from benchmarks.records.summary import SOLVED, Comparison, Line, compare, summarise
+from benchmarks.records.summary import CLAIM, SOLVED, Comparison, Line, compare, summarise
 from benchmarks.records.tables import grows, short
 from benchmarks.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-CLAIM = 5  # seeds
 MARKED = re.compile(r"(<!-- rows: (\S+)(?: (\S+))? -->\n).*?(<!-- /rows -->)", re.DOTALL)
 
 

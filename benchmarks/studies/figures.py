@@ -8,7 +8,7 @@ from statistics import median
 from benchmarks.compare.presets import MAD_TASKS
 from benchmarks.records.naming import FAMILIES, parse_name
 from benchmarks.records.plots import Figure, Panel
-from benchmarks.records.summary import SOLVED, best_lines
+from benchmarks.records.summary import CLAIM, SOLVED, best_lines
 from benchmarks.tasks import get_task
 from benchmarks.tasks.groups import find_group
 
@@ -36,6 +36,16 @@ def _solved(runs: list[dict], multiple: str) -> tuple[float, str]:
 
 def _in_order(names) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def _span(counts: Iterable[int]) -> str:
+    return " to ".join(map(str, _in_order((min(counts), max(counts)))))
+
+
+def _grey(panels: list[Panel], why: str = "not run") -> str:
+    # what a note says of cells that are not there, where there are such
+    some = any((row, column) not in panel.cells for panel in panels for row in panel.rows for column in panel.columns)
+    return f" Grey: {why}." * some
 
 
 def _solved_panels(rows: list[dict], labels: dict[str, str], borders: dict[str, str] | None = None) -> list[Panel]:
@@ -66,8 +76,9 @@ def in_order_of_law(groups: Iterable[str]) -> list[str]:
 
 def solved(rows: list[dict]) -> Figure:
     """Seeds that solved each group at the training length, and at 8 times that."""
-    note = f"Seeds of which at least {SOLVED:.0%} of tokens are right, at each mixer's best learning rate on validation data."
     panels = _solved_panels(rows, {name: name for name in _in_order(row["variant"] for row in rows)})
+    note = f"Seeds of which at least {SOLVED:.0%} of tokens are right, at each mixer's best learning rate on validation data."
+    note += _grey(panels)
     return Figure("Groups that are learned, and kept", note, panels)
 
 
@@ -106,11 +117,12 @@ def state_tracking(rows: list[dict]) -> Figure:
         cells = {of: (n / len(found[of]), f"{n}/{len(found[of])}") for of, n in counts.items()}
         tasks = in_order_of_law({task for _, task in found})
         panels.append(Panel(f"length {k * max(rows[0]['lengths']):,}", labels, tasks, cells))
+    claimed = all(len(runs) >= CLAIM for runs in found.values())
     note = (
         "Seeds with every sequence right, at each mixer's best on validation data of the learning rates that it ran with. "
-        f"Trained up to length {max(rows[0]['lengths'])}. Louder: by noise that grows as long as it is borne. Grey: not run, "
-        "or not tested at all lengths."
+        f"Trained up to length {max(rows[0]['lengths'])}. Louder: by noise that grows as long as it is borne."
     )
+    note += _grey(panels, "not run" + ", by fewer than five seeds, or not tested at all lengths" * claimed)
     return Figure("Groups that are held without an error", note, panels, beside=True)
 
 
@@ -137,9 +149,10 @@ def law(rows: list[dict]) -> Figure:
     borders = {task: label(FAMILIES["bdlru"], smallest_block(task)) for task in {row["task"] for row in rows}}
     note = (
         f"One layer, signed gates (sinh). Seeds of which at least {SOLVED:.0%} of tokens are right. Below the thick line "
-        "BD-LRU can hold the group, by the law; H-LRU can hold powers of Z2 alone. Grey: not run."
+        "BD-LRU can hold the group, by the law; H-LRU can hold powers of Z2 alone."
     )
-    return Figure("Which block holds which group", note, _solved_panels(rows, labels, borders))
+    panels = _solved_panels(rows, labels, borders)
+    return Figure("Which block holds which group", note + _grey(panels), panels)
 
 
 def law_counts(rows: list[dict]) -> str:
@@ -201,18 +214,33 @@ def _middle(runs: list[dict]) -> float:
 
 
 def mad(rows: list[dict]) -> Figure:
-    """Median token accuracy of MAD's tasks."""
+    """Median token accuracy of MAD's tasks, with a star where fewer seeds than a claim asks for have run."""
     best = best_of_mad(rows)
-    cells = {(name, task): (_middle(runs), f"{_middle(runs):.2f}") for name in best for task, runs in best[name].items()}
+    cells = {(name, task): _told(runs) for name in best for task, runs in best[name].items()}
     tasks = [task for task in MAD_TASKS if any(task in of for of in best.values())]
     seeds = [len(runs) for of in best.values() for runs in of.values()]
+    panels = [Panel("token accuracy at the training length", list(best), tasks, cells)]
+    star = "; a star: fewer than five" * (min(seeds) < CLAIM)
     note = (
-        "Each mixer at the learning rate and weight decay that did best on validation data; "
-        f"{' to '.join(map(str, _in_order((min(seeds), max(seeds)))))} seed(s), medians. Guessing: "
-        + ", ".join(f"{task.replace('_', ' ')} {get_task(task).chance:.2f}" for task in tasks)
-        + "."
+        "Each mixer at the best on validation data of the learning rates and weight decays that it ran with "
+        f"({_rates_tried(rows, tasks)}). Medians of {_span(seeds)} seed(s){star}. "
+        "Guessing: " + ", ".join(f"{task.replace('_', ' ')} {get_task(task).chance:.2f}" for task in tasks) + "."
     )
-    return Figure("MAD's tasks", note, [Panel("token accuracy at the training length", list(best), tasks, cells)])
+    return Figure("MAD's tasks", note + _grey(panels), panels)
+
+
+def _told(runs: list[dict]) -> tuple[float, str]:
+    return _middle(runs), f"{_middle(runs):.2f}{'*' * (len(runs) < CLAIM)}"
+
+
+def _rates_tried(rows: list[dict], tasks: list[str]) -> str:
+    # pairs of learning rate and weight decay that a mixer ran with, by task, where some mixer ran with more than one
+    tried: dict[str, dict[str, set]] = {task: {} for task in tasks}
+    for row in rows:
+        tried[row["task"]].setdefault(row["variant"], set()).add((row["lr"], row["weight_decay"]))
+    counts = {task: [len(pairs) for pairs in of.values()] for task, of in tried.items()}
+    more = [f"{_span(of)} on {task.replace('_', ' ')}" for task, of in counts.items() if max(of) > 1]
+    return ", ".join([*more, "else one" if more else "one"])
 
 
 # of studies, and of parts that have one of their own: one layer's law is none of two layers

@@ -72,6 +72,18 @@ def test_the_picture_says_what_is_equal(figures, tmp_path, change, title):
     assert figures[0].get_suptitle() == title
 
 
+def test_losses_by_position_are_told_from_the_models_median(figures, tmp_path):
+    """Of one model as they are."""
+    models = rows(lstm=((2.0, 9),), gla=((2.5, 9),))
+    for row, losses in zip(models, ((2.0, 1.0), (3.0, 1.5))):
+        row |= {"loss_by_position": tuple(zip((1, 2), losses)), "eval_lengths": (256, 512)}
+    for shown in (models, models[:1]):
+        draw_models(rank_models(shown), read_curves(Path("nowhere"), []), "", tmp_path / "lm.png")
+    told = [[lines[0].get_ydata().tolist() for lines in figure.axes[1].containers] for figure in figures]
+    assert told == [[[-0.5, -0.25], [0.5, 0.25]], [[2.0, 1.0]]]
+    assert [figure.axes[1].get_ylabel() for figure in figures] == ["loss less the models' median", "loss, nats a token"]
+
+
 def test_losses_by_octave_are_pairs():
     pairs = ((1, 2.5), (8, 0.25))
     assert OCTAVES.write(pairs) == "1:2.500000 8:0.250000"

@@ -142,6 +142,8 @@ def test_the_law_counts_seeds_that_keep_a_group_and_draws_its_border():
     assert panel.cells["BD-LRU, m = 3", "s3"] == (1.0, "2/2")  # the later row of seed 1
     assert panel.cells["BD-LRU, m = 2", "s3"] == (0.0, "0/1")
     assert panel.borders == {"s3": "BD-LRU, m = 3", "z5": "BD-LRU, m = 5"}
+    assert FIGURES["law"](rows).note.endswith(" Grey: not run.")  # m = 2 on Z5
+    assert "Grey" not in FIGURES["law"](rows[:3]).note
 
 
 def test_a_border_is_drawn_where_every_column_has_one():
@@ -158,10 +160,14 @@ def test_each_mixer_is_shown_at_its_best_rate_and_decay():
     rows = [recall(s, first=0.5, lr=0.1) for s in range(3)] + [recall(0, first=0.95, lr=0.02), row(0, task="compression")]
     rows += [recall(s, first=first, weight_decay=0.1) for s, first in enumerate((0.9, 0.9, 0.6))]
     mad = FIGURES["mad"]([*reversed(rows), *(recall(s, first=0.2, finished="2") for s in range(3))])
-    assert mad.panels[0].cells["bdlru-m3-sinh", "recall"] == (0.9, "0.90")
+    assert mad.panels[0].cells["bdlru-m3-sinh", "recall"] == (0.9, "0.90*")
     assert mad.panels[0].columns == ["recall", "compression"]  # in MAD's order
     chance = get_task("compression").chance
-    assert f"1 to 3 seed(s), medians. Guessing: recall {get_task('recall').chance:.2f}, compression {chance:.2f}." in mad.note
+    assert "that it ran with (4 on recall, else one). Medians of 1 to 3 seed(s); a star: fewer than five." in mad.note
+    assert f"Guessing: recall {get_task('recall').chance:.2f}, compression {chance:.2f}." in mad.note
+    full = FIGURES["mad"]([recall(s) for s in range(5)])
+    assert full.panels[0].cells["bdlru-m3-sinh", "recall"] == (1.0, "1.00")
+    assert "that it ran with (one). Medians of 5 seed(s). Guessing" in full.note
     first, kept = FIGURES["law-depth"]([row(0, kept=0.1), row(1, first=figures.SOLVED)]).panels
     assert first.cells["bdlru-m3-sinh", "s3"] == (1.0, "2/2")
     assert kept.cells["bdlru-m3-sinh", "s3"] == (0.5, "1/2")
@@ -186,6 +192,11 @@ def test_state_tracking_is_every_sequence_right_at_the_lengths_that_all_have():
         assert panel.cells["gla, louder", "s3"] == (1.0, "1/1")
         assert ("gla", "z5") not in panel.cells
     assert [panel.cells["pd_ssm, louder", "s3"][1] for panel in panels] == ["1/1", "1/1", "0/1"]
+    assert FIGURES["state_tracking"](rows).note.endswith(" Grey: not run.")
+    five = [{**of, "seed": seed} for of in rows for seed in range(5)]
+    why = "not run, by fewer than five seeds, or not tested at all lengths"
+    assert FIGURES["state_tracking"](five).note.endswith(f" Grey: {why}.")
+    assert "Grey" not in FIGURES["state_tracking"](rows[:1]).note
     del rows[0]["sequence_accuracy_256x"]
     assert [panel.title for panel in FIGURES["state_tracking"](rows).panels] == ["length 32", "length 256"]
 
